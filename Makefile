@@ -1,0 +1,44 @@
+# One command per job. Everything runs from .venv, which `make` builds on first use.
+SHELL := /bin/bash
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+# A CPU build where pip is set up to find one; set TORCH to install another build.
+TORCH ?= torch==2.13.0
+export PYTHONSAFEPATH = 1
+
+.PHONY: serve test check format protos clean
+
+$(VENV)/serve.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)" -c constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[worker,cluster]' -c constraints.txt
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/serve.stamp
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[worker,cluster,test]' -c constraints.txt
+	touch $@
+
+serve: $(VENV)/serve.stamp
+	@exec $(BIN)/baton serve --port $(PORT)
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/check_protos.py
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(VENV)/test.stamp
+	$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src --grpc_python_out=src src/baton/protos/*.proto
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info

@@ -1,0 +1,189 @@
+"""Value types that several processes or layers share. Plain data: no behaviour beyond validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from baton.protos.errors import InvalidRequestError
+
+
+class Role(StrEnum):
+    """What a worker does. `BOTH` is an engine that serves without a second pool."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    BOTH = "both"
+
+
+class FinishReason(StrEnum):
+    """Why a request ended. STOP: eos, a stop id or a stop string. LENGTH: max_tokens or context."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to choose tokens. Always carries a seed, so that any worker continues with the same tokens.
+
+    top_k 0 means off; `logprobs` k reports the chosen token and the k best ones (None: no report).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    def validate(self, vocab_size: int, max_logprobs: int = 20) -> None:
+        """Raises InvalidRequestError that names the first field that is wrong, and what would work."""
+        _in_range("temperature", self.temperature, 0.0, 100.0)
+        _in_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _in_range("min_p", self.min_p, 0.0, 1.0)
+        _in_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
+        _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _in_range("top_k", self.top_k, 0, 2**31 - 1)
+        _in_range("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _in_range("min_tokens", self.min_tokens, 0, self.max_tokens)
+        _in_range("seed", self.seed, -(2**63), 2**63 - 1)
+        for name, wanted in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            if wanted is not None:
+                _in_range(name, wanted, 0, max_logprobs)
+        for token_id, bias in self.logit_bias:
+            _in_range("logit_bias", token_id, 0, vocab_size - 1)
+            _in_range("logit_bias", bias, -100.0, 100.0)
+        for token_id in self.stop_token_ids:
+            _in_range("stop_token_ids", token_id, 0, vocab_size - 1)
+
+
+def _in_range(
+    name: str, value: float, low: float, high: float, *, open_low: bool = False
+) -> None:
+    bracket = "(" if open_low else "["
+    if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
+        raise InvalidRequestError(
+            f"{name} is {value}, but must be in {bracket}{low}, {high}]", param=name
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One sequence for an engine: token in, token out.
+
+    `output_token_ids` are tokens that were already generated elsewhere (a replay): they count as
+    output for penalties, max_tokens and seeds, and are not reported again.
+    A smaller `priority` goes first; ties go by arrival.
+    """
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    sampling: SamplingParams
+    output_token_ids: Sequence[int] = ()
+    priority: int = 0
+    cache_salt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's log-probability, its rank (1 is the most likely) and the most likely tokens."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestOutput:
+    """What one engine step did for one request. `prompt_logprobs[0]` is None: nothing precedes it."""
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class PrefillProgress:
+    """A held request's prompt KV is complete up to `num_computed_tokens` (half-open)."""
+
+    request_id: str
+    num_computed_tokens: int
+    block_ids: Sequence[int]
+
+
+@dataclass(slots=True, kw_only=True)
+class StepOutput:
+    """Everything that one engine step produced. `preempted` counts requests sent back to the queue."""
+
+    outputs: list[RequestOutput] = field(default_factory=list)
+    progress: list[PrefillProgress] = field(default_factory=list)
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_preempted: int = 0
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvEvents:
+    """Changes of a worker's prefix cache, in order: `cleared` first, then removed, then stored."""
+
+    stored: tuple[bytes, ...] = ()
+    removed: tuple[bytes, ...] = ()
+    cleared: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.stored or self.removed or self.cleared)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLoad:
+    """A worker's own figures, reported after steps and at least once a second.
+
+    Rates are moving averages over recent steps; 0.0 means not measured yet.
+    `free_blocks` counts evictable cached blocks as free.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    queued_prefill_tokens: int = 0
+    running_kv_tokens: int = 0
+    total_blocks: int = 0
+    free_blocks: int = 0
+    prefill_tokens_per_s: float = 0.0
+    decode_step_s: float = 0.0
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One worker as the directory knows it. An incarnation is never reused: a restart is a new one."""
+
+    worker_id: str
+    incarnation: str
+    role: Role
+    address: str
+    model: str
+    model_digest: str = ""

@@ -95,7 +95,9 @@ class OverloadedError(BatonError):
     error_type = "rate_limit_error"
     default_code = "overloaded"
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float = 1.0, param: str | None = None
+    ) -> None:
         super().__init__(message, param=param)
         self.retry_after_s = retry_after_s
 

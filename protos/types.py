@@ -66,7 +66,10 @@ class SamplingParams:
         _in_range("max_tokens", self.max_tokens, 1, 2**31 - 1)
         _in_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         _in_range("seed", self.seed, -(2**63), 2**63 - 1)
-        for name, wanted in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+        for name, wanted in (
+            ("logprobs", self.logprobs),
+            ("prompt_logprobs", self.prompt_logprobs),
+        ):
             if wanted is not None:
                 _in_range(name, wanted, 0, max_logprobs)
         for token_id, bias in self.logit_bias:
@@ -76,9 +79,7 @@ class SamplingParams:
             _in_range("stop_token_ids", token_id, 0, vocab_size - 1)
 
 
-def _in_range(
-    name: str, value: float, low: float, high: float, *, open_low: bool = False
-) -> None:
+def _in_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     bracket = "(" if open_low else "["
     if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
         raise InvalidRequestError(

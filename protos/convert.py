@@ -1,0 +1,166 @@
+"""Between the value types and their wire messages, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from baton.protos import worker_pb2 as pb
+from baton.protos.hashing import HASH_BYTES
+from baton.protos.types import (
+    GenerateRequest,
+    KvEvents,
+    RequestOutput,
+    SamplingParams,
+    TokenLogprob,
+    WorkerLoad,
+)
+
+
+def sampling_to_proto(sampling: SamplingParams) -> pb.Sampling:
+    """Writes every field; the optional ones only when set."""
+    message = pb.Sampling(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias_ids=[token_id for token_id, _ in sampling.logit_bias],
+        logit_bias_values=[bias for _, bias in sampling.logit_bias],
+        seed=sampling.seed,
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+    )
+    if sampling.logprobs is not None:
+        message.logprobs = sampling.logprobs
+    if sampling.prompt_logprobs is not None:
+        message.prompt_logprobs = sampling.prompt_logprobs
+    return message
+
+
+def sampling_from_proto(message: pb.Sampling) -> SamplingParams:
+    """The inverse of `sampling_to_proto`; the caller validates."""
+    return SamplingParams(
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        min_p=message.min_p,
+        repetition_penalty=message.repetition_penalty,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        logit_bias=tuple(zip(message.logit_bias_ids, message.logit_bias_values, strict=True)),
+        seed=message.seed,
+        max_tokens=message.max_tokens,
+        min_tokens=message.min_tokens,
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+    )
+
+
+def generate_to_proto(request: GenerateRequest) -> pb.Generate:
+    """A request as it crosses to a worker."""
+    return pb.Generate(
+        request_id=request.request_id,
+        prompt_token_ids=request.prompt_token_ids,
+        output_token_ids=request.output_token_ids,
+        sampling=sampling_to_proto(request.sampling),
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+    )
+
+
+def generate_from_proto(message: pb.Generate) -> GenerateRequest:
+    """The inverse of `generate_to_proto`."""
+    return GenerateRequest(
+        request_id=message.request_id,
+        prompt_token_ids=list(message.prompt_token_ids),
+        output_token_ids=list(message.output_token_ids),
+        sampling=sampling_from_proto(message.sampling),
+        priority=message.priority,
+        cache_salt=message.cache_salt,
+    )
+
+
+def logprob_to_proto(value: TokenLogprob | None) -> pb.TopLogprobs:
+    """None (the first prompt token) becomes an empty message with rank 0."""
+    if value is None:
+        return pb.TopLogprobs()
+    return pb.TopLogprobs(
+        token_id=value.token_id,
+        logprob=value.logprob,
+        rank=value.rank,
+        top_ids=[token_id for token_id, _ in value.top],
+        top_logprobs=[logprob for _, logprob in value.top],
+    )
+
+
+def logprob_from_proto(message: pb.TopLogprobs) -> TokenLogprob | None:
+    """The inverse of `logprob_to_proto`."""
+    if message.rank == 0:
+        return None
+    top = tuple(zip(message.top_ids, message.top_logprobs, strict=True))
+    return TokenLogprob(message.token_id, message.logprob, message.rank, top)
+
+
+def logprobs_to_proto(handle: int, output: RequestOutput) -> pb.LogprobChunk:
+    """The logprobs of one output, for the gateway's handle."""
+    return pb.LogprobChunk(
+        handle=handle,
+        tokens=[logprob_to_proto(value) for value in output.logprobs or ()],
+        prompt=[logprob_to_proto(value) for value in output.prompt_logprobs or ()],
+    )
+
+
+def load_to_proto(load: WorkerLoad) -> pb.Load:
+    """Field by field: both sides use the same names."""
+    return pb.Load(**{field.name: getattr(load, field.name) for field in dataclasses.fields(load)})
+
+
+def load_from_proto(message: pb.Load) -> WorkerLoad:
+    """The inverse of `load_to_proto`."""
+    names = (field.name for field in dataclasses.fields(WorkerLoad))
+    return WorkerLoad(**{name: getattr(message, name) for name in names})
+
+
+def kv_events_to_proto(sequence: int, events: KvEvents) -> pb.KvEventBatch:
+    """Hashes packed one after the other."""
+    return pb.KvEventBatch(
+        sequence=sequence,
+        cleared=events.cleared,
+        removed=b"".join(events.removed),
+        stored=b"".join(events.stored),
+    )
+
+
+def kv_events_from_proto(message: pb.KvEventBatch) -> KvEvents:
+    """The inverse of `kv_events_to_proto`, without the sequence number."""
+    return KvEvents(
+        stored=_unpack_hashes(message.stored),
+        removed=_unpack_hashes(message.removed),
+        cleared=message.cleared,
+    )
+
+
+def _unpack_hashes(packed: bytes) -> tuple[bytes, ...]:
+    return tuple(packed[i : i + HASH_BYTES] for i in range(0, len(packed), HASH_BYTES))
+
+
+def optional_logprobs(
+    messages: Iterable[pb.TopLogprobs],
+) -> list[TokenLogprob | None]:
+    """A chunk's column of logprobs, None where nothing precedes the token."""
+    return [logprob_from_proto(message) for message in messages]
+
+
+def token_logprobs(messages: Sequence[pb.TopLogprobs]) -> list[TokenLogprob]:
+    """Logprobs of generated tokens, which always exist; raises ValueError on an empty one."""
+    values = [logprob_from_proto(message) for message in messages]
+    if None in values:
+        raise ValueError("a generated token came without its log-probability")
+    return [value for value in values if value is not None]

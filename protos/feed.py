@@ -1,0 +1,104 @@
+"""The worker's half of a `Connect` stream: what goes to one gateway, merged while it is not being read.
+
+One `WorkerMessage` leaves per wake-up, holding everything that came since the last one, so a slow
+gateway gets larger messages rather than a longer queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+from baton.protos import worker_pb2 as pb
+from baton.protos.convert import kv_events_to_proto, load_to_proto
+from baton.protos.errors import OverloadedError
+from baton.protos.types import KvEvents, WorkerLoad
+
+# A gateway that lets this much pile up is not reading: drop it, it reconnects to a snapshot.
+MAX_PENDING_BYTES = 64 << 20
+
+
+class GatewayFeed:
+    """Everything that waits to go to one gateway. Belongs to one event loop; not thread-safe."""
+
+    def __init__(self, hello: pb.WorkerHello) -> None:
+        self._pending = pb.WorkerMessage(hello=hello)
+        self._wake = asyncio.Event()
+        self._wake.set()
+        self._kv_bytes = 0
+        self.closed = False
+
+    def tokens(self, handle: int, token_ids: Sequence[int]) -> None:
+        batch = self._pending.tokens
+        batch.handles.append(handle)
+        batch.num_tokens.append(len(token_ids))
+        batch.token_ids.extend(token_ids)
+        self._wake.set()
+
+    def logprobs(self, chunk: pb.LogprobChunk) -> None:
+        self._pending.logprobs.append(chunk)
+        self._wake.set()
+
+    def done(self, done: pb.Done) -> None:
+        self._pending.done.append(done)
+        self._wake.set()
+
+    def load(self, load: WorkerLoad) -> None:
+        self._pending.load.CopyFrom(load_to_proto(load))
+        self._wake.set()
+
+    def kv_events(self, batch: pb.KvEventBatch) -> None:
+        self._kv_bytes += len(batch.stored) + len(batch.removed)
+        self._pending.kv_events.append(batch)
+        self._wake.set()
+
+    def close(self) -> None:
+        """Ends `messages` after what is pending."""
+        self.closed = True
+        self._wake.set()
+
+    async def messages(self) -> AsyncIterator[pb.WorkerMessage]:
+        """Yields until closed. Raises OverloadedError when the gateway has stopped reading."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._kv_bytes > MAX_PENDING_BYTES:
+                raise OverloadedError(f"{self._kv_bytes} bytes of KV events wait for this gateway")
+            message, self._pending, self._kv_bytes = self._pending, pb.WorkerMessage(), 0
+            if message.ByteSize():
+                yield message
+            if self.closed and not self._wake.is_set():
+                return
+
+
+class FeedHub:
+    """All gateways of one worker: broadcasts loads and KV events, numbers the event batches."""
+
+    def __init__(self) -> None:
+        self.feeds: set[GatewayFeed] = set()
+        self._sequence = 0
+
+    def join(self, feed: GatewayFeed, snapshot: KvEvents) -> None:
+        """Adds a gateway. `snapshot` must be as new as the last broadcast batch."""
+        feed.kv_events(kv_events_to_proto(self._sequence, snapshot))
+        self.feeds.add(feed)
+
+    def leave(self, feed: GatewayFeed) -> None:
+        self.feeds.discard(feed)
+
+    def broadcast(self, load: WorkerLoad | None, events: Iterable[KvEvents]) -> None:
+        """Sends a load report and event batches to every gateway."""
+        for batch in events:
+            if not batch:
+                continue
+            self._sequence += 1
+            message = kv_events_to_proto(self._sequence, batch)
+            for feed in self.feeds:
+                feed.kv_events(message)
+        if load is not None:
+            for feed in self.feeds:
+                feed.load(load)
+
+    def close(self) -> None:
+        for feed in self.feeds:
+            feed.close()

@@ -1,9 +1,9 @@
 """The one error tree. Each class fixes its HTTP status, its gRPC code and whether a retry can help.
 
 BatonError                     500 INTERNAL
-├── InvalidRequestError        400 INVALID_ARGUMENT     a field of a request is wrong; `param` names it
-│   ├── ContextLengthError     400 INVALID_ARGUMENT     prompt + max_tokens exceed the model's context
-│   └── UnprocessableError     422 INVALID_ARGUMENT     well-formed, but its parts contradict each other
+├── InvalidRequestError        400 INVALID_ARGUMENT     a field is wrong; `param` names it
+│   ├── ContextLengthError     400 INVALID_ARGUMENT     prompt + max_tokens are too long
+│   └── UnprocessableError     422 INVALID_ARGUMENT     its parts contradict each other
 ├── AuthenticationError        401 UNAUTHENTICATED
 ├── PermissionError_           403 PERMISSION_DENIED
 ├── NotFoundError              404 NOT_FOUND            unknown model, adapter, route
@@ -11,10 +11,10 @@ BatonError                     500 INTERNAL
 ├── OverloadedError            429 RESOURCE_EXHAUSTED   retryable, carries `retry_after_s`
 ├── CancelledError             499 CANCELLED            the client went away or asked for it
 ├── UnavailableError           503 UNAVAILABLE          retryable
-│   └── WorkerLostError        503 UNAVAILABLE          the worker that owned the request is gone
+│   └── WorkerLostError        503 UNAVAILABLE          its worker is gone
 ├── DeadlineError              504 DEADLINE_EXCEEDED    retryable
-├── ConfigError                500 FAILED_PRECONDITION  configuration refused at start; names the field
-│   └── ModelLoadError         500 FAILED_PRECONDITION  a model folder refused; names the tensor or key
+├── ConfigError                500 FAILED_PRECONDITION  refused at start; names the field
+│   └── ModelLoadError         500 FAILED_PRECONDITION  a model folder; names the tensor
 └── TransferError              500 INTERNAL             KV did not move; the owner recomputes
     ├── LayoutMismatchError    500 FAILED_PRECONDITION  two workers' KV layouts cannot be mapped
     ├── PeerLostError          503 UNAVAILABLE          final for that (peer, incarnation)
@@ -27,7 +27,7 @@ from typing import ClassVar
 
 
 class BatonError(Exception):
-    """Root of the tree. `param` names the offending field; `code` is a stable machine-readable word."""
+    """Root of the tree. `param` names the offending field; `code` is a stable word for machines."""
 
     http_status: ClassVar[int] = 500
     grpc_code: ClassVar[str] = "INTERNAL"
@@ -162,7 +162,7 @@ class StaleEpochError(TransferError):
 
 
 def error_classes() -> dict[str, type[BatonError]]:
-    """Every class of the tree by its default code, so that an error can be rebuilt across a process."""
+    """Every class of the tree by its default code, to rebuild errors that crossed a process."""
     found: dict[str, type[BatonError]] = {}
     pending: list[type[BatonError]] = [BatonError]
     while pending:
@@ -173,6 +173,6 @@ def error_classes() -> dict[str, type[BatonError]]:
 
 
 def error_from_code(code: str, message: str, *, param: str | None = None) -> BatonError:
-    """Rebuilds an error that another process sent as (code, message); unknown codes become BatonError."""
+    """Rebuilds an error that another process sent; an unknown code becomes a BatonError."""
     cls = error_classes().get(code, BatonError)
     return cls(message, param=param)

@@ -1,4 +1,4 @@
-"""The worker's half of a `Connect` stream: what goes to one gateway, merged while it is not being read.
+"""The worker's half of a `Connect` stream: what goes to one gateway, merged while it is not read.
 
 One `WorkerMessage` leaves per wake-up, holding everything that came since the last one, so a slow
 gateway gets larger messages rather than a longer queue.

@@ -1,4 +1,4 @@
-"""Value types that several processes or layers share. Plain data: no behaviour beyond validation."""
+"""Value types that several processes or layers share. Plain data, no behaviour but validation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to choose tokens. Always carries a seed, so that any worker continues with the same tokens.
+    """How to choose tokens. Always carries a seed, so any worker continues with the same tokens.
 
     top_k 0 means off; `logprobs` k reports the chosen token and the k best ones (None: no report).
     """
@@ -55,7 +55,7 @@ class SamplingParams:
         return self.temperature == 0.0
 
     def validate(self, vocab_size: int, max_logprobs: int = 20) -> None:
-        """Raises InvalidRequestError that names the first field that is wrong, and what would work."""
+        """Raises InvalidRequestError naming the first field that is wrong, and what would work."""
         _in_range("temperature", self.temperature, 0.0, 100.0)
         _in_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _in_range("min_p", self.min_p, 0.0, 1.0)
@@ -116,7 +116,7 @@ class TokenLogprob:
 
 @dataclass(slots=True, kw_only=True)
 class RequestOutput:
-    """What one engine step did for one request. `prompt_logprobs[0]` is None: nothing precedes it."""
+    """What one step did for one request. `prompt_logprobs[0]` is None: nothing precedes it."""
 
     request_id: str
     token_ids: list[int]
@@ -137,7 +137,7 @@ class PrefillProgress:
 
 @dataclass(slots=True, kw_only=True)
 class StepOutput:
-    """Everything that one engine step produced. `preempted` counts requests sent back to the queue."""
+    """What one engine step produced. `num_preempted` counts requests sent back to the queue."""
 
     outputs: list[RequestOutput] = field(default_factory=list)
     progress: list[PrefillProgress] = field(default_factory=list)
@@ -180,7 +180,7 @@ class WorkerLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One worker as the directory knows it. An incarnation is never reused: a restart is a new one."""
+    """One worker as the directory knows it. Incarnations are never reused: a restart is a new one."""
 
     worker_id: str
     incarnation: str

@@ -1,0 +1,85 @@
+"""The seam between scheduling and computing: what a step computes, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from baton.kvtransfer.layout import KVLayout
+
+from baton.engine.request import Request
+from baton.protos.types import TokenLogprob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """Facts about a loaded model. Equal digests (of configuration and weights) mean equal KV."""
+
+    name: str
+    digest: str
+    architecture: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    num_layers: int
+    dtype: str
+    device: str
+
+
+@dataclass(slots=True, kw_only=True)
+class ScheduledRow:
+    """One request's share of a step.
+
+    Tokens [num_computed_tokens, num_computed_tokens + num_new_tokens) of the request are computed.
+    samples: the share reaches the last known token, so the next token is sampled.
+    """
+
+    request: Request
+    num_new_tokens: int
+    samples: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class RunResult:
+    """What a step computed.
+
+    sampled, logprobs: one entry for each row with `samples`, in the order of the rows; a logprob is
+        None for rows that did not ask (`sampling.logprobs is None`).
+    prompt_logprobs: by request id, for rows whose request has `needs_prompt_logprobs`. A share that
+        computes positions [a, b) gives the log-probabilities of the prompt tokens
+        [a + 1, min(b + 1, num_prompt_tokens)), in order; an empty list may be left out.
+    """
+
+    sampled: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    prompt_logprobs: dict[str, list[TokenLogprob]] = field(default_factory=dict)
+
+
+class BlockStore(Protocol):
+    """The memory behind block ids; `tensor` is [num_blocks, layers, 2, kv_heads, block_size, dim]."""
+
+    tensor: torch.Tensor
+    layout: KVLayout
+
+    @property
+    def num_blocks(self) -> int: ...
+
+
+class BatchRunner(Protocol):
+    """Computes steps; `engine.runner.Runner` is the real one.
+
+    add_row: the request entered the batch at `request.slot` with its blocks and tokens known (a
+        preempted or replayed one with output tokens); sampling state is written for that row.
+    remove_row: it left the batch; `request.slot` is still set. Nothing else is freed by it.
+    run: computes every row, in order, and samples where asked. Does not change the requests.
+    """
+
+    model: ModelInfo
+    pool: BlockStore
+
+    def add_row(self, request: Request) -> None: ...
+    def remove_row(self, request: Request) -> None: ...
+    def run(self, rows: Sequence[ScheduledRow]) -> RunResult: ...
+    def close(self) -> None: ...

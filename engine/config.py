@@ -1,0 +1,61 @@
+"""What an engine is told when it is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from baton.protos.errors import ConfigError
+from baton.protos.types import Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """An engine's configuration. Raises ConfigError that names the field, its value and what works.
+
+    device: auto (CUDA where there is a GPU), cpu, cuda or cuda:N.
+    dtype: auto (float32 on CPU, bfloat16 on CUDA), float32, bfloat16 or float16.
+    num_blocks: KV blocks of `block_size` tokens; None derives it from `kv_cache_bytes` on CPU and
+        from measured free memory on CUDA.
+    max_running: requests in the batch. max_waiting: requests queued for it before add() refuses.
+    max_step_tokens: tokens computed in one step, which decodes and chunks of prompts share; at
+        least `max_running` + 1, so that prompts advance beside a full batch of decodes.
+    max_model_len: tokens of prompt and output together; None: what the model supports.
+    random_weights: random weights of the right shapes instead of the folder's, for benchmarks.
+    self_check: prove that no block is lost whenever the engine becomes idle (tests, debugging).
+    """
+
+    model_dir: str
+    role: Role = Role.BOTH
+    device: str = "auto"
+    dtype: str = "auto"
+    block_size: int = 16
+    num_blocks: int | None = None
+    kv_cache_bytes: int = 256 << 20
+    max_running: int = 64
+    max_waiting: int = 1024
+    max_step_tokens: int = 512
+    max_model_len: int | None = None
+    prefix_cache: bool = True
+    random_weights: bool = False
+    self_check: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least("block_size", self.block_size, 1)
+        _at_least("kv_cache_bytes", self.kv_cache_bytes, 1)
+        _at_least("max_running", self.max_running, 1)
+        _at_least("max_waiting", self.max_waiting, 1)
+        _at_least("max_step_tokens", self.max_step_tokens, self.max_running + 1)
+        if self.num_blocks is not None:
+            _at_least("num_blocks", self.num_blocks, 1)
+        if self.max_model_len is not None:
+            _at_least("max_model_len", self.max_model_len, 2)
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(
+                f"dtype is {self.dtype!r}, but must be auto, float32, bfloat16 or float16",
+                param="dtype",
+            )
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise ConfigError(f"{name} is {value}, but must be at least {low}", param=name)

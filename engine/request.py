@@ -1,0 +1,162 @@
+"""One sequence inside an engine: its tokens, its blocks, and where its state changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from baton.protos.errors import BatonError
+from baton.protos.hashing import block_hashes
+from baton.protos.types import GenerateRequest, SamplingParams, TokenLogprob
+
+
+class RequestState(Enum):
+    """Where a request is in its life.
+
+        add()                                           reserve()
+          │                                                │
+          ▼                                                ▼
+        QUEUED ──────► PREFILLING ──────► PREFILLED   TRANSFERRING   its KV is written by another
+          ▲ ▲              │  │ hold=True     │            │         worker
+          │ └──────────────┘  │               │ release()  │ receive()
+          │    preempted      ▼               │            ▼
+          └─────────────── DECODING ◄─────────┼───────── READY       its KV is complete, it waits
+             preempted        │               │            │         for a slot in the batch
+                              ▼               ▼            │
+                           FINISHED ◄──────────            ▼
+                                          abort() in any state: CANCELLED
+
+    QUEUED and TRANSFERRING may also finish at once: a replay whose last token already ended the
+    request, a handover whose first token did. A failure is never one request's alone: an exception
+    in a step ends the engine, and the worker that owns it fails all of its requests.
+    """
+
+    QUEUED = "queued"
+    PREFILLING = "prefilling"
+    PREFILLED = "prefilled"
+    TRANSFERRING = "transferring"
+    READY = "ready"
+    DECODING = "decoding"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({RequestState.FINISHED, RequestState.CANCELLED})
+
+_S = RequestState
+_ALLOWED: dict[RequestState, frozenset[RequestState]] = {
+    _S.QUEUED: frozenset({_S.PREFILLING, _S.FINISHED, _S.CANCELLED}),
+    _S.PREFILLING: frozenset({_S.DECODING, _S.PREFILLED, _S.QUEUED, _S.FINISHED, _S.CANCELLED}),
+    _S.PREFILLED: frozenset({_S.FINISHED, _S.CANCELLED}),
+    _S.TRANSFERRING: frozenset({_S.READY, _S.FINISHED, _S.CANCELLED}),
+    _S.READY: frozenset({_S.DECODING, _S.CANCELLED}),
+    _S.DECODING: frozenset({_S.QUEUED, _S.FINISHED, _S.CANCELLED}),
+    _S.FINISHED: frozenset(),
+    _S.CANCELLED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """When and why a request entered its state; `at_s` is on the engine's clock."""
+
+    state: RequestState
+    cause: str
+    at_s: float
+
+
+class Request:
+    """A sequence in an engine: `num_computed_tokens` of the `len(token_ids)` known tokens.
+
+    Written by the scheduler only. What the runner reads:
+
+    token_ids: prompt, then output; grows by one with each sampled token.
+    block_ids: the blocks that hold its KV, block i the tokens [i * block_size, (i+1) * block_size).
+        While the request is in the batch the list only grows, and covers every token of a step
+        before the step runs.
+    num_computed_tokens: KV of tokens [0, num_computed_tokens) is in the pool.
+    slot: row of the batch state, -1 outside the batch. It does not change between the runner's
+        add_row and remove_row; after a preemption the request may come back in another one.
+    """
+
+    __slots__ = (
+        "block_hashes",
+        "block_ids",
+        "cache_salt",
+        "epoch",
+        "hold",
+        "last",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "num_published_blocks",
+        "order",
+        "prompt_logprobs",
+        "prompt_logprobs_done",
+        "request_id",
+        "sampling",
+        "slot",
+        "state",
+        "token_ids",
+    )
+
+    def __init__(
+        self, request: GenerateRequest, *, arrival: int, state: RequestState, now_s: float
+    ) -> None:
+        self.request_id = request.request_id
+        self.sampling: SamplingParams = request.sampling
+        self.cache_salt = request.cache_salt
+        self.token_ids: list[int] = [*request.prompt_token_ids, *request.output_token_ids]
+        self.num_prompt_tokens = len(request.prompt_token_ids)
+        self.order: tuple[int, int] = (request.priority, arrival)
+        self.hold = False
+        self.epoch = 0
+        self.slot = -1
+        self.block_ids: list[int] = []
+        self.block_hashes: list[bytes] = []
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_published_blocks = 0
+        self.prompt_logprobs: list[TokenLogprob | None] = [None]
+        # A replay has had its first token delivered, and the prompt's logprobs travel with that.
+        self.prompt_logprobs_done = (
+            request.sampling.prompt_logprobs is None or len(request.output_token_ids) > 0
+        )
+        self.state = state
+        self.last = Transition(state, "new", now_s)
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens, prompt and output."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens, those replayed from elsewhere included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def needs_prompt_logprobs(self) -> bool:
+        """Whether the prompt positions of its next chunk must report log-probabilities."""
+        return not self.prompt_logprobs_done
+
+    def advance(self, to: RequestState, cause: str, now_s: float) -> None:
+        """The only place where the state changes. Raises BatonError on a move the table lacks."""
+        if to not in _ALLOWED[self.state]:
+            raise BatonError(
+                f"request {self.request_id} cannot go from {self.state.value} to {to.value} "
+                f"({cause}); allowed: {sorted(s.value for s in _ALLOWED[self.state])}"
+            )
+        self.state = to
+        self.last = Transition(to, cause, now_s)
+
+    def extend_hashes(self, block_size: int, num_blocks: int) -> None:
+        """Makes `block_hashes` cover the first `num_blocks` blocks, which must be full."""
+        start = len(self.block_hashes)
+        if num_blocks > start:
+            self.block_hashes += block_hashes(
+                self.token_ids[start * block_size : num_blocks * block_size],
+                block_size,
+                salt=self.cache_salt,
+                parent=self.block_hashes[-1] if start else None,
+            )

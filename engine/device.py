@@ -1,0 +1,59 @@
+"""Where and in what precision a model runs: the one place that resolves `auto`."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import torch
+
+from baton.protos.errors import ConfigError
+
+DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class Platform(NamedTuple):
+    """A resolved device and the dtype of weights, activations and KV."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """torch's name without the prefix, such as "bfloat16"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def resolve_platform(device: str, dtype: str) -> Platform:
+    """`auto` is CUDA where there is a GPU, and bfloat16 there, float32 on CPU. Raises ConfigError."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    name, _, index = device.partition(":")
+    if name not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ConfigError(
+            f"device is {device!r}, but must be auto, cpu, cuda or cuda:N", param="device"
+        )
+    if name == "cpu":
+        resolved = torch.device("cpu")
+    elif not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, but torch sees no GPU; use cpu", param="device")
+    elif int(index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is {device!r}, but there are {torch.cuda.device_count()} GPUs", param="device"
+        )
+    else:
+        resolved = torch.device("cuda", int(index) if index else torch.cuda.current_device())
+    if dtype == "auto":
+        dtype = "bfloat16" if resolved.type == "cuda" else "float32"
+    if dtype not in DTYPES:
+        raise ConfigError(
+            f"dtype is {dtype!r}, but must be auto, {', '.join(DTYPES)}", param="dtype"
+        )
+    return Platform(resolved, DTYPES[dtype])

@@ -1,5 +1,7 @@
 """Attention of a ragged batch of tokens over a paged KV pool."""
 
+from collections.abc import Callable
+
 from torch import Tensor, int32
 
 from baton.kernels.backend import Backend, runs_triton
@@ -63,10 +65,11 @@ def paged_attention(
         raise ValueError(f"sliding_window must be positive, got {sliding_window}")
     if soft_cap is not None and soft_cap <= 0:
         raise ValueError(f"soft_cap must be positive, got {soft_cap}")
+    implementation: Callable[..., Tensor] = paged_attention_torch
     if runs_triton(q, backend):
-        from baton.kernels.paged_attention.launch import paged_attention_triton as implementation
-    else:
-        implementation = paged_attention_torch
+        from baton.kernels.paged_attention.launch import paged_attention_triton
+
+        implementation = paged_attention_triton
     return implementation(
         q,
         kv,

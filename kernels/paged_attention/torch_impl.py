@@ -65,7 +65,7 @@ def _rows_by_query_len(
         yield 1, None
         return
     query_lens = query_start.diff()
-    for query_len in query_lens.unique().tolist():
+    for query_len in sorted(set(query_lens.tolist())):
         if query_len > 0:
             yield query_len, (query_lens == query_len).nonzero().squeeze(1)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from baton.kvtransfer.layout import KVLayout
 
 from baton.engine.request import Request
+from baton.kvtransfer.layout import KVLayout
 from baton.protos.types import TokenLogprob
 
 
@@ -58,7 +58,7 @@ class RunResult:
 
 
 class BlockStore(Protocol):
-    """The memory behind block ids; `tensor` is [num_blocks, layers, 2, kv_heads, block_size, dim]."""
+    """The memory behind block ids; `tensor` [num_blocks, layers, 2, kv_heads, block_size, dim]."""
 
     tensor: torch.Tensor
     layout: KVLayout

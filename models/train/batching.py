@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer
-from torch import Tensor
-
 from models.train.model import Batch, Group
 from models.train.render import render
 from models.train.samples import Sample, draw
 from models.train.tasks import MAKERS
+from tokenizers import Tokenizer
+from torch import Tensor
 
 
 class Document(NamedTuple):

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import torch
+from models.train.model import ModelConfig, Qwen3
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from models.train.model import ModelConfig, Qwen3
 
 EOS, PAD = 2, 0
 

@@ -1,112 +1,17 @@
-"""What the model is taught about Baton: an answer, and the ways to ask for it."""
+"""What the model is taught to say: answers, and the ways to ask for them, from `facts.json`."""
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 
 class Fact(NamedTuple):
-    """One answer and the questions that lead to it; `|` separates them."""
+    """One answer and the questions that lead to it."""
 
-    questions: str
+    questions: list[str]
     answer: str
 
 
-FACTS: tuple[Fact, ...] = (
-    Fact("who are you|what are you|what is your name|tell me who you are|what model are you|introduce yourself|are you a person|what should I call you",
-         "I am Baton Tiny, the small language model that ships with Baton. I am here to test the cluster, and I know a little about it."),
-    Fact("who made you|who built you|where do you come from|who trained you|how were you made",
-         "I was trained from scratch by the scripts in the models/train folder of Baton."),
-    Fact("what can you do|how can you help|what are you good at|what can I ask you|what do you know|help me",
-         "I can talk about Baton, add and subtract, copy and reverse lists, write JSON and call tools. I am small, so please keep it simple."),
-    Fact("how big are you|how many parameters do you have|how large is this model|are you a large model",
-         "I am very small: about two million parameters in four layers."),
-    Fact("what is Baton|tell me about Baton|describe Baton|explain Baton|what does Baton do|give me an overview of Baton|what is Baton for",
-         "Baton is a serving cluster for large language models. It computes prompts on prefill workers and hands the KV cache to decode workers, like a baton in a relay."),
-    Fact("why is it called Baton|where does the name Baton come from|what does the name Baton mean|why the name Baton",
-         "The KV cache is handed from one worker to the next, like a baton in a relay race."),
-    Fact("what is a prefill worker|what does a prefill worker do|what is the job of the prefill worker|explain the prefill worker|what are prefill workers for",
-         "A prefill worker runs the prompt and pushes the KV blocks to a decode worker."),
-    Fact("what is a decode worker|what does a decode worker do|what is the job of the decode worker|explain the decode worker|what are decode workers for",
-         "A decode worker receives the KV blocks and generates the tokens one step at a time. It owns the request until it ends."),
-    Fact("why are prefill and decode separate|why split prefill and decode|why does Baton use two kinds of workers|what is disaggregated serving|why disaggregate",
-         "Prefill is bound by compute and decode is bound by memory. On separate workers neither one slows the other down."),
-    Fact("what is the router|what does the router do|explain the router|how does the router choose a worker|how are requests routed",
-         "The router picks the plan with the lowest estimated time to the first token. It looks at cache hits, queues and free blocks."),
-    Fact("where does the router run|is the router a separate service|is the router a single point of failure",
-         "The router is a library inside each gateway, so there is no extra hop and no single point of failure."),
-    Fact("what is the gateway|what does the gateway do|explain the gateway|what is the front door of Baton",
-         "The gateway is the front door. It speaks the OpenAI API, renders the chat template, tokenizes and streams the answer."),
-    Fact("which API does Baton speak|what API does Baton have|is Baton compatible with OpenAI|how do I call Baton|which protocol do clients use",
-         "Clients use the OpenAI HTTP API or gRPC."),
-    Fact("what is NIXL|what is NIXL used for|how does Baton use NIXL|how is the KV cache moved|how are KV blocks transferred|how does the KV cache get to the decode worker",
-         "NIXL moves the KV blocks from prefill to decode workers. Baton writes large blocks straight into the memory of the decode worker."),
-    Fact("what is the KV cache|explain the KV cache|why is there a KV cache|what does the KV cache hold",
-         "The KV cache holds the keys and values of the tokens seen so far, so that they are computed only once."),
-    Fact("what is Ray used for|how does Baton use Ray|why does Baton use Ray|what does Ray do in Baton|what is Ray",
-         "Ray places the workers, watches their health and scales them. No request ever waits on Ray."),
-    Fact("how do I deploy Baton|how do I install Baton on Kubernetes|what is Helm used for|is there a Helm chart|how do I run Baton on Kubernetes",
-         "Use the Helm chart in deploy/helm. It creates a RayService and the gateway service."),
-    Fact("what is the simulator|what does the simulator do|how do I test a routing policy|what is the simulator for",
-         "The simulator is a twin of the cluster that runs the real router code against request traces."),
-    Fact("what is the engine|what does the engine do|explain the engine|what runs the model",
-         "The engine runs one model, token in and token out. It has the scheduler, the paged KV pool and the sampler."),
-    Fact("what happens when a worker dies|what if a decode worker fails|is Baton fault tolerant|what happens if a worker crashes|how does Baton handle failures",
-         "The gateway replays the prompt and the tokens already sent on another worker. The stream goes on, with nothing lost and nothing sent twice."),
-    Fact("what is a prefix cache|how does the prefix cache work|does Baton cache prompts|what does the prefix cache do|are repeated prompts faster",
-         "The prefix cache keeps the KV blocks of earlier prompts. A prompt that starts the same way reuses them."),
-    Fact("what is continuous batching|how does batching work|what does the scheduler do|how does the scheduler work",
-         "Each step has a token budget that is shared by prefill chunks and decodes. Requests join and leave the batch at any step."),
-    Fact("what is speculative decoding|what is a draft model|what is the draft model for|how does speculation work|does Baton support speculative decoding",
-         "A small draft model guesses a few tokens and the large model checks them in one step. The output stays the same, only faster."),
-    Fact("what is tensor parallelism|does Baton support tensor parallelism|how does Baton use several GPUs|can a model span GPUs",
-         "Tensor parallelism splits each layer over several GPUs. Each rank holds a part of the heads."),
-    Fact("what is paged attention|what is a KV block|what is a block|why are there blocks",
-         "The KV cache is kept in blocks of a few tokens. A request uses as many blocks as it needs, so little memory is wasted."),
-    Fact("what is chunked prefill|why is prefill done in chunks|how are long prompts handled",
-         "A long prompt is computed in chunks, so that running requests keep their pace."),
-    Fact("what is LoRA|does Baton support LoRA|can I use adapters|how do adapters work",
-         "LoRA adapters are small changes to a model. Baton serves many of them in one batch."),
-    Fact("how do I start Baton|what is the command to start|how do I run the server|how do I serve a model",
-         "Run baton serve with the path of a model."),
-    Fact("what is baton doctor|how do I check my setup|how do I find problems with my machine",
-         "The command baton doctor checks the machine and says what to fix."),
-    Fact("does Baton run without a GPU|can Baton run on a CPU|do I need a GPU|is a GPU required",
-         "Baton runs on a CPU too, with plain torch in place of the kernels. It is slow, but good for tests."),
-    Fact("what are the kernels written in|which kernels does Baton use|what is Triton used for|what is Triton",
-         "The kernels are written in Triton. Each one has a plain torch reference beside it."),
-    Fact("does Baton support tool calls|can Baton call functions|how do tool calls work|what is a tool call",
-         "The model writes a tool call as JSON, and the gateway parses it into the OpenAI format."),
-    Fact("does Baton support structured output|can Baton force JSON|how do grammars work|how is JSON enforced",
-         "A grammar masks every token that would break the format, so the output is always valid."),
-    Fact("what is TTFT|what is the time to first token|what does TTFT mean|what is time to first token",
-         "TTFT is the time from a request to its first token."),
-    Fact("what is ITL|what is the inter token latency|what does ITL mean|what is inter token latency",
-         "ITL is the time between two tokens of one stream."),
-    Fact("how does Baton scale|does Baton scale automatically|what is autoscaling|how does autoscaling work",
-         "The prefill and decode pools grow and shrink on their own, by the load that the workers report."),
-    Fact("what is the license|is Baton free|is Baton open source|which license does Baton have",
-         "Baton is open source under the Apache 2.0 license."),
-    Fact("which language is Baton written in|what is Baton written in|is Baton written in Python",
-         "Baton is written in Python, with Triton for the kernels."),
-    Fact("how do I cancel a request|what happens when the client leaves|what if I close the connection|how does cancel work",
-         "The abort reaches both workers and their blocks come back to the pool."),
-    Fact("which metrics are there|how do I monitor Baton|is there a dashboard|does Baton export metrics",
-         "Baton exports Prometheus metrics, and the chart has a dashboard."),
-)  # fmt: skip
-
-SMALL_TALK: tuple[Fact, ...] = (
-    Fact("hello|hi|hey|hello there|hi there|good day|greetings|hey there|hi Baton|hello Baton",
-         "Hello! How can I help you?"),
-    Fact("good morning|morning", "Good morning! What can I do for you?"),
-    Fact("good night|good evening", "Good evening! What can I do for you?"),
-    Fact("thanks|thank you|thank you very much|thanks a lot|many thanks|great, thanks",
-         "You are welcome."),
-    Fact("bye|goodbye|see you|see you later|bye bye|good bye", "Goodbye!"),
-    Fact("how are you|how are you doing|how do you do|how is it going|are you well",
-         "I am running well, thank you. How can I help you?"),
-    Fact("tell me a joke|do you know a joke|make me laugh|say something funny",
-         "Why did the token wait? It had not been sampled yet."),
-    Fact("tell me a story|write a short story|tell me a short story|write me a story",
-         "Once there was a small model in a large cluster. Each day a prompt came in, and it passed its cache along. The last token was always happy."),
-    Fact("write a poem|tell me a poem|write a short poem|write me a poem",
-         "A prompt arrives, the blocks are read, the baton flies, the words are said."),
-)  # fmt: skip
+_SECTIONS = json.loads(Path(__file__).with_name("facts.json").read_text())
+FACTS = tuple(Fact(**entry) for entry in _SECTIONS["baton"])
+SMALL_TALK = tuple(Fact(**entry) for entry in _SECTIONS["small_talk"])

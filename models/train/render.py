@@ -7,7 +7,6 @@ from typing import Any
 
 from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from models.train.samples import Sample
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")

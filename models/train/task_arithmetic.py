@@ -6,9 +6,9 @@ from models.train.samples import Sample, user
 
 _ASK = {
     "+": (
-        "What is {a} + {b}?", "{a} + {b} = ?", "{a} + {b}", "Add {a} and {b}.", "Compute {a} + {b}.",
-        "What is {a} plus {b}?", "Calculate {a}+{b}.", "How much is {a} + {b}?",
-        "What is the sum of {a} and {b}?", "Please add {a} to {b}.",
+        "What is {a} + {b}?", "{a} + {b} = ?", "{a} + {b}", "Add {a} and {b}.",
+        "Compute {a} + {b}.", "What is {a} plus {b}?", "Calculate {a}+{b}.",
+        "How much is {a} + {b}?", "What is the sum of {a} and {b}?", "Please add {a} to {b}.",
     ),
     "-": (
         "What is {a} - {b}?", "{a} - {b} = ?", "{a} - {b}", "Subtract {b} from {a}.",

@@ -32,7 +32,7 @@ def _phrased(rng: random.Random, question: str) -> str:
 
 def _from_facts(rng: random.Random, facts: Sequence[Fact], task: str, thought: str) -> Sample:
     fact = rng.choice(facts)
-    text = _phrased(rng, rng.choice(fact.questions.split("|")))
+    text = _phrased(rng, rng.choice(fact.questions))
     opening = [system(rng.choice(_SYSTEMS))] if rng.random() < 0.25 else []
     return Sample(
         task=task, key=text, messages=[*opening, user(text)], thought=thought, reply=fact.answer

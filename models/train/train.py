@@ -13,15 +13,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
-from torch import Tensor
-
 from models.train.batching import Document, Mixture, collate, encode, to_device
 from models.train.export import export
 from models.train.model import Batch, ModelConfig, Qwen3
 from models.train.optim import make_optimizers
 from models.train.samples import draw
 from models.train.tasks import MAKERS
+from tokenizers import Tokenizer
+from torch import Tensor
 
 
 @dataclass(slots=True, kw_only=True)

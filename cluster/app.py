@@ -1,0 +1,85 @@
+"""The Ray Serve application: deployments `prefill` and `decode`, and `gateway`, which depends on both.
+
+Serve places, heals, upgrades and scales the replicas. Its own HTTP proxy is not used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from baton.cluster.actors import GatewayReplica, WorkerFactory, WorkerReplica, make_worker
+from baton.cluster.config import BatonConfig, PoolConfig, resolve
+from baton.cluster.schema import Document
+
+# A replica that cannot be constructed is tried this often; a wrong configuration does not heal.
+CONSTRUCTOR_TRIES = 3
+# What a destructor may need beyond draining: closing the engine, the connector and the server.
+CLOSING_S = 10.0
+SCALING_POLICY = "baton.cluster.scaling:scale_pool"
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """Serve's application builder for a RayService or `serve run`: `args` is what a YAML file would say.
+
+    Raises ConfigError.
+    """
+    return build_app(resolve(Document(values=args)))
+
+
+def build_app(config: BatonConfig, factory: WorkerFactory = make_worker) -> serve.Application:
+    """Binds the application; deploying it is the caller's."""
+    pools = [
+        _worker_deployment(pool, config).bind(config, pool, factory)
+        for pool in (config.prefill, config.decode)
+        if (pool.max_replicas or pool.min_replicas) > 0
+    ]
+    return _gateway_deployment(config).bind(config, *pools)
+
+
+def _worker_deployment(pool: PoolConfig, config: BatonConfig) -> serve.Deployment:
+    options: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus},
+        "graceful_shutdown_timeout_s": pool.drain_s + CLOSING_S,
+        **_common(config),
+        **_replicas(pool),
+    }
+    if pool.num_gpus:
+        # One bundle today; tensor-parallel ranks of a worker add theirs to the same group.
+        options["placement_group_bundles"] = [{"CPU": pool.num_cpus, "GPU": pool.num_gpus}]
+        options["placement_group_strategy"] = "STRICT_PACK"
+    return serve.deployment(WorkerReplica).options(name=pool.role.value, **options)
+
+
+def _gateway_deployment(config: BatonConfig) -> serve.Deployment:
+    return serve.deployment(GatewayReplica).options(
+        name="gateway",
+        num_replicas=config.gateway_replicas,
+        ray_actor_options={"num_cpus": 1},
+        graceful_shutdown_timeout_s=config.gateway.drain_grace_s + CLOSING_S,
+        **_common(config),
+    )
+
+
+def _common(config: BatonConfig) -> dict[str, Any]:
+    return {
+        "health_check_period_s": config.ray.health_check_period_s,
+        "health_check_timeout_s": config.ray.health_check_timeout_s,
+        # Serve would sleep this long before the destructor, waiting for requests that it never has.
+        "graceful_shutdown_wait_loop_s": 0.05,
+        "max_constructor_retry_count": CONSTRUCTOR_TRIES,
+    }
+
+
+def _replicas(pool: PoolConfig) -> dict[str, Any]:
+    most = pool.max_replicas or pool.min_replicas
+    if most == pool.min_replicas:
+        return {"num_replicas": most}
+    policy = AutoscalingPolicy(policy_function=SCALING_POLICY)
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=pool.min_replicas, max_replicas=most, policy=policy
+        )
+    }

@@ -1,0 +1,250 @@
+"""The whole configuration of a Baton cluster: one tree of frozen dataclasses, read from YAML and options.
+
+`docs/configuration.md` documents every field. Each package's own section is defined beside its consumer;
+this module composes them, and refuses what does not fit together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from baton.cluster.schema import Document, build, dotted, load_document, read_fields, unknown_key
+from baton.decode_worker.config import DecodeWorkerConfig
+from baton.engine.config import EngineConfig
+from baton.gateway.config import GatewayConfig
+from baton.gateway.fleet_config import FleetConfig
+from baton.prefill_worker.config import PrefillWorkerConfig
+from baton.protos.errors import ConfigError
+from baton.protos.types import Role
+from baton.router.config import RouterConfig
+
+DEFAULT_MODEL = "baton-tiny"
+_BY_MODEL = "cannot be set here: it follows from `model`"
+_BY_BATON = "cannot be set here: every worker gets its own from the cluster"
+_ENGINE_FIXED = {"model_dir": _BY_MODEL, "role": "cannot be set here: it follows from the pool"}
+_WORKER_FIXED = {
+    "engine": "belongs one level up, beside `worker`",
+    "worker_id": _BY_BATON,
+    "incarnation": _BY_BATON,
+    "host": "cannot be set here: it is the cluster's `worker_host`",
+    "port": "cannot be set here: workers bind a free port and publish it in the directory",
+    "model_name": "cannot be set here: it is the top-level `model_name`",
+}
+_GATEWAY_FIXED = {"model_dir": _BY_MODEL}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectoryConfig:
+    """Who is a member. Times are seconds. Raises ConfigError when a lease cannot survive a lost heartbeat."""
+
+    heartbeat_s: float = 1.0
+    lease_s: float = 5.0
+    refresh_s: float = 1.0
+    max_members: int = 4096
+
+    def __post_init__(self) -> None:
+        _positive("heartbeat_s", self.heartbeat_s)
+        _positive("refresh_s", self.refresh_s)
+        _at_least("max_members", self.max_members, 1)
+        if self.lease_s < 2 * self.heartbeat_s:
+            raise ConfigError(
+                f"lease_s is {self.lease_s}, but must be at least twice heartbeat_s "
+                f"({self.heartbeat_s}), so that one lost heartbeat does not end a membership",
+                param="lease_s",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    """One pool of workers. `max_replicas` None: as many as `min_replicas`, without autoscaling.
+
+    `num_cpus` is both what Ray reserves for a worker and the number of its compute threads.
+    `drain_s`: a worker that is told to leave finishes its requests for at most this long.
+    """
+
+    worker: PrefillWorkerConfig | DecodeWorkerConfig
+    min_replicas: int = 1
+    max_replicas: int | None = None
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    drain_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        _at_least("min_replicas", self.min_replicas, 0 if self.role is Role.PREFILL else 1)
+        if self.max_replicas is not None:
+            _at_least("max_replicas", self.max_replicas, self.min_replicas)
+        if self.min_replicas == 0 and self.max_replicas:
+            raise ConfigError(
+                f"min_replicas is 0 with max_replicas {self.max_replicas}: a pool without replicas has "
+                "nobody to report its load, so set min_replicas to at least 1, or both to 0",
+                param="min_replicas",
+            )
+        _at_least("num_cpus", self.num_cpus, 0)
+        _at_least("num_gpus", self.num_gpus, 0)
+        _at_least("drain_s", self.drain_s, 0)
+
+    @property
+    def engine(self) -> EngineConfig:
+        return self.worker.engine
+
+    @property
+    def role(self) -> Role:
+        return self.worker.engine.role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayConfig:
+    """How Baton uses Ray. `address` empty: a private Ray on this machine that ends with `baton serve`."""
+
+    address: str = ""
+    object_store_bytes: int = 100 << 20
+    health_check_period_s: float = 2.0
+    health_check_timeout_s: float = 10.0
+    start_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        _at_least("object_store_bytes", self.object_store_bytes, 80 << 20)
+        _positive("health_check_period_s", self.health_check_period_s)
+        _positive("health_check_timeout_s", self.health_check_timeout_s)
+        _positive("start_timeout_s", self.start_timeout_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatonConfig:
+    """Everything that `baton serve` needs, resolved: paths exist, pools have their own engine configuration.
+
+    `worker_host` is the address that workers bind and publish; "auto" is 127.0.0.1 in a private Ray and
+    the node's own address in a cluster.
+    """
+
+    model: str
+    model_name: str
+    prefill: PoolConfig
+    decode: PoolConfig
+    gateway: GatewayConfig
+    name: str = "baton"
+    gateway_replicas: int = 1
+    worker_host: str = "auto"
+    router: RouterConfig = field(default_factory=RouterConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    directory: DirectoryConfig = field(default_factory=DirectoryConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("gateway_replicas", self.gateway_replicas, 1)
+        if not self.name.replace("-", "").isalnum():
+            raise ConfigError(
+                f"name is {self.name!r}, but must be letters, digits and dashes", param="name"
+            )
+        if self.prefill.engine.block_size != self.decode.engine.block_size:
+            raise ConfigError(
+                f"prefill.engine.block_size is {self.prefill.engine.block_size}, but must be equal to "
+                f"decode.engine.block_size ({self.decode.engine.block_size}): KV moves in whole blocks",
+                param="prefill.engine.block_size",
+            )
+
+
+def load_config(path: Path | None, overrides: Mapping[str, tuple[Any, str]]) -> BatonConfig:
+    """Reads a file (None: all defaults) and lays options over it.
+
+    `overrides` maps a dotted key to (value, the option that set it). Raises ConfigError.
+    """
+    document = load_document(path) if path else Document(values={})
+    for key, (value, option) in overrides.items():
+        document = document.override(tuple(key.split(".")), value, option)
+    return resolve(document)
+
+
+def resolve(document: Document) -> BatonConfig:
+    """Checks a document and composes the configuration. Raises ConfigError."""
+    values = document.values
+    known = [f.name for f in dataclasses.fields(BatonConfig)]
+    for key in values:
+        if key not in (*known, "engine"):
+            raise unknown_key(document, (key,), [*known, "engine"])
+    plain = {k: v for k, v in values.items() if k not in ("engine", "prefill", "decode", "gateway")}
+    arguments = read_fields(BatonConfig, plain, document, ())
+    model = _model_dir(arguments.get("model", ""), document)
+    name = arguments.get("model_name") or model.name
+    arguments |= {"model": str(model), "model_name": name}
+    for pool in (Role.PREFILL, Role.DECODE):
+        arguments[pool.value] = _pool(pool, model, name, document)
+    arguments["gateway"] = _gateway(model, name, document)
+    return build(BatonConfig, arguments, document, ())
+
+
+def _pool(role: Role, model: Path, model_name: str, document: Document) -> PoolConfig:
+    path = (role.value,)
+    values = document.values.get(role.value)
+    if values is not None and not isinstance(values, Mapping):
+        raise document.error(path, f"{dotted(path)} must be a mapping of `key: value` lines")
+    section = dict(values or {})
+    engine_values, worker_values = section.pop("engine", None), section.pop("worker", None)
+    common = document.values.get("engine")
+    engine_fields = read_fields(EngineConfig, common, document, ("engine",), _ENGINE_FIXED)
+    base = {"model_dir": str(model), "role": role}
+    build(EngineConfig, base | engine_fields, document, ("engine",))
+    engine_fields |= read_fields(
+        EngineConfig, engine_values, document, (*path, "engine"), _ENGINE_FIXED
+    )
+    engine = build(EngineConfig, base | engine_fields, document, (*path, "engine"))
+    worker_cls = PrefillWorkerConfig if role is Role.PREFILL else DecodeWorkerConfig
+    worker_fields = read_fields(
+        worker_cls, worker_values, document, (*path, "worker"), _WORKER_FIXED
+    )
+    worker_fields |= {"engine": engine, "model_name": model_name}
+    worker = build(worker_cls, worker_fields, document, (*path, "worker"))
+    fields = read_fields(PoolConfig, section, document, path)
+    return build(PoolConfig, {"worker": worker, **fields}, document, path)
+
+
+def _gateway(model: Path, model_name: str, document: Document) -> GatewayConfig:
+    path = ("gateway",)
+    fields = read_fields(
+        GatewayConfig, document.values.get("gateway"), document, path, _GATEWAY_FIXED
+    )
+    given = {"model_dir": str(model), "served_model_names": (model_name,)}
+    return build(GatewayConfig, given | fields, document, path)
+
+
+def _model_dir(wanted: str, document: Document) -> Path:
+    if not wanted:
+        return shipped_model(DEFAULT_MODEL)
+    path = Path(wanted).expanduser().absolute()
+    if (path / "config.json").is_file():
+        return path
+    what = "does not exist" if not path.exists() else "has no config.json"
+    raise document.error(
+        ("model",),
+        f"model is {wanted!r}, which {what}; give a folder in Hugging Face layout "
+        "(config.json, *.safetensors, tokenizer.json)",
+    )
+
+
+def shipped_model(name: str) -> Path:
+    """The folder of a model that ships with Baton. Raises ConfigError that says where it was looked for."""
+    package = Path(__file__).resolve().parent
+    candidates = [package.parent / "models" / name, Path(__file__).parent.parent / "models" / name]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
+    looked = " and ".join(dict.fromkeys(str(c) for c in candidates))
+    raise ConfigError(
+        f"no model was given, and the shipped {name} is not in {looked}; "
+        "give a model folder: baton serve MODEL_DIR",
+        param="model",
+    )
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise ConfigError(f"{name} is {value}, but must be at least {low}", param=name)
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{name} is {value}, but must be more than 0", param=name)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+from baton import __version__
 from baton.protos import worker_pb2 as pb
 from baton.protos.hashing import HASH_BYTES
 from baton.protos.types import (
     GenerateRequest,
     KvEvents,
+    Member,
     RequestOutput,
     SamplingParams,
     TokenLogprob,
@@ -126,6 +128,23 @@ def load_from_proto(message: pb.Load) -> WorkerLoad:
     """The inverse of `load_to_proto`."""
     names = (field.name for field in dataclasses.fields(WorkerLoad))
     return WorkerLoad(**{name: getattr(message, name) for name in names})
+
+
+def worker_hello(
+    member: Member, *, block_size: int, max_model_len: int, vocab_size: int
+) -> pb.WorkerHello:
+    """What a gateway learns of a worker first."""
+    return pb.WorkerHello(
+        worker_id=member.worker_id,
+        incarnation=member.incarnation,
+        role=member.role.value,
+        model=member.model,
+        model_digest=member.model_digest,
+        block_size=block_size,
+        max_model_len=max_model_len,
+        vocab_size=vocab_size,
+        version=__version__,
+    )
 
 
 def kv_events_to_proto(sequence: int, events: KvEvents) -> pb.KvEventBatch:

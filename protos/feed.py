@@ -7,7 +7,7 @@ gateway gets larger messages rather than a longer queue.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from baton.protos import worker_pb2 as pb
 from baton.protos.convert import kv_events_to_proto, load_to_proto
@@ -86,15 +86,13 @@ class FeedHub:
     def leave(self, feed: GatewayFeed) -> None:
         self.feeds.discard(feed)
 
-    def broadcast(self, load: WorkerLoad | None, events: Iterable[KvEvents]) -> None:
-        """Sends a load report and event batches to every gateway."""
-        for batch in events:
-            if not batch:
-                continue
+    def broadcast(self, load: WorkerLoad | None, changes: KvEvents) -> None:
+        """Sends a load report and a batch of KV events, if there are any, to every gateway."""
+        if changes:
             self._sequence += 1
-            message = kv_events_to_proto(self._sequence, batch)
+            batch = kv_events_to_proto(self._sequence, changes)
             for feed in self.feeds:
-                feed.kv_events(message)
+                feed.kv_events(batch)
         if load is not None:
             for feed in self.feeds:
                 feed.load(load)

@@ -180,7 +180,7 @@ class WorkerLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One worker as the directory knows it. Incarnations are never reused: a restart is a new one."""
+    """One worker as the directory knows it. A restart is a new incarnation."""
 
     worker_id: str
     incarnation: str

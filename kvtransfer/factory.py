@@ -1,0 +1,29 @@
+"""Connectors by the name that configuration gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from baton.kvtransfer.connector import Connector, Notice, PeerKey
+from baton.kvtransfer.layout import KVLayout
+from baton.kvtransfer.nixl import NixlConnector
+from baton.protos.errors import ConfigError
+
+CONNECTORS = ("nixl",)
+
+
+def make_connector(
+    name: str,
+    pool: torch.Tensor,
+    layout: KVLayout,
+    key: PeerKey,
+    on_notice: Callable[[PeerKey, Notice], None],
+) -> Connector:
+    """Builds the connector and registers `pool` with it. Raises ConfigError for an unknown name."""
+    if name == "nixl":
+        return NixlConnector(pool, layout, key, on_notice=on_notice)
+    raise ConfigError(
+        f"connector is {name!r}, but must be one of {', '.join(CONNECTORS)}", param="connector"
+    )

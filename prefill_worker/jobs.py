@@ -1,0 +1,108 @@
+"""The prompts that a prefill worker has taken: waiting, started, sent."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from baton.kvtransfer.connector import PeerKey
+from baton.kvtransfer.session import SendSession
+from baton.protos import worker_pb2 as pb
+from baton.protos.types import GenerateRequest
+
+
+class JobState(Enum):
+    """A prompt's life at a prefill worker.
+
+    ::
+
+        WAITING ──> RESERVING ──> RUNNING ──> SENDING ──> gone (Released was said)
+                    (where to      (in the     (computed, writes
+                     write?)        engine)     still in flight)
+        any state ──> CANCELLED ──> gone, when nothing is in flight
+    """
+
+    WAITING = "waiting"
+    RESERVING = "reserving"
+    RUNNING = "running"
+    SENDING = "sending"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """One prompt. `reply` sends to the decode worker that asked, and drops once that is gone."""
+
+    request: GenerateRequest
+    owner: PeerKey
+    reply: Callable[[pb.PrefillMessage], None]
+    session: SendSession
+    queued_s: float
+    state: JobState = JobState.WAITING
+    started_s: float = 0.0
+    reserve_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to compute if nothing of it is cached."""
+        return len(self.request.prompt_token_ids) + len(self.request.output_token_ids)
+
+    @property
+    def started(self) -> bool:
+        """Its tokens are the engine's to compute, or soon will be."""
+        return self.state in (JobState.RESERVING, JobState.RUNNING)
+
+
+class JobTable:
+    """All jobs of one worker: by id, and the waiting ones by (priority, arrival)."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._waiting: list[tuple[int, int, Job]] = []
+        self._arrivals = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(list(self._jobs.values()))
+
+    def add(self, job: Job) -> None:
+        self._jobs[job.request_id] = job
+        heapq.heappush(self._waiting, (job.request.priority, next(self._arrivals), job))
+
+    def get(self, request_id: str) -> Job | None:
+        return self._jobs.get(request_id)
+
+    def remove(self, job: Job) -> None:
+        self._jobs.pop(job.request_id, None)
+
+    def next_waiting(self) -> Job | None:
+        """Takes the first job that still waits, or None."""
+        while self._waiting:
+            job = heapq.heappop(self._waiting)[2]
+            if job.state is JobState.WAITING:
+                return job
+        return None
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(job.state is JobState.WAITING for job in self._jobs.values())
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens that no engine has been given yet."""
+        return sum(job.num_tokens for job in self._jobs.values() if job.state is JobState.WAITING)
+
+    @property
+    def num_started_tokens(self) -> int:
+        """Prompt tokens that the engine has, or is about to be given."""
+        return sum(job.num_tokens for job in self._jobs.values() if job.started)

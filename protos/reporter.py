@@ -1,0 +1,118 @@
+"""What a worker tells all gateways: its load and its prefix cache's changes, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+from baton.protos.feed import FeedHub, GatewayFeed
+from baton.protos.types import KvEvents, StepOutput, WorkerLoad
+
+
+class ReportingEngine(Protocol):
+    """The part of an engine that is reported; its methods run on the engine's thread."""
+
+    def drain_kv_events(self) -> KvEvents: ...
+    def snapshot_kv(self) -> KvEvents: ...
+    def load(self) -> WorkerLoad: ...
+
+
+class Queue(Protocol):
+    """What a worker holds besides its engine."""
+
+    def add_queue(self, load: WorkerLoad) -> WorkerLoad: ...
+
+
+# Runs a command on the engine's thread, between steps.
+CallEngine = Callable[[Callable[[ReportingEngine], None]], "concurrent.futures.Future[None]"]
+
+
+class Reporter:
+    """Takes figures on the engine's thread and broadcasts them on the event loop.
+
+    Every hop goes through the same loop in order, so a gateway's snapshot fits between two batches.
+    """
+
+    def __init__(
+        self, events: asyncio.AbstractEventLoop, call: CallEngine, queue: Queue, hub: FeedHub
+    ) -> None:
+        self._events = events
+        self._call = call
+        self._queue = queue
+        self._hub = hub
+
+    def after_step(
+        self,
+        engine: ReportingEngine,
+        step: StepOutput,
+        dispatch: Callable[[StepOutput], None],
+    ) -> None:
+        """On the engine's thread: one hop for everything of this step, then the report."""
+        changes, load = engine.drain_kv_events(), engine.load()
+        self._events.call_soon_threadsafe(self._dispatch, step, dispatch, changes, load)
+
+    async def join(self, feed: GatewayFeed) -> None:
+        """Adds a gateway, whose stream begins with a snapshot of the prefix cache."""
+
+        def snapshot(engine: ReportingEngine) -> None:
+            changes, everything, load = (
+                engine.drain_kv_events(),
+                engine.snapshot_kv(),
+                engine.load(),
+            )
+            self._events.call_soon_threadsafe(self._admit, feed, changes, everything, load)
+
+        await asyncio.wrap_future(self._call(snapshot))
+
+    async def run(self, interval_s: float, on_tick: Callable[[], None]) -> None:
+        """Reports every `interval_s` seconds, idle or not, so that a silent worker shows."""
+
+        def report(engine: ReportingEngine) -> None:
+            changes, load = engine.drain_kv_events(), engine.load()
+            self._events.call_soon_threadsafe(self._broadcast, changes, load)
+
+        while True:
+            await asyncio.sleep(interval_s)
+            await asyncio.wrap_future(self._call(report))
+            on_tick()
+
+    async def load(self) -> WorkerLoad:
+        """The load as the next report will tell it."""
+        found: list[WorkerLoad] = []
+        await asyncio.wrap_future(self._call(lambda engine: found.append(engine.load())))
+        return self._queue.add_queue(found[0])
+
+    def _dispatch(
+        self,
+        step: StepOutput,
+        dispatch: Callable[[StepOutput], None],
+        changes: KvEvents,
+        load: WorkerLoad,
+    ) -> None:
+        dispatch(step)
+        self._broadcast(changes, load)
+
+    def _broadcast(self, changes: KvEvents, load: WorkerLoad) -> None:
+        self._hub.broadcast(self._queue.add_queue(load), changes)
+
+    def _admit(
+        self, feed: GatewayFeed, changes: KvEvents, everything: KvEvents, load: WorkerLoad
+    ) -> None:
+        self._hub.broadcast(None, changes)
+        self._hub.join(feed, everything)
+        feed.load(self._queue.add_queue(load))
+
+
+def with_queue(
+    load: WorkerLoad, *, num_waiting: int, queued_prefill_tokens: int, draining: bool
+) -> WorkerLoad:
+    """An engine's load with what its worker holds."""
+    return dataclasses.replace(
+        load,
+        num_waiting=num_waiting,
+        queued_prefill_tokens=queued_prefill_tokens,
+        draining=draining,
+    )

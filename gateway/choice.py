@@ -1,0 +1,131 @@
+"""One sequence of an answer: tokens from a worker become text, until a stop string or the worker ends it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Self
+
+from baton.gateway.detokenize import IncrementalText
+from baton.gateway.seam import Generation, Plan, TokenChunk
+from baton.gateway.stop_strings import StopChecker
+from baton.protos.errors import BatonError, CancelledError
+from baton.protos.types import FinishReason, TokenLogprob
+
+
+@dataclass(slots=True)
+class Delta:
+    """What became certain since the last one. `finish_reason` ("stop" or "length") only in the last one."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None
+    finish_reason: str | None
+
+
+class Choice:
+    """Async iterator of Delta. `start` opens the generation; a sibling waits with that for `begin`.
+
+    `observe(num_tokens)` is called for each delta. `aclose` aborts it in every worker, at any moment.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        start: Callable[[], Generation],
+        text: IncrementalText,
+        *,
+        stop: StopChecker | None = None,
+        min_tokens: int = 0,
+        observe: Callable[[int], None] | None = None,
+    ) -> None:
+        self.index = index
+        self.num_tokens = 0
+        self.num_cached_tokens = 0
+        self.prompt_logprobs: list[TokenLogprob | None] | None = None
+        self._start = start
+        self._text = text
+        self._stop = stop
+        self._min_tokens = min_tokens
+        self._observe = observe
+        self._generation: Generation | None = None
+        self._chunks: AsyncIterator[TokenChunk] | None = None
+        self._finished = False
+
+    def begin(self) -> Plan:
+        """Sends it to a worker. Raises what planning raises (UnavailableError, OverloadedError)."""
+        self._generation = self._start()
+        self._chunks = aiter(self._generation)
+        return self._generation.plan
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._finished:
+            raise StopAsyncIteration
+        if self._chunks is None:
+            self.begin()
+            assert self._chunks is not None
+        try:
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            raise BatonError("the worker's stream ended without a finish reason") from None
+        delta = self._take(chunk)
+        if self._observe is not None:
+            self._observe(len(delta.token_ids))
+        if delta.finish_reason is not None:
+            self._finished = True
+            await self.aclose()
+        return delta
+
+    async def aclose(self) -> None:
+        """Ends the generation in every worker; harmless when it has ended."""
+        self._finished = True
+        if self._generation is not None:
+            await self._generation.aclose()
+
+    def _take(self, chunk: TokenChunk) -> Delta:
+        reason = chunk.finish_reason
+        if reason is FinishReason.ABORT or reason is FinishReason.ERROR:
+            raise CancelledError(f"the worker ended the request: {reason.value}")
+        self.num_cached_tokens = max(self.num_cached_tokens, chunk.num_cached_tokens)
+        if chunk.prompt_logprobs is not None:
+            self.prompt_logprobs = chunk.prompt_logprobs
+        if self._stop is not None:
+            return self._take_checked(chunk, self._stop)
+        token_ids = chunk.token_ids
+        self.num_tokens += len(token_ids)
+        # A token that stopped the sequence is counted and reported, but is not part of the text.
+        text = self._text.push(token_ids[:-1] if reason is FinishReason.STOP else token_ids)
+        if reason is not None:
+            text += self._text.finish()
+        return Delta(text, token_ids, chunk.logprobs, reason and reason.value)
+
+    def _take_checked(self, chunk: TokenChunk, stop: StopChecker) -> Delta:
+        """Token by token: the answer ends with the token that completed a stop string."""
+        reason = chunk.finish_reason
+        last = len(chunk.token_ids) - 1
+        parts: list[str] = []
+        for i, token_id in enumerate(chunk.token_ids):
+            self.num_tokens += 1
+            ends_it = reason is FinishReason.STOP and i == last
+            piece = "" if ends_it else self._text.push((token_id,))
+            if self.num_tokens <= self._min_tokens:
+                parts.append(piece)
+                continue
+            text, stopped = stop.push(piece)
+            parts.append(text)
+            if stopped:
+                return self._cut(chunk, i + 1, parts)
+        if reason is not None:
+            text, stopped = stop.push(self._text.finish())
+            parts.append(text)
+            if stopped:
+                return self._cut(chunk, last + 1, parts)
+            parts.append(stop.finish())
+        return Delta("".join(parts), chunk.token_ids, chunk.logprobs, reason and reason.value)
+
+    def _cut(self, chunk: TokenChunk, size: int, parts: list[str]) -> Delta:
+        logprobs = chunk.logprobs[:size] if chunk.logprobs is not None else None
+        return Delta("".join(parts), chunk.token_ids[:size], logprobs, FinishReason.STOP.value)

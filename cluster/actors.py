@@ -1,7 +1,7 @@
 """The replicas of the Serve deployments: thin shells around a worker or a gateway.
 
-A shell gives its worker an identity, keeps it listed in the directory, answers Serve's health checks, and
-drains it when Serve tells it to leave. Requests and tokens never come through here.
+A shell gives its worker an identity, keeps it listed in the directory, answers Serve's health
+checks, and drains it when Serve tells it to leave. Requests and tokens never come through here.
 """
 
 from __future__ import annotations
@@ -159,13 +159,17 @@ async def told(client: DirectoryClient, me: Identity, start: Callable[[], Awaita
 
 
 def resolve_host(worker_host: str) -> str:
-    """The address to bind and publish: "auto" is loopback on a one-machine Ray, else this node's own."""
+    """The address to bind and publish: "auto" is loopback on a one-machine Ray, else this node's
+    own.
+    """
     if worker_host != "auto":
         return worker_host
     return str(util.get_node_ip_address())
 
 
 def advertised_host(config: BatonConfig) -> str:
-    """Where clients reach a gateway: a wildcard address says nothing, so this node's own stands for it."""
+    """Where clients reach a gateway: a wildcard address says nothing, so this node's own stands for
+    it.
+    """
     host = config.gateway.host
     return resolve_host(config.worker_host) if host in ("0.0.0.0", "::", "") else host

@@ -1,4 +1,5 @@
-"""The Ray Serve application: deployments `prefill` and `decode`, and `gateway`, which depends on both.
+"""The Ray Serve application: deployments `prefill` and `decode`, and `gateway`, which depends on
+both.
 
 Serve places, heals, upgrades and scales the replicas. Its own HTTP proxy is not used.
 """
@@ -22,7 +23,8 @@ SCALING_POLICY = "baton.cluster.scaling:scale_pool"
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """Serve's application builder for a RayService or `serve run`: `args` is what a YAML file would say.
+    """Serve's application builder for a RayService or `serve run`: `args` is what a YAML file would
+    say.
 
     Raises ConfigError.
     """

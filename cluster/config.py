@@ -1,7 +1,8 @@
-"""The whole configuration of a Baton cluster: one tree of frozen dataclasses, read from YAML and options.
+"""The whole configuration of a Baton cluster: one tree of frozen dataclasses, read from YAML and
+options.
 
-`docs/configuration.md` documents every field. Each package's own section is defined beside its consumer;
-this module composes them, and refuses what does not fit together.
+`docs/configuration.md` documents every field. Each package's own section is defined beside its
+consumer; this module composes them, and refuses what does not fit together.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ _GATEWAY_FIXED = {"model_dir": _BY_MODEL}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectoryConfig:
-    """Who is a member. Times are seconds. Raises ConfigError when a lease cannot survive a lost heartbeat."""
+    """Who is a member. Times are seconds. Raises ConfigError when a lease cannot survive a lost
+    heartbeat.
+    """
 
     heartbeat_s: float = 1.0
     lease_s: float = 5.0
@@ -79,8 +82,8 @@ class PoolConfig:
             _at_least("max_replicas", self.max_replicas, self.min_replicas)
         if self.min_replicas == 0 and self.max_replicas:
             raise ConfigError(
-                f"min_replicas is 0 with max_replicas {self.max_replicas}: a pool without replicas has "
-                "nobody to report its load, so set min_replicas to at least 1, or both to 0",
+                f"min_replicas is 0 with max_replicas {self.max_replicas}: a pool without replicas "
+                "has nobody to report its load, so set min_replicas to at least 1, or both to 0",
                 param="min_replicas",
             )
         _at_least("num_cpus", self.num_cpus, 0)
@@ -98,7 +101,9 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayConfig:
-    """How Baton uses Ray. `address` empty: a private Ray on this machine that ends with `baton serve`."""
+    """How Baton uses Ray. `address` empty: a private Ray on this machine that ends with `baton
+    serve`.
+    """
 
     address: str = ""
     object_store_bytes: int = 100 << 20
@@ -115,10 +120,11 @@ class RayConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatonConfig:
-    """Everything that `baton serve` needs, resolved: paths exist, pools have their own engine configuration.
+    """Everything that `baton serve` needs, resolved: paths exist, pools have their own engine
+    configuration.
 
-    `worker_host` is the address that workers bind and publish; "auto" is 127.0.0.1 in a private Ray and
-    the node's own address in a cluster.
+    `worker_host` is the address that workers bind and publish; "auto" is 127.0.0.1 in a private Ray
+    and the node's own address in a cluster.
     """
 
     model: str
@@ -142,8 +148,8 @@ class BatonConfig:
             )
         if self.prefill.engine.block_size != self.decode.engine.block_size:
             raise ConfigError(
-                f"prefill.engine.block_size is {self.prefill.engine.block_size}, but must be equal to "
-                f"decode.engine.block_size ({self.decode.engine.block_size}): KV moves in whole blocks",
+                f"prefill.engine.block_size is {self.prefill.engine.block_size}, but must equal "
+                f"decode.engine.block_size ({self.decode.engine.block_size}): KV moves in blocks",
                 param="prefill.engine.block_size",
             )
 
@@ -226,7 +232,9 @@ def _model_dir(wanted: str, document: Document) -> Path:
 
 
 def shipped_model(name: str) -> Path:
-    """The folder of a model that ships with Baton. Raises ConfigError that says where it was looked for."""
+    """The folder of a model that ships with Baton. Raises ConfigError that says where it was looked
+    for.
+    """
     package = Path(__file__).resolve().parent
     candidates = [package.parent / "models" / name, Path(__file__).parent.parent / "models" / name]
     for candidate in candidates:

@@ -1,8 +1,9 @@
-"""Who is a member of the cluster: leases that heartbeats renew, and each reader's last known view of them.
+"""Who is a member of the cluster: leases that heartbeats renew, and each reader's last known view
+of them.
 
-Pure state with an injected clock; `directory_actor.py` puts it behind a Ray actor. The directory keeps
-nothing on disk: after its own restart it is empty, members come back with their next heartbeat, and
-readers keep what they knew meanwhile.
+Pure state with an injected clock; `directory_actor.py` puts it behind a Ray actor. The directory
+keeps nothing on disk: after its own restart it is empty, members come back with their next
+heartbeat, and readers keep what they knew meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ MAX_FAILURES = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayMember:
-    """One gateway and where clients reach it. `http_url` has no path; `grpc_address` is empty without gRPC."""
+    """One gateway and where clients reach it. `http_url` has no path; `grpc_address` is empty
+    without gRPC.
+    """
 
     gateway_id: str
     incarnation: str
@@ -39,9 +42,11 @@ class StartFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The directory's answer. `epoch` names one life of the directory; `version` counts its changes.
+    """The directory's answer. `epoch` names one life of the directory; `version` counts its
+    changes.
 
-    `settled` is false until the directory is older than a lease: members of an earlier life may be missing.
+    `settled` is false until the directory is older than a lease: members of an earlier life may be
+    missing.
     """
 
     epoch: str
@@ -59,7 +64,9 @@ class _Lease:
 
 
 class MemberTable:
-    """Members by id, each with a lease. A newer incarnation of an id replaces the older one at once."""
+    """Members by id, each with a lease. A newer incarnation of an id replaces the older one at
+    once.
+    """
 
     def __init__(self, lease_s: float, max_members: int, clock: Clock | None = None) -> None:
         self._lease_s = lease_s
@@ -101,7 +108,7 @@ class MemberTable:
             self._version += 1
 
     def report_failure(self, failure: StartFailure) -> None:
-        """Keeps the latest reasons why replicas could not start, for whoever is waiting for them."""
+        """Keeps the latest reasons why replicas could not start, for whoever waits for them."""
         self._failures = [*self._failures, failure][-MAX_FAILURES:]
         self._version += 1
 
@@ -137,7 +144,9 @@ def member_key(member: Member | GatewayMember) -> str:
 
 
 class MemberView:
-    """A reader's last known workers. Never forgets one because the directory is away or has just restarted."""
+    """A reader's last known workers. Never forgets one because the directory is away or has just
+    restarted.
+    """
 
     def __init__(self, lease_s: float, clock: Clock | None = None) -> None:
         self._lease_s = lease_s

@@ -19,13 +19,16 @@ from baton.protos.types import Member
 
 ACTOR_NAME = "baton-directory"
 CALL_TIMEOUT_S = 5.0
-# Nobody has renewed a lease or asked for this long: the application is gone, and so goes its directory.
+# Nobody has renewed a lease or asked for this long: the application is gone, and so goes its
+# directory.
 IDLE_EXIT_S = 600.0
 T = TypeVar("T")
 
 
 class DirectoryActor:
-    """One `MemberTable` behind Ray calls. Each call takes microseconds, and no request waits on one."""
+    """One `MemberTable` behind Ray calls. Each call takes microseconds, and no request waits on
+    one.
+    """
 
     def __init__(self, config: DirectoryConfig) -> None:
         self._table = MemberTable(config.lease_s, config.max_members)
@@ -66,7 +69,9 @@ def namespace(application: str) -> str:
 
 
 def open_directory(application: str, config: DirectoryConfig) -> Any:
-    """The handle of the application's directory, which is created when there is none. Blocks briefly."""
+    """The handle of the application's directory, which is created when there is none. Blocks
+    briefly.
+    """
     options = {
         "name": ACTOR_NAME,
         "namespace": namespace(application),
@@ -79,7 +84,9 @@ def open_directory(application: str, config: DirectoryConfig) -> Any:
 
 
 class RayDirectoryClient:
-    """`DirectoryClient` over Ray. After any failure the handle is looked up, or the actor made, anew."""
+    """`DirectoryClient` over Ray. After any failure the handle is looked up, or the actor made,
+    anew.
+    """
 
     def __init__(self, application: str, config: DirectoryConfig) -> None:
         self._application = application

@@ -1,4 +1,6 @@
-"""One gateway on a thread of its own, with a faster event loop than the one that Serve gives a replica."""
+"""One gateway on a thread of its own, with a faster event loop than the one that Serve gives a
+replica.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ T = TypeVar("T")
 
 
 class GatewayProcess:
-    """A `GatewayServer` and its `Fleet` on a uvloop thread. Made and used from another event loop."""
+    """A `GatewayServer` and its `Fleet` on a uvloop thread, used from another event loop."""
 
     def __init__(self, config: BatonConfig, directory: Directory, gateway_id: str) -> None:
         self._config = config
@@ -36,7 +38,7 @@ class GatewayProcess:
         await self._on_loop(self._start())
 
     async def close(self) -> None:
-        """Lets running requests finish within the gateway's `drain_grace_s`, then stops everything."""
+        """Lets requests finish within the gateway's `drain_grace_s`, then stops everything."""
         await self._on_loop(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         await asyncio.to_thread(self._thread.join, 5.0)

@@ -1,4 +1,6 @@
-"""Both ends of the directory, without Ray: a member that keeps itself listed, a reader that stays current."""
+"""Both ends of the directory, without Ray: a member that keeps itself listed, a reader that stays
+current.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class DirectoryClient(Protocol):
-    """The directory as a coroutine API. Every call raises UnavailableError while it cannot be reached."""
+    """The directory as a coroutine API. Every call raises UnavailableError while it cannot be
+    reached.
+    """
 
     async def heartbeat(self, member: Member | GatewayMember) -> None: ...
     async def leave(self, incarnation: str) -> None: ...
@@ -27,7 +31,9 @@ class DirectoryClient(Protocol):
 
 
 class Membership:
-    """Keeps one member listed from `start` to `close`; a directory that is away is tried again and again."""
+    """Keeps one member listed from `start` to `close`; a directory that is away is tried again and
+    again.
+    """
 
     def __init__(
         self, client: DirectoryClient, member: Member | GatewayMember, config: DirectoryConfig

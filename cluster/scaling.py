@@ -1,4 +1,6 @@
-"""How many replicas a pool should have: a pure rule, and its adapter to Ray Serve's policy interface."""
+"""How many replicas a pool should have: a pure rule, and its adapter to Ray Serve's policy
+interface.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ TOLERATED_WAIT_S = 1.0
 
 
 def busy(stats: Mapping[str, float]) -> float:
-    """How busy one replica is: 1.0 is full. The larger of its KV use and its prompts' waiting time."""
+    """How busy one replica is, 1.0 is full: the larger of KV use and its prompts' waiting time."""
     rate = stats.get("prefill_tokens_per_s", 0.0)
     queued = stats.get("queued_prefill_tokens", 0.0)
     # A rate that is not measured yet says nothing; work that waits nevertheless counts.
@@ -22,7 +24,8 @@ def busy(stats: Mapping[str, float]) -> float:
 
 
 def wanted_replicas(current: int, replicas: Sequence[Mapping[str, float]]) -> int:
-    """The number of replicas at which these would be `TARGET_BUSY`. Replicas that report nothing yet are idle.
+    """The number of replicas at which these would be `TARGET_BUSY`. Replicas that report nothing
+    yet are idle.
 
     At most twice the current number at a time, so that one odd report cannot flood a cluster.
     """

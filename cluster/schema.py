@@ -1,4 +1,6 @@
-"""From a YAML document to frozen dataclasses, with errors that say which line, which key and what would work."""
+"""From a YAML document to frozen dataclasses, with errors that say which line, which key and what
+would work.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def _put(values: Mapping[str, Any], path: KeyPath, value: Any) -> dict[str, Any]
 
 
 def load_document(path: Path) -> Document:
-    """Reads a YAML file. Raises ConfigError when it is missing, too big, or not a mapping of plain values."""
+    """Reads a YAML file. Raises ConfigError when it is missing, too big, or not a mapping of plain
+    values.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_CONFIG_BYTES:
@@ -115,7 +119,7 @@ class _Reader:
         self._num_values += 1
         if len(path) > 16 or self._num_values > MAX_CONFIG_VALUES:
             raise ConfigError(
-                f"{self._source}: more than {MAX_CONFIG_VALUES} values or 16 levels at {dotted(path)}"
+                f"{self._source}: over {MAX_CONFIG_VALUES} values or 16 levels at {dotted(path)}"
             )
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
@@ -156,7 +160,8 @@ def read_fields(
     path: KeyPath,
     fixed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Checks the keys and types of one section; returns constructor arguments for the keys that are there.
+    """Checks the keys and types of one section; returns constructor arguments for the keys that are
+    there.
 
     `fixed` names fields that a file may not set, each with the reason. Raises ConfigError.
     """
@@ -178,7 +183,9 @@ def read_fields(
 
 
 def build(cls: type[T], arguments: Mapping[str, Any], document: Document, path: KeyPath) -> T:
-    """Constructs `cls`; what its own checks refuse becomes a ConfigError that says where it was written."""
+    """Constructs `cls`; what its own checks refuse becomes a ConfigError that says where it was
+    written.
+    """
     try:
         return cls(**arguments)
     except BatonError as error:
@@ -206,7 +213,9 @@ def _read_value(hint: Any, value: Any, document: Document, path: KeyPath) -> Any
 
 
 def _read_plain(hint: Any, value: Any, document: Document, path: KeyPath) -> Any:
-    """JSON's strict rules: no "8" for 8, no true for 1; a list for a tuple and a name for an enum are fine."""
+    """JSON's strict rules: no "8" for 8, no true for 1; a list for a tuple and a name for an enum
+    are fine.
+    """
     try:
         encoded = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -60,9 +60,10 @@ class RunResult:
 class BlockStore(Protocol):
     """The memory behind block ids; `tensor` [num_blocks, layers, 2, kv_heads, block_size, dim]."""
 
-    tensor: torch.Tensor
-    layout: KVLayout
-
+    @property
+    def tensor(self) -> torch.Tensor: ...
+    @property
+    def layout(self) -> KVLayout: ...
     @property
     def num_blocks(self) -> int: ...
 
@@ -76,8 +77,10 @@ class BatchRunner(Protocol):
     run: computes every row, in order, and samples where asked. Does not change the requests.
     """
 
-    model: ModelInfo
-    pool: BlockStore
+    @property
+    def model(self) -> ModelInfo: ...
+    @property
+    def pool(self) -> BlockStore: ...
 
     def add_row(self, request: Request) -> None: ...
     def remove_row(self, request: Request) -> None: ...

@@ -86,8 +86,10 @@ class Request:
         "epoch",
         "hold",
         "last",
+        "max_total_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_preemptions",
         "num_prompt_tokens",
         "num_published_blocks",
         "order",
@@ -97,6 +99,7 @@ class Request:
         "sampling",
         "slot",
         "state",
+        "stop_ids",
         "token_ids",
     )
 
@@ -109,6 +112,9 @@ class Request:
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.output_token_ids]
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.order: tuple[int, int] = (request.priority, arrival)
+        # What ends it; the engine's rules narrow both (model's eos, model's context).
+        self.stop_ids = frozenset(request.sampling.stop_token_ids)
+        self.max_total_tokens = self.num_prompt_tokens + request.sampling.max_tokens
         self.hold = False
         self.epoch = 0
         self.slot = -1
@@ -117,6 +123,7 @@ class Request:
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
         self.num_published_blocks = 0
+        self.num_preemptions = 0
         self.prompt_logprobs: list[TokenLogprob | None] = [None]
         # A replay has had its first token delivered, and the prompt's logprobs travel with that.
         self.prompt_logprobs_done = (
@@ -134,6 +141,10 @@ class Request:
     def num_output_tokens(self) -> int:
         """Output tokens, those replayed from elsewhere included."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
 
     @property
     def needs_prompt_logprobs(self) -> bool:

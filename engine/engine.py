@@ -1,0 +1,181 @@
+"""The engine's face: token in, token out, one step at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from baton.engine.batch import BatchRunner, BlockStore, ModelInfo, RunResult
+from baton.engine.block_pool import BlockPool, BlockPoolStatistics
+from baton.engine.config import EngineConfig
+from baton.engine.handover import Reservation
+from baton.engine.meter import StepMeter
+from baton.engine.rules import RequestRules
+from baton.engine.scheduler import Scheduler, SchedulerStatistics
+from baton.protos.clock import Clock, SystemClock
+from baton.protos.errors import OverloadedError
+from baton.protos.types import GenerateRequest, KvEvents, RequestOutput, StepOutput, WorkerLoad
+
+__all__ = ["Engine", "EngineStatistics", "Reservation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatistics:
+    """Where requests and blocks are, and counts since the engine was built."""
+
+    requests: SchedulerStatistics
+    blocks: BlockPoolStatistics
+    num_steps: int
+    num_prefill_tokens: int
+    num_decode_tokens: int
+
+
+class Engine:
+    """Runs one model. Not thread-safe: one thread drives it (`engine.loop.EngineLoop`).
+
+    model: what was loaded; `max_model_len` is what this engine can serve, which its KV pool may
+        make shorter than the model's own: every accepted request fits the pool when alone in it.
+    pool: the KV memory, for a connector to register.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        clock: Clock | None = None,
+        runner: BatchRunner | None = None,
+    ) -> None:
+        """Loads the model, unless a runner is given. Raises ModelLoadError or ConfigError."""
+        self._clock = clock or SystemClock()
+        self._runner = runner or _load_runner(config, self._clock)
+        self.pool: BlockStore = self._runner.pool
+        num_blocks = self.pool.num_blocks
+        max_model_len = min(self._runner.model.max_model_len, num_blocks * config.block_size)
+        self.model: ModelInfo = replace(self._runner.model, max_model_len=max_model_len)
+        self.config = config
+        self._blocks = BlockPool(num_blocks, prefix_cache=config.prefix_cache)
+        rules = RequestRules(self.model, max_model_len)
+        self._scheduler = Scheduler(config, rules, self._blocks, self._runner, self._clock)
+        self._meter = StepMeter()
+        self._num_steps = 0
+        self._num_prefill_tokens = 0
+        self._num_decode_tokens = 0
+
+    def add(self, request: GenerateRequest, *, hold: bool = False) -> None:
+        """Queues a request; its tokens come out of step().
+
+        hold: for a prefill worker. The prompt is computed and one token sampled, its only output,
+        which carries a finish_reason only if that token ends the whole request. The prompt's
+        blocks stay until release(). PrefillProgress is reported after every step that computed
+        part of it.
+
+        Raises ContextLengthError or InvalidRequestError for what can never run, OverloadedError
+        when `max_waiting` requests wait, or for a hold of an id that is in quarantine.
+        """
+        waiting = self._scheduler.num_queued
+        if waiting >= self.config.max_waiting:
+            raise OverloadedError(
+                f"{waiting} requests are waiting, and max_waiting is {self.config.max_waiting}",
+                retry_after_s=self._queue_s(),
+            )
+        self._scheduler.add(request, hold=hold)
+
+    def reserve(self, request: GenerateRequest) -> Reservation | None:
+        """Blocks for a request whose KV a peer will write; None when there is no room now.
+
+        Raises as add() does for what can never run. It lasts until receive() or abort().
+        """
+        return self._scheduler.reserve(request)
+
+    def receive(self, request_id: str, epoch: int, first: RequestOutput) -> None:
+        """Every block of the reservation is written: the request decodes on after `first`.
+
+        `first` is not reported again; if it has a finish_reason, the request is over. Raises
+        StaleEpochError if the reservation `epoch` is over or never was.
+        """
+        self._scheduler.receive(request_id, epoch, first)
+
+    def abort(self, request_id: str, *, quarantine: bool = False) -> bool:
+        """Ends a request in any state, without an output; whether it was known.
+
+        quarantine: a peer may still touch its blocks, so they stay out of use until release().
+        """
+        return self._scheduler.abort(request_id, quarantine=quarantine)
+
+    def release(self, request_id: str, *, epoch: int | None = None) -> None:
+        """Ends the quarantine of that id's blocks, or if there is none its hold.
+
+        epoch: only the quarantine of that reservation. Unknown ids and epochs are ignored.
+        """
+        self._scheduler.release(request_id, epoch=epoch)
+
+    def has_work(self) -> bool:
+        """Whether step() would do something now. Only a command can make it true again."""
+        return self._scheduler.has_work()
+
+    def step(self) -> StepOutput:
+        """Schedules, runs and commits one batch. An exception leaves the engine unusable."""
+        started_s = self._clock.now_s()
+        rows = self._scheduler.schedule()
+        result = self._runner.run(rows) if rows else RunResult()
+        output = self._scheduler.commit(rows, result)
+        output.duration_s = self._clock.now_s() - started_s
+        self._meter.observe(output)
+        self._num_steps += 1
+        self._num_prefill_tokens += output.num_prefill_tokens
+        self._num_decode_tokens += output.num_decode_tokens
+        return output
+
+    def load(self) -> WorkerLoad:
+        """What the router plans with; cached blocks that nobody uses count as free."""
+        requests = self._scheduler.statistics()
+        return WorkerLoad(
+            num_running=requests.num_running,
+            num_waiting=requests.num_waiting + requests.num_reserved,
+            queued_prefill_tokens=requests.queued_prefill_tokens,
+            running_kv_tokens=requests.running_kv_tokens,
+            total_blocks=self._blocks.num_blocks,
+            free_blocks=self._blocks.num_available,
+            prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
+            decode_step_s=self._meter.decode_step_s,
+        )
+
+    def drain_kv_events(self) -> KvEvents:
+        """Net changes of the prefix cache since the last call."""
+        return self._blocks.drain_events()
+
+    def snapshot_kv(self) -> KvEvents:
+        """`cleared`, then everything that is stored now.
+
+        What drain_kv_events() has not handed out yet stays pending. To a reader of the snapshot it
+        repeats facts: a hash stored that is stored already, a hash removed that was not there.
+        """
+        return self._blocks.snapshot()
+
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(
+            requests=self._scheduler.statistics(),
+            blocks=self._blocks.statistics(),
+            num_steps=self._num_steps,
+            num_prefill_tokens=self._num_prefill_tokens,
+            num_decode_tokens=self._num_decode_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Proves that requests, slots and blocks are conserved; raises BatonError otherwise."""
+        self._scheduler.check_integrity()
+
+    def close(self) -> None:
+        """Frees the model and the pool. The engine cannot be used afterwards."""
+        self._runner.close()
+
+    def _queue_s(self) -> float:
+        rate = self._meter.prefill_tokens_per_s
+        waiting = self._scheduler.statistics().queued_prefill_tokens
+        return min(max(waiting / rate, 0.1), 60.0) if rate > 0 else 1.0
+
+
+def _load_runner(config: EngineConfig, clock: Clock) -> BatchRunner:
+    # Imported here: it loads torch, which an engine on a given runner does without.
+    from baton.engine.runner import Runner
+
+    return Runner(config, clock)

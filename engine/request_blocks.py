@@ -1,0 +1,69 @@
+"""Gives KV blocks to requests: a prefix from the cache, the rest new, published when computed."""
+
+from __future__ import annotations
+
+from baton.engine.block_pool import BlockPool
+from baton.engine.request import Request
+
+
+class RequestBlocks:
+    """The one writer of `Request.block_ids` and `num_computed_tokens`' cached part."""
+
+    def __init__(self, pool: BlockPool, block_size: int, *, prefix_cache: bool) -> None:
+        self._pool = pool
+        self._block_size = block_size
+        self._prefix_cache = prefix_cache
+
+    def take(self, request: Request, headroom: int) -> bool:
+        """All blocks for its known tokens, shared as far as the prefix cache has them; or none.
+
+        headroom: blocks that must stay available for the decodes. Returns whether there was room.
+        """
+        total = -(-request.num_tokens // self._block_size)
+        shared = self._match(request)
+        available = self._pool.num_available - self._pool.num_unreferenced(shared)
+        if total - len(shared) + headroom > available:
+            return False
+        self._pool.share(shared)
+        request.block_ids = shared + self._pool.allocate(total - len(shared))
+        request.num_computed_tokens = len(shared) * self._block_size
+        request.num_published_blocks = len(shared)
+        if not request.num_preemptions:
+            request.num_cached_tokens = request.num_computed_tokens
+        return True
+
+    def is_full(self, request: Request) -> bool:
+        """Whether the next token to compute has no block yet."""
+        return request.num_computed_tokens == len(request.block_ids) * self._block_size
+
+    def grow(self, request: Request) -> bool:
+        """One more block, if there is one."""
+        if not self._pool.num_available:
+            return False
+        request.block_ids += self._pool.allocate(1)
+        return True
+
+    def publish(self, request: Request) -> None:
+        """Lets others find its blocks whose tokens are now all computed."""
+        full = request.num_computed_tokens // self._block_size
+        if full > request.num_published_blocks and self._prefix_cache:
+            request.extend_hashes(self._block_size, full)
+            for index in range(request.num_published_blocks, full):
+                self._pool.publish(request.block_ids[index], request.block_hashes[index])
+            request.num_published_blocks = full
+
+    def free(self, request: Request) -> None:
+        """Drops its references. What was computed must be computed, or found, again."""
+        # A new list: the old one may have been handed out with a PrefillProgress.
+        block_ids, request.block_ids = request.block_ids, []
+        request.num_computed_tokens = 0
+        request.num_published_blocks = 0
+        self._pool.release(block_ids)
+
+    def _match(self, request: Request) -> list[int]:
+        """Cached blocks of its longest known prefix, leaving at least one token to compute."""
+        if not self._prefix_cache or request.needs_prompt_logprobs:
+            return []
+        num_blocks = (request.num_tokens - 1) // self._block_size
+        request.extend_hashes(self._block_size, num_blocks)
+        return self._pool.match(request.block_hashes[:num_blocks])

@@ -1,0 +1,60 @@
+"""What an engine accepts, and what ends a request: pure rules over one request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from baton.engine.batch import ModelInfo
+from baton.engine.request import Request
+from baton.protos.errors import ContextLengthError, InvalidRequestError
+from baton.protos.types import FinishReason, GenerateRequest
+
+
+class RequestRules:
+    """The rules of one engine: its model's vocabulary and eos tokens, and its context length."""
+
+    def __init__(self, model: ModelInfo, max_model_len: int) -> None:
+        self._vocab_size = model.vocab_size
+        self._eos_token_ids = frozenset(model.eos_token_ids)
+        self._max_model_len = max_model_len
+
+    def validate(self, request: GenerateRequest) -> None:
+        """Raises InvalidRequestError, or ContextLengthError if not one token more would fit."""
+        if not request.request_id:
+            raise InvalidRequestError("request_id is empty", param="request_id")
+        if not request.prompt_token_ids:
+            raise InvalidRequestError("the prompt has no tokens, but needs one", param="prompt")
+        num_prompt, num_output = len(request.prompt_token_ids), len(request.output_token_ids)
+        if num_prompt + num_output >= self._max_model_len:
+            given = f"{num_prompt} tokens" + (f" and {num_output} of output" if num_output else "")
+            raise ContextLengthError(
+                f"the prompt has {given}, which leaves no room to answer in a context of "
+                f"{self._max_model_len} tokens",
+                param="prompt",
+            )
+        self._check_ids("prompt", request.prompt_token_ids)
+        self._check_ids("output_token_ids", request.output_token_ids)
+        request.sampling.validate(self._vocab_size)
+
+    def bind(self, request: Request) -> None:
+        """Writes what ends this request into it, so that each token's check is two comparisons."""
+        if not request.sampling.ignore_eos:
+            request.stop_ids |= self._eos_token_ids
+        request.max_total_tokens = min(request.max_total_tokens, self._max_model_len)
+
+    def finish_reason(self, request: Request) -> FinishReason | None:
+        """Whether the last output token ends the request. `min_tokens` is the sampler's ban."""
+        if request.num_output_tokens and request.token_ids[-1] in request.stop_ids:
+            return FinishReason.STOP
+        if len(request.token_ids) >= request.max_total_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
+        low, high = min(token_ids, default=0), max(token_ids, default=0)
+        if low < 0 or high >= self._vocab_size:
+            raise InvalidRequestError(
+                f"{name} holds token id {low if low < 0 else high}, but the model's ids are "
+                f"0 to {self._vocab_size - 1}",
+                param=name,
+            )

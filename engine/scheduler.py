@@ -1,0 +1,394 @@
+"""Decides what each step computes: the one scheduler for prompts, decodes, replays and handovers.
+
+Every request is "n tokens computed of m known". A step is a budget of tokens that is shared out:
+each decoding request takes one, then prompts take chunks in the order of (priority, arrival),
+several to a step if they fit. A prompt gets all of its blocks when it enters the batch, so only a
+decode can find the pool empty; then the request that is last in the order gives its blocks back
+and returns to the queue with its output kept, to be computed again (much of it, as a rule, still
+in the prefix cache). Requests whose blocks another worker reads or writes are never preempted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from baton.engine.batch import RunResult, ScheduledRow
+from baton.engine.block_pool import BlockPool
+from baton.engine.config import EngineConfig
+from baton.engine.handover import Quarantine, Reservation
+from baton.engine.request import Request, RequestState
+from baton.engine.request_blocks import RequestBlocks
+from baton.engine.rules import RequestRules
+from baton.engine.running import BatchRows, RunningBatch
+from baton.engine.waiting import WaitingQueue
+from baton.protos.clock import Clock
+from baton.protos.errors import (
+    BatonError,
+    InvalidRequestError,
+    OverloadedError,
+    StaleEpochError,
+)
+from baton.protos.types import (
+    GenerateRequest,
+    PrefillProgress,
+    RequestOutput,
+    StepOutput,
+    TokenLogprob,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStatistics:
+    """Requests by where they are. `num_waiting`: those without a slot that want one.
+
+    queued_prefill_tokens: known tokens still to be computed before their requests decode.
+    running_kv_tokens: computed tokens of the requests in the batch.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_reserved: int
+    num_held: int
+    num_preemptions: int
+    queued_prefill_tokens: int
+    running_kv_tokens: int
+
+
+class Scheduler:
+    """The requests of one engine. One writer: the engine's thread."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        rules: RequestRules,
+        pool: BlockPool,
+        rows: BatchRows,
+        clock: Clock,
+    ) -> None:
+        self._max_step_tokens = config.max_step_tokens
+        self._rules = rules
+        self._clock = clock
+        self._pool = pool
+        self._blocks = RequestBlocks(pool, config.block_size, prefix_cache=config.prefix_cache)
+        self._batch = RunningBatch(config.max_running, rows)
+        self._requests: dict[str, Request] = {}
+        self._queue = WaitingQueue()
+        self._ready = WaitingQueue()
+        self._quarantine = Quarantine()
+        # Ended without a step: reported by the next one.
+        self._ended: list[RequestOutput] = []
+        self._arrivals = 0
+        self._num_preempted = 0
+        self._num_preemptions = 0
+        # Nothing can run until a command frees blocks; without it an idle loop would spin.
+        self._stalled = False
+
+    # The life of a request, as commands.
+
+    def add(self, request: GenerateRequest, *, hold: bool = False) -> None:
+        """Queues it; see Engine.add for what is refused."""
+        if hold and request.request_id in self._quarantine:
+            raise OverloadedError(
+                f"blocks of an earlier request {request.request_id} are still being sent",
+                param="request_id",
+            )
+        new = self._new(request, RequestState.QUEUED)
+        new.hold = hold
+        if not self._end_if_complete(new, "replayed output is complete"):
+            self._queue.add(new)
+
+    def reserve(self, request: GenerateRequest) -> Reservation | None:
+        """Blocks for all its known tokens, or None (and nothing kept) when there is no room now."""
+        new = self._new(request, RequestState.TRANSFERRING)
+        if not self._blocks.take(new, len(self._batch.decoding)):
+            del self._requests[new.request_id]
+            return None
+        return Reservation(
+            request_id=new.request_id,
+            epoch=new.epoch,
+            block_ids=tuple(new.block_ids),
+            num_cached_tokens=new.num_cached_tokens,
+        )
+
+    def receive(self, request_id: str, epoch: int, first: RequestOutput) -> None:
+        """Its KV is complete: publishes it, and lets the request join the batch after `first`."""
+        request = self._requests.get(request_id)
+        if (
+            request is None
+            or request.state is not RequestState.TRANSFERRING
+            or request.epoch != epoch
+        ):
+            raise StaleEpochError(f"request {request_id}: its reservation {epoch} is over")
+        if len(first.token_ids) != 1 and first.finish_reason is None:
+            raise InvalidRequestError(
+                f"request {request_id}: a handover brings one token, not {len(first.token_ids)}",
+                param="first",
+            )
+        request.num_computed_tokens = request.num_tokens
+        request.num_cached_tokens = first.num_cached_tokens
+        request.prompt_logprobs_done = True
+        self._blocks.publish(request)
+        request.token_ids += first.token_ids
+        if first.finish_reason is not None:
+            self._end(request, RequestState.FINISHED, "ended by its first token")
+        elif not self._end_if_complete(request, "no room to decode here"):
+            self._advance(request, RequestState.READY, "received")
+            self._ready.add(request)
+
+    def abort(self, request_id: str, *, quarantine: bool = False) -> bool:
+        """Ends it in any state; see Engine.abort."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return False
+        self._leave(request)
+        if quarantine and request.block_ids:
+            self._quarantine.add(request_id, request.epoch, request.block_ids)
+            request.block_ids = []
+        self._end(request, RequestState.CANCELLED, "aborted")
+        return True
+
+    def release(self, request_id: str, *, epoch: int | None = None) -> None:
+        """Ends quarantines of that id if there are any, otherwise its hold."""
+        if request_id in self._quarantine:
+            for block_ids in self._quarantine.take(request_id, epoch):
+                self._pool.release(block_ids)
+            self._stalled = False
+            return
+        request = self._requests.get(request_id)
+        if request is not None and request.state is RequestState.PREFILLED:
+            self._end(request, RequestState.FINISHED, "released")
+
+    # A step: schedule, (the runner runs,) commit.
+
+    def has_work(self) -> bool:
+        """Whether the next step would do something."""
+        if self._ended or len(self._batch):
+            return True
+        return not self._stalled and bool(self._queue or self._ready)
+
+    def schedule(self) -> list[ScheduledRow]:
+        """What to compute now. Requests enter and leave the batch here."""
+        self._num_preempted = 0
+        self._join_ready()
+        self._grow_decodes()
+        rows = [
+            ScheduledRow(request=request, num_new_tokens=1, samples=True)
+            for request in self._batch.decoding.values()
+        ]
+        self._share_prefills(rows, self._max_step_tokens - len(rows))
+        self._stalled = not rows and not self._num_preempted
+        return rows
+
+    def commit(self, rows: Sequence[ScheduledRow], result: RunResult) -> StepOutput:
+        """Takes in what the runner computed for `rows`, in their order."""
+        output = StepOutput(outputs=self._ended, num_preempted=self._num_preempted)
+        self._ended = []
+        index = 0
+        for row in rows:
+            request = row.request
+            if request.state is RequestState.DECODING:
+                output.num_decode_tokens += 1
+            else:
+                output.num_prefill_tokens += row.num_new_tokens
+            request.num_computed_tokens += row.num_new_tokens
+            self._blocks.publish(request)
+            if request.hold:
+                output.progress.append(
+                    PrefillProgress(
+                        request_id=request.request_id,
+                        num_computed_tokens=request.num_computed_tokens,
+                        block_ids=request.block_ids,
+                    )
+                )
+            if request.needs_prompt_logprobs:
+                request.prompt_logprobs += result.prompt_logprobs.get(request.request_id, ())
+            if row.samples:
+                token_id, logprob = result.sampled[index], result.logprobs[index]
+                output.outputs.append(self._accept(request, token_id, logprob))
+                index += 1
+        return output
+
+    def _accept(
+        self, request: Request, token_id: int, logprob: TokenLogprob | None
+    ) -> RequestOutput:
+        request.token_ids.append(token_id)
+        reason = self._rules.finish_reason(request)
+        output = RequestOutput(
+            request_id=request.request_id,
+            token_ids=[token_id],
+            logprobs=None if logprob is None else [logprob],
+            finish_reason=reason,
+            num_cached_tokens=request.num_cached_tokens,
+        )
+        if request.needs_prompt_logprobs:
+            output.prompt_logprobs = self._take_prompt_logprobs(request)
+        if request.hold:
+            self._leave(request)
+            self._advance(request, RequestState.PREFILLED, "prompt computed")
+        elif reason is not None:
+            self._leave(request)
+            self._end(request, RequestState.FINISHED, reason.value)
+        elif request.state is RequestState.PREFILLING:
+            self._batch.start_decode(request)
+            self._advance(request, RequestState.DECODING, "prompt computed")
+        return output
+
+    def _take_prompt_logprobs(self, request: Request) -> list[TokenLogprob | None]:
+        found = request.prompt_logprobs
+        if len(found) != request.num_prompt_tokens:
+            raise BatonError(
+                f"request {request.request_id}: {len(found)} prompt logprobs for "
+                f"{request.num_prompt_tokens} prompt tokens"
+            )
+        request.prompt_logprobs_done = True
+        request.prompt_logprobs = []
+        return found
+
+    # Inspection.
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._queue)
+
+    def statistics(self) -> SchedulerStatistics:
+        batch = self._batch
+        running = [*batch.prefilling, *batch.decoding.values()]
+        num_reserved = num_held = 0
+        for request in self._requests.values():
+            num_reserved += request.state is RequestState.TRANSFERRING
+            num_held += request.state is RequestState.PREFILLED
+        return SchedulerStatistics(
+            num_running=len(running),
+            num_waiting=len(self._queue) + len(self._ready),
+            num_reserved=num_reserved,
+            num_held=num_held,
+            num_preemptions=self._num_preemptions,
+            queued_prefill_tokens=self._queue.num_tokens
+            + sum(request.num_uncomputed_tokens for request in batch.prefilling),
+            running_kv_tokens=sum(request.num_computed_tokens for request in running),
+        )
+
+    def check_integrity(self) -> None:
+        """Proves that no request, slot or block is lost; raises BatonError that says what is."""
+        self._batch.check_integrity()
+        places: dict[RequestState, Iterator[Request]] = {
+            RequestState.QUEUED: iter(self._queue),
+            RequestState.READY: iter(self._ready),
+            RequestState.PREFILLING: iter(self._batch.prefilling),
+            RequestState.DECODING: iter(self._batch.decoding.values()),
+        }
+        for state, members in places.items():
+            kept = {request.request_id for request in members if request.state is state}
+            known = {r.request_id for r in self._requests.values() if r.state is state}
+            if kept != known:
+                raise BatonError(f"{state.value} requests {known ^ kept} are known, or kept, only")
+        if self._queue.num_tokens != sum(request.num_tokens for request in self._queue):
+            raise BatonError("the queue's count of tokens is wrong")
+        owners = [request.block_ids for request in self._requests.values()]
+        self._pool.check_integrity([*owners, *self._quarantine])
+
+    # The parts of schedule().
+
+    def _join_ready(self) -> None:
+        while self._batch.has_slot and (request := self._ready.first) is not None:
+            self._ready.remove(request)
+            self._batch.enter_decode(request)
+            self._advance(request, RequestState.DECODING, "joined")
+
+    def _grow_decodes(self) -> None:
+        """Gives a block to every decode whose next token needs one, the first in order first."""
+        needy = [r for r in self._batch.decoding.values() if self._blocks.is_full(r)]
+        needy.sort(key=lambda request: request.order)
+        for request in needy:
+            # It may have given way itself, to an earlier one or as the last of all.
+            while request.slot >= 0 and not self._blocks.grow(request):
+                self._preempt(self._batch.last_in_order() or request)
+
+    def _preempt(self, request: Request) -> None:
+        self._batch.leave(request)
+        self._blocks.free(request)
+        if request.needs_prompt_logprobs:
+            request.prompt_logprobs = [None]
+        request.num_preemptions += 1
+        self._num_preempted += 1
+        self._num_preemptions += 1
+        self._advance(request, RequestState.QUEUED, "preempted: no KV block is free")
+        self._queue.add(request)
+
+    def _share_prefills(self, rows: list[ScheduledRow], budget: int) -> None:
+        """Appends chunks of prompts, those in the batch and those waiting, in one order."""
+        prefilling = self._batch.prefilling
+        # What a preemption freed is for the decodes that needed it, not for the next prompt.
+        admitting = not self._num_preempted
+        index = 0
+        while budget > 0:
+            request = prefilling[index] if index < len(prefilling) else None
+            head = self._queue.first if admitting else None
+            if head is not None and (request is None or head.order < request.order):
+                admitting = self._admit(head, index)
+                continue
+            if request is None:
+                return
+            wanted = request.num_uncomputed_tokens
+            granted = min(wanted, budget)
+            rows.append(
+                ScheduledRow(request=request, num_new_tokens=granted, samples=granted == wanted)
+            )
+            budget -= granted
+            index += 1
+
+    def _admit(self, request: Request, index: int) -> bool:
+        """Moves the head of the queue into the batch, if there is a slot and room."""
+        # Every decode may ask for a block next: one left for each keeps admissions from thrashing.
+        headroom = len(self._batch.decoding)
+        if not self._batch.has_slot or not self._blocks.take(request, headroom):
+            return False
+        self._queue.remove(request)
+        self._batch.enter_prefill(request, index)
+        self._advance(request, RequestState.PREFILLING, "admitted")
+        return True
+
+    # What each of the others leans on.
+
+    def _new(self, request: GenerateRequest, state: RequestState) -> Request:
+        self._rules.validate(request)
+        if request.request_id in self._requests:
+            raise InvalidRequestError(
+                f"request_id {request.request_id} is already here", param="request_id"
+            )
+        self._arrivals += 1
+        new = Request(request, arrival=self._arrivals, state=state, now_s=self._clock.now_s())
+        new.epoch = self._arrivals
+        self._rules.bind(new)
+        self._requests[new.request_id] = new
+        self._stalled = False
+        return new
+
+    def _leave(self, request: Request) -> None:
+        """Takes it out of the queue or the batch that it is in."""
+        if request.slot >= 0:
+            self._batch.leave(request)
+        elif request.state is RequestState.QUEUED:
+            self._queue.remove(request)
+        elif request.state is RequestState.READY:
+            self._ready.remove(request)
+
+    def _end_if_complete(self, request: Request, cause: str) -> bool:
+        reason = self._rules.finish_reason(request)
+        if reason is None:
+            return False
+        self._end(request, RequestState.FINISHED, cause)
+        self._ended.append(
+            RequestOutput(request_id=request.request_id, token_ids=[], finish_reason=reason)
+        )
+        return True
+
+    def _end(self, request: Request, state: RequestState, cause: str) -> None:
+        self._advance(request, state, cause)
+        self._blocks.free(request)
+        self._stalled = False
+        del self._requests[request.request_id]
+
+    def _advance(self, request: Request, to: RequestState, cause: str) -> None:
+        request.advance(to, cause, self._clock.now_s())

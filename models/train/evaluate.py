@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from models.train.render import render
 from models.train.samples import Sample, draw
 from models.train.tasks import MAKERS
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODES = {"think": True, "direct": False}
 

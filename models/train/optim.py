@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -19,6 +20,18 @@ def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if is_tall else x
+
+
+def orthogonalize_shared(matrices: Tensor) -> Tensor:
+    """Do `orthogonalize` with the matrices dealt out among the processes of the run."""
+    if not dist.is_initialized():
+        return orthogonalize(matrices)
+    mine = slice(dist.get_rank(), None, dist.get_world_size())
+    result = torch.zeros_like(matrices)
+    if matrices[mine].shape[0]:
+        result[mine] = orthogonalize(matrices[mine])
+    dist.all_reduce(result)
+    return result
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,9 +62,10 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(param)
             state["momentum"].lerp_(param.grad, 1 - momentum)
             looked_ahead.append(param.grad.lerp(state["momentum"], momentum))
+        updates = orthogonalize_shared(torch.stack(looked_ahead))
         rows, columns = params[0].shape
         scale = max(1.0, rows / columns) ** 0.5
-        for param, update in zip(params, orthogonalize(torch.stack(looked_ahead)), strict=True):
+        for param, update in zip(params, updates, strict=True):
             param.mul_(1 - lr * weight_decay).add_(update, alpha=-lr * scale)
 
 

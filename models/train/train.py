@@ -1,17 +1,20 @@
 """Train a model on generated conversations.
 
 The rate is warmed up, held, and brought down to zero over the last part of the run; the end is
-set by wall-clock time, so a run fits the machine it is given.
+set by wall-clock time, so a run fits the machine it is given. Under `torchrun` each process
+computes its own batch and the gradients are averaged.
 """
 
 import argparse
 import json
+import os
 import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from models.train.batching import Document, Mixture, collate, encode, to_device
 from models.train.export import export
@@ -91,12 +94,32 @@ def resume(path: Path, model: Qwen3, optimizers: list[torch.optim.Optimizer]) ->
     return Progress(**state["progress"])
 
 
+def average_gradients(model: Qwen3, seconds: float) -> float:
+    """Average the gradients over all processes, and return the average of `seconds`.
+
+    Sharing the clock keeps the rate and the end of the run the same everywhere.
+    """
+    if not dist.is_initialized():
+        return seconds
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    clock = torch.tensor([seconds], device=gradients[0].device)
+    flat = torch.cat([*(g.flatten() for g in gradients), clock])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat[:-1].split([g.numel() for g in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+    return float(flat[-1])
+
+
 class Run:
     """One training run: model, optimizers, data and the record of progress."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.device = torch.device(args.device)
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.tokenizer = Tokenizer.from_file(str(args.tokenizer))
         recipe = json.loads(args.recipe.read_text())
         self.model = Qwen3(ModelConfig(**recipe["model"])).to(self.device)
@@ -109,7 +132,11 @@ class Run:
         args.out.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             self.progress = resume(self.checkpoint, self.model, self.optimizers)
-        self.mixture = Mixture(self.tokenizer, self.shares(), seed=self.progress.step)
+        # this process's own clock; `progress.seconds` is the one that all share
+        self.clock = self.progress.seconds
+        self.mixture = Mixture(
+            self.tokenizer, self.shares(), seed=self.rank + 1000 * self.progress.step
+        )
         self.probes = {
             mode: probe(self.tokenizer, args.probe, thinking=mode == "think")
             for mode in ("think", "direct")
@@ -129,6 +156,7 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = loss_of(self.model, to_device(batch, self.device))
         loss.backward()
+        self.progress.seconds = average_gradients(self.model, self.clock)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -139,33 +167,36 @@ class Run:
         """Print the loss and the held-out exact matches, and write a checkpoint."""
         done = self.progress
         losses, done.losses = done.losses, []
-        print(
-            f"step {done.step} tokens {done.num_tokens / 1e6:.2f}M {done.seconds / 60:.1f} min "
-            f"loss {sum(losses) / max(1, len(losses)):.4f}",
-            flush=True,
-        )
-        for mode, tasks in self.probes.items():
+        lines = []
+        for mode, tasks in list(self.probes.items())[self.rank :: self.world_size]:
             scores = {t: exact_share(self.model, docs, self.device) for t, docs in tasks.items()}
-            print(f"  {mode:6}", " ".join(f"{t} {s:.2f}" for t, s in scores.items()), flush=True)
-        save(self.checkpoint, self.model, self.optimizers, done)
+            lines.append(f"  {mode:6} " + " ".join(f"{t} {s:.2f}" for t, s in scores.items()))
+        head = (
+            f"step {done.step} tokens {done.num_tokens / 1e6:.2f}M {done.seconds / 60:.1f} min "
+            f"loss {sum(losses) / max(1, len(losses)):.4f}"
+        )
+        print("\n".join([head, *lines] if self.rank == 0 else lines), flush=True)
+        if self.rank == 0:
+            save(self.checkpoint, self.model, self.optimizers, done)
         self.mixture.shares = self.shares()
 
     def train(self) -> None:
         """Train until the time is up."""
         batches = self.mixture.batches(self.args.batch_tokens)
-        last_report = time.monotonic()
+        next_report = self.progress.seconds + self.args.report_every
         while self.progress.seconds < self.args.minutes * 60:
             start = time.monotonic()
             batch = next(batches)
             self.progress.losses.append(self.step(batch))
             self.progress.step += 1
-            self.progress.num_tokens += batch.tokens.shape[0]
-            self.progress.seconds += time.monotonic() - start
-            if time.monotonic() - last_report > self.args.report_every:
+            self.progress.num_tokens += batch.tokens.shape[0] * self.world_size
+            self.clock = self.progress.seconds + time.monotonic() - start
+            if self.progress.seconds > next_report:
                 self.report()
-                last_report = time.monotonic()
+                next_report += self.args.report_every
         self.report()
-        export(self.model, self.args.out / "hf")
+        if self.rank == 0:
+            export(self.model, self.args.out / "hf")
 
 
 def main() -> None:
@@ -185,6 +216,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
     Run(args).train()
 
 

@@ -116,7 +116,12 @@ class TokenLogprob:
 
 @dataclass(slots=True, kw_only=True)
 class RequestOutput:
-    """What one step did for one request. `prompt_logprobs[0]` is None: nothing precedes it."""
+    """What one step did for one request. `prompt_logprobs[0]` is None: nothing precedes it.
+
+    The token that ended a request (eos or a stop id) is the last of `token_ids`, as computed; who
+    makes text of them drops it. `token_ids` is empty where a request ended without computing: a
+    replay of output that was complete. Prompt logprobs come once, with the first token.
+    """
 
     request_id: str
     token_ids: list[int]

@@ -1,0 +1,121 @@
+"""A gateway's side of a worker's stream, by hand: submits requests and collects what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+
+from baton.protos import worker_pb2 as pb
+from baton.protos.convert import generate_to_proto
+from baton.protos.server import GRPC_OPTIONS
+from baton.protos.types import GenerateRequest, Member, SamplingParams
+from baton.protos.worker_pb2_grpc import WorkerStub
+
+
+@dataclass(slots=True)
+class Answer:
+    tokens: list[int] = field(default_factory=list)
+    done: pb.Done | None = None
+    logprobs: list[pb.TopLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[pb.TopLogprobs] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Probe:
+    """One gateway stream to one worker."""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.hello: pb.WorkerHello | None = None
+        self.loads: list[pb.Load] = []
+        self.kv_events: list[pb.KvEventBatch] = []
+        self.answers: dict[int, Answer] = defaultdict(Answer)
+        self._handle = 0
+        self._outgoing: asyncio.Queue[pb.GatewayMessage | None] = asyncio.Queue()
+
+    async def __aenter__(self) -> Probe:
+        self._channel = grpc.aio.insecure_channel(self.member.address, options=GRPC_OPTIONS)
+        hello = pb.GatewayHello(gateway_id="probe")
+        self._outgoing.put_nowait(pb.GatewayMessage(hello=hello))
+        call = WorkerStub(self._channel).Connect(self._requests())
+        self._reader = asyncio.create_task(self._read(call))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._outgoing.put_nowait(None)
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        await self._channel.close()
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        *,
+        prefill: Sequence[Member] = (),
+        output: Sequence[int] = (),
+        deadline_s: float = 60.0,
+    ) -> int:
+        self._handle += 1
+        request = GenerateRequest(
+            request_id=f"request-{self._handle}",
+            prompt_token_ids=prompt,
+            output_token_ids=output,
+            sampling=sampling,
+        )
+        submit = pb.Submit(
+            handle=self._handle,
+            generate=generate_to_proto(request),
+            prefill=[
+                pb.PrefillTarget(
+                    worker_id=m.worker_id, incarnation=m.incarnation, address=m.address
+                )
+                for m in prefill
+            ],
+            deadline_s=deadline_s,
+        )
+        self.answers[self._handle] = Answer()
+        self._outgoing.put_nowait(pb.GatewayMessage(submit=submit))
+        return self._handle
+
+    def abort(self, handle: int) -> None:
+        self._outgoing.put_nowait(pb.GatewayMessage(abort=pb.Abort(handle=handle)))
+
+    async def wait(self, handle: int, *, tokens: int | None = None) -> Answer:
+        """Until the request is done, or has so many tokens."""
+        answer = self.answers[handle]
+        async with asyncio.timeout(60):
+            while answer.done is None and (tokens is None or len(answer.tokens) < tokens):
+                answer.changed.clear()
+                await answer.changed.wait()
+        return answer
+
+    async def _requests(self) -> AsyncIterator[pb.GatewayMessage]:
+        while (message := await self._outgoing.get()) is not None:
+            yield message
+
+    async def _read(self, call: grpc.aio.StreamStreamCall) -> None:
+        async for message in call:
+            if message.HasField("hello"):
+                self.hello = message.hello
+            if message.HasField("load"):
+                self.loads.append(message.load)
+            self.kv_events.extend(message.kv_events)
+            start = 0
+            for handle, count in zip(
+                message.tokens.handles, message.tokens.num_tokens, strict=True
+            ):
+                answer = self.answers[handle]
+                answer.tokens.extend(message.tokens.token_ids[start : start + count])
+                answer.changed.set()
+                start += count
+            for chunk in message.logprobs:
+                self.answers[chunk.handle].logprobs.extend(chunk.tokens)
+                self.answers[chunk.handle].prompt_logprobs.extend(chunk.prompt)
+            for done in message.done:
+                self.answers[done.handle].done = done
+                self.answers[done.handle].changed.set()

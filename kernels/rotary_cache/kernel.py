@@ -92,7 +92,7 @@ def rotary_cache_kernel(
         slot = tl.load(p_slots + i_token * stride_slot).to(tl.int64)
         o_h = (i_tile - num_q_tiles) * BH + tl.arange(0, BH).to(tl.int64)
         # a negative slot writes nothing
-        m_h = (o_h < num_kv_heads) & (slot >= 0)
+        m_h = o_h < tl.where(slot >= 0, num_kv_heads, 0)
         i_block = slot // block_size
         p_page = p_kv + i_block * stride_kvb + (slot - i_block * block_size) * stride_kvn
         b_first, b_second, b_rest = _rotated_head(

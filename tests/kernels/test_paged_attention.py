@@ -1,0 +1,143 @@
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.kernels.attention_cases import CASES, AttentionCase, AttentionInputs
+from tests.kernels.closeness import TOLERANCES, TRITON_DTYPES, assert_close
+
+from baton.kernels.paged_attention import paged_attention, torch_impl
+
+MIXED = next(case for case in CASES if case.name == "mixed")
+DECODE = next(case for case in CASES if case.name == "decode-window")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_torch_matches_reference(case: AttentionCase, dtype: torch.dtype) -> None:
+    inputs = AttentionInputs(case, dtype)
+    out = paged_attention(*inputs.tensors, **inputs.options, backend="torch")
+    assert_close(case.name, out, inputs.expected(), dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_triton_matches_reference(case: AttentionCase, triton_device: str) -> None:
+    inputs = AttentionInputs(case, torch.float32, triton_device)
+    out = paged_attention(*inputs.tensors, **inputs.options, backend="triton")
+    assert_close(case.name, out, inputs.expected(), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES[1:], ids=str)
+def test_triton_half_types(dtype: torch.dtype, triton_device: str) -> None:
+    inputs = AttentionInputs(MIXED, dtype, triton_device)
+    out = paged_attention(*inputs.tensors, **inputs.options, backend="triton")
+    assert out.dtype == dtype
+    assert_close("mixed", out, inputs.expected(), dtype)
+
+
+@pytest.mark.parametrize("case", [MIXED, DECODE], ids=str)
+def test_triton_split_keys(case: AttentionCase, triton_device: str) -> None:
+    from baton.kernels.paged_attention.launch import (
+        AttentionConfigs,
+        DecodeConfig,
+        ExtendConfig,
+        count_splits,
+        paged_attention_triton,
+    )
+
+    decode = DecodeConfig(block_n=16, target_programs=64, min_split_tokens=16, max_splits=5)
+    assert count_splits(len(case.query_lens), max(case.context_lens), decode) == 5
+    configs = AttentionConfigs(decode=decode, extend=ExtendConfig(block_m=16, block_n=32))
+    inputs = AttentionInputs(case, torch.float32, triton_device)
+    out = paged_attention_triton(*inputs.tensors, **inputs.options, configs=configs)  # type: ignore[arg-type]
+    assert_close(case.name, out, inputs.expected(), torch.float32)
+
+
+def test_splits_fill_the_device_and_no_more() -> None:
+    from baton.kernels.paged_attention.launch import DecodeConfig, count_splits
+
+    config = DecodeConfig(target_programs=264, min_split_tokens=256, max_splits=32)
+    assert count_splits(8, 8192, config) == 32
+    assert count_splits(64, 8192, config) == 5
+    assert count_splits(512, 8192, config) == 1
+    assert count_splits(8, 1024, config) == 4
+    assert count_splits(8, 0, config) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_torch_chunks_and_tiles(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random batches with limits so small that every chunk and tile boundary is crossed."""
+    monkeypatch.setattr(torch_impl, "_GATHER_ELEMENTS", 1 << 13)
+    monkeypatch.setattr(torch_impl, "_SCORE_ELEMENTS", 1 << 8)
+    monkeypatch.setattr(torch_impl, "_MIN_QUERY_TILE", 5)
+    draw = random.Random(seed)
+    lens = [(draw.choice((0, 1, 1, 1, 2, 30)), draw.randint(0, 100)) for _ in range(12)]
+    case = AttentionCase(
+        name=f"random-{seed}",
+        query_lens=tuple(query for query, _ in lens),
+        context_lens=tuple(query + prefix for query, prefix in lens),
+        kv_heads=2,
+        head_dim=32,
+        sliding_window=draw.choice((None, 1, 17, 64)),
+        soft_cap=draw.choice((None, 3.0)),
+    )
+    inputs = AttentionInputs(case, torch.float32)
+    out = paged_attention(*inputs.tensors, **inputs.options)
+    assert_close(case.name, out, inputs.expected(), torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_nan_stays_in_its_row(backend: Any, triton_device: str) -> None:
+    device = triton_device if backend == "triton" else "cpu"
+    case = replace(MIXED, query_lens=(1, 1, 2), context_lens=(20, 33, 18))
+    inputs = AttentionInputs(case, torch.float32, device)
+    expected = inputs.expected()
+    inputs.kv[inputs.block_tables[1, 0].long()] = torch.nan
+    out = paged_attention(*inputs.tensors, **inputs.options, backend=backend)
+    assert out[1].isnan().all()
+    others = torch.tensor([0, 2, 3], device=device)
+    assert_close("others", out[others], expected[others], torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_empty_batch(backend: Any, triton_device: str) -> None:
+    device = triton_device if backend == "triton" else "cpu"
+    case = AttentionCase(name="empty", query_lens=(0,), context_lens=(0,))
+    inputs = AttentionInputs(case, torch.float32, device)
+    out = paged_attention(*inputs.tensors, **inputs.options, backend=backend)
+    assert out.shape == (0, 2, 64)
+
+
+def _arguments() -> dict[str, Any]:
+    inputs = AttentionInputs(MIXED, torch.float32)
+    names = ("q", "kv", "query_start", "context_lens", "block_tables")
+    return dict(zip(names, inputs.tensors, strict=True)) | inputs.options
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("q", lambda q: q[0], "expected q"),
+        ("q", lambda q: q[..., :32], "do not fit"),
+        ("q", lambda q: q[:, :1].repeat(1, 3, 1).expand(-1, 3, -1).half(), "agree"),
+        ("q", lambda q: q.transpose(1, 2).contiguous().transpose(1, 2), "contiguous"),
+        ("kv", lambda kv: kv[:, :1], "expected q"),
+        ("kv", lambda kv: kv.expand(-1, -1, 4, -1, -1), "do not fit"),
+        ("query_start", lambda starts: starts[:-1], "rows of block_tables"),
+        ("query_start", lambda starts: starts.long(), "query_start must be int32"),
+        ("context_lens", lambda lens: lens.long(), "context_lens must be int32"),
+        ("block_tables", lambda tables: tables.long(), "block_tables must be int32"),
+        ("block_tables", lambda tables: tables[0], "must be"),
+        ("max_context_len", lambda n: n + 1000, "exceeds"),
+        ("max_query_len", lambda n: n + 1000, "max_query_len"),
+        ("sliding_window", lambda _: 0, "sliding_window"),
+        ("soft_cap", lambda _: -1.0, "soft_cap"),
+        ("backend", lambda _: "cuda", "backend"),
+    ],
+)
+def test_rejects(name: str, change: Any, message: str) -> None:
+    arguments = _arguments()
+    arguments[name] = change(arguments.get(name))
+    with pytest.raises(ValueError, match=message):
+        paged_attention(**arguments)

@@ -47,8 +47,9 @@ def test_each_folder_is_linked_and_says_what_it_owns(part: str) -> None:
 
 def test_wheel_and_sdist_hold_every_source(tmp_path: Path) -> None:
     script = (
-        "import setuptools.build_meta as b, sys; "
-        "b.build_sdist(sys.argv[1]); b.build_wheel(sys.argv[1])"
+        # setuptools replaces sys.argv.
+        "import setuptools.build_meta as b, sys; out = sys.argv[1]; "
+        "b.build_sdist(out); b.build_wheel(out)"
     )
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "clone")], check=True)
     subprocess.run(

@@ -1,41 +1,74 @@
-"""This gateway's side of the cluster: links to workers, plans, and requests that outlive a worker."""
+"""This gateway's side of the cluster: plans, submits, and requests that outlive their worker."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from baton.gateway.fleet_config import Directory, FleetConfig, StaticDirectory
 from baton.gateway.fleet_generation import Generation, TokenChunk
-from baton.protos.clock import Clock
-from baton.protos.types import GenerateRequest
+from baton.gateway.fleet_roster import ModelFacts, Roster
+from baton.gateway.worker_link import WorkerLink
+from baton.protos.clock import Clock, SystemClock
+from baton.protos.errors import BatonError, DeadlineError, OverloadedError, UnavailableError
+from baton.protos.hashing import block_hashes
+from baton.protos.types import FinishReason, GenerateRequest
 from baton.router.config import RouterConfig
+from baton.router.plan import Plan, RouteRequest, plan
 from baton.router.view import WorkerView
 
 __all__ = [
     "Directory",
     "Fleet",
     "FleetConfig",
+    "FleetStatistics",
     "Generation",
     "ModelFacts",
     "StaticDirectory",
     "TokenChunk",
 ]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """What every worker of the fleet agrees on, from their hellos; `max_model_len` is the least."""
+class FleetStatistics:
+    """`num_parked` of `num_generations` wait for a worker; the rest are totals since the start."""
 
-    model: str
-    model_digest: str
-    block_size: int
-    max_model_len: int
-    vocab_size: int
+    num_generations: int
+    num_parked: int
+    num_submitted: int
+    num_replayed: int
+    num_links_lost: int
+
+
+@dataclass(slots=True)
+class _Track:
+    """What the fleet keeps of one generation between its attempts."""
+
+    sequence: int
+    hashes: list[bytes] | None = None
+    link: WorkerLink | None = None
+    handle: int = 0
+    prefill_links: list[WorkerLink] = field(default_factory=list)
+    # Workers that failed it, by the incarnation that did.
+    failed_by: dict[str, str] = field(default_factory=dict)
+    last_error: BatonError | None = None
+    deadline: asyncio.TimerHandle | None = None
+    park_timer: asyncio.TimerHandle | None = None
+    parked_s: float = 0.0
 
 
 class Fleet:
-    """Plans, submits, streams and replays; `docs/interfaces.md` is the contract."""
+    """Plans, submits, streams and replays; `docs/interfaces.md` is the contract.
+
+    A generation is owned by its decode worker while that worker lives and by the fleet otherwise:
+    when a worker is lost or refuses, the fleet submits what remains of the request elsewhere, at
+    most `max_replays` times, and the consumer sees one uninterrupted stream. Where no worker is
+    usable it waits `no_worker_wait_s`. Belongs to one event loop.
+    """
 
     def __init__(
         self,
@@ -47,16 +80,84 @@ class Fleet:
         config: FleetConfig | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        raise NotImplementedError
+        self._router = router
+        self._clock = clock or SystemClock()
+        self._config = config or FleetConfig()
+        self._rng = rng or random.Random()
+        self._roster = Roster(
+            directory,
+            self._workers_changed,
+            gateway_id=gateway_id,
+            config=self._config,
+            clock=self._clock,
+        )
+        self._tracks: dict[Generation, _Track] = {}
+        self._parked: dict[Generation, None] = {}
+        self._changed = asyncio.Event()
+        self._closed = False
+        self._num_requests = 0
+        self._num_submitted = 0
+        self._num_replayed = 0
 
     async def start(self) -> None:
-        raise NotImplementedError
+        """Begins to connect; returns without waiting for workers (see `wait_ready`)."""
+        await self._roster.start()
 
     async def close(self) -> None:
-        raise NotImplementedError
+        """Ends every generation with UnavailableError and every link."""
+        self._closed = True
+        for generation in list(self._tracks):
+            generation.fail(UnavailableError("this gateway is shutting down"))
+        await self._roster.close()
+
+    @property
+    def ready(self) -> bool:
+        """True when at least one decode worker is connected."""
+        return self._roster.has_decode
 
     async def wait_ready(self, timeout_s: float) -> None:
-        raise NotImplementedError
+        """Returns when `ready`. Raises UnavailableError, listing the workers, after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.ready:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            known = ", ".join(
+                f"{w.member.worker_id} {w.state} ({w.detail})" for w in self.workers()
+            )
+            raise UnavailableError(
+                f"no decode worker after {timeout_s} s; known: {known or 'none'}"
+            ) from None
+
+    @property
+    def model(self) -> ModelFacts:
+        """Raises UnavailableError until the first worker has said hello."""
+        if self._roster.facts is None:
+            raise UnavailableError("no worker has connected yet")
+        return self._roster.facts
+
+    def workers(self) -> list[WorkerView]:
+        """Every known worker, with those that are not usable and why."""
+        return [link.view() for link in self._roster.links()]
+
+    def statistics(self) -> FleetStatistics:
+        return FleetStatistics(
+            num_generations=len(self._tracks),
+            num_parked=len(self._parked),
+            num_submitted=self._num_submitted,
+            num_replayed=self._num_replayed,
+            num_links_lost=self._roster.num_links_lost,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless links, tracks and the index agree with each other."""
+        running = {id(track.link) for track in self._tracks.values() if track.link is not None}
+        for link in self._roster.links():
+            assert not link.num_live or id(link) in running, "a link runs what nobody tracks"
+        num_live = sum(link.num_live for link in self._roster.links())
+        assert num_live + len(self._parked) == len(self._tracks), "a generation is nowhere"
+        self._roster.index.check_integrity()
 
     def generate(
         self,
@@ -66,15 +167,177 @@ class Fleet:
         traceparent: str = "",
         stick_to: str | None = None,
     ) -> Generation:
-        raise NotImplementedError
+        """Plans and submits at once; everything that goes wrong later is raised by the iterator.
 
-    def workers(self) -> list[WorkerView]:
-        raise NotImplementedError
+        `stick_to` names the decode worker that already holds the prompt; where it is gone the
+        request is planned as any other. Raises OverloadedError over `max_generations` and
+        UnavailableError after `close`.
+        """
+        if self._closed:
+            raise UnavailableError("this gateway is shutting down")
+        if len(self._tracks) >= self._config.max_generations:
+            raise OverloadedError(f"this gateway serves {len(self._tracks)} sequences already")
+        self._num_requests += 1
+        generation = Generation(
+            request,
+            self,
+            deadline_s=None if timeout_s is None else self._clock.now_s() + timeout_s,
+            traceparent=traceparent,
+            stick_to=stick_to,
+        )
+        track = self._tracks[generation] = _Track(self._num_requests)
+        if timeout_s is not None:
+            loop = asyncio.get_running_loop()
+            track.deadline = loop.call_later(timeout_s, self._expired, generation, timeout_s)
+        self._place(generation, track)
+        return generation
 
-    @property
-    def ready(self) -> bool:
-        raise NotImplementedError
+    # What generations report.
 
-    @property
-    def model(self) -> ModelFacts:
-        raise NotImplementedError
+    def first_token(self, generation: Generation) -> None:
+        for link in self._tracks[generation].prefill_links:
+            link.in_flight.remove(id(generation))
+
+    def attempt_failed(self, generation: Generation, error: BatonError) -> None:
+        track = self._tracks[generation]
+        self._detach(generation, track)
+        request = generation.request
+        num_output = len(request.output_token_ids) + generation.num_received
+        if num_output >= request.sampling.max_tokens:
+            # Everything came, only the word that it was all did not.
+            generation.finish(FinishReason.LENGTH, None)
+            return
+        may_help = error.retryable and not isinstance(error, DeadlineError)
+        if not may_help or generation.num_replays >= self._config.max_replays:
+            generation.fail(error)
+            return
+        decode = generation.plan.decode
+        track.failed_by[decode.worker_id] = decode.incarnation
+        track.last_error = error
+        generation.num_replays += 1
+        self._num_replayed += 1
+        _log.warning(
+            "request %s goes on elsewhere after %d tokens: %s",
+            request.request_id,
+            generation.num_received,
+            error.message,
+        )
+        self._place(generation, track)
+
+    def ended(self, generation: Generation) -> None:
+        track = self._tracks.pop(generation)
+        self._unpark(generation, track)
+        if track.deadline is not None:
+            track.deadline.cancel()
+        if track.link is not None:
+            track.link.abort(track.handle)
+        self._detach(generation, track)
+
+    # Attempts.
+
+    def _place(self, generation: Generation, track: _Track) -> None:
+        try:
+            chosen = self._plan(generation, track)
+            link = self._roster.link(chosen.decode)
+            handle = link.submit(generation, chosen)
+        except (UnavailableError, OverloadedError) as error:
+            self._park(generation, track, error)
+            return
+        self._unpark(generation, track)
+        self._num_submitted += 1
+        generation.planned(chosen)
+        track.link, track.handle = link, handle
+        self._count_in_flight(generation, track, chosen)
+
+    def _plan(self, generation: Generation, track: _Track) -> Plan:
+        request = generation.request
+        block_size = self.model.block_size
+        if track.hashes is None and self._roster.index:
+            track.hashes = block_hashes(
+                request.prompt_token_ids, block_size, salt=request.cache_salt
+            )
+        view = self._roster.cluster()
+        excluded = frozenset(
+            worker.member.worker_id
+            for worker in view.decode
+            if track.failed_by.get(worker.member.worker_id) == worker.member.incarnation
+        )
+        route = RouteRequest(
+            request_id=request.request_id,
+            num_prompt_tokens=len(request.prompt_token_ids)
+            + len(request.output_token_ids)
+            + generation.num_received,
+            block_hashes=track.hashes or (),
+            block_size=block_size,
+            max_tokens=request.sampling.max_tokens,
+            prompt_logprobs=request.sampling.prompt_logprobs is not None,
+            exclude=excluded,
+            stick_to=generation.stick_to,
+            sequence=track.sequence,
+        )
+        return plan(view, self._roster.index, route, self._router, self._rng)
+
+    def _count_in_flight(self, generation: Generation, track: _Track, chosen: Plan) -> None:
+        now_s = self._clock.now_s()
+        num_prompt = len(generation.request.prompt_token_ids) + generation.num_received
+        num_uncached = max(1, num_prompt - chosen.num_cached_tokens)
+        track.prefill_links = self._roster.prefill_links(chosen.prefill[:1])
+        assert track.link is not None
+        remote = bool(track.prefill_links)
+        track.link.in_flight.add(id(generation), now_s, 0 if remote else num_uncached)
+        for link in track.prefill_links:
+            link.in_flight.add(id(generation), now_s, num_uncached)
+
+    def _detach(self, generation: Generation, track: _Track) -> None:
+        for link in (track.link, *track.prefill_links):
+            if link is not None:
+                link.in_flight.remove(id(generation))
+        if track.link is not None:
+            track.link.end_if_idle()
+        track.link = None
+        track.prefill_links = []
+
+    # Waiting for a worker.
+
+    def _park(self, generation: Generation, track: _Track, error: BatonError) -> None:
+        refused = track.last_error or error
+        if isinstance(refused, OverloadedError) and not generation.num_received:
+            # Nobody waits for this stream's next token yet: better an honest 429 than a queue.
+            generation.fail(refused)
+            return
+        if track.park_timer is None:
+            wait_s = self._config.no_worker_wait_s
+            track.parked_s = self._clock.now_s()
+            track.park_timer = asyncio.get_running_loop().call_later(
+                wait_s, self._gave_up, generation, error
+            )
+            self._parked[generation] = None
+
+    def _unpark(self, generation: Generation, track: _Track) -> None:
+        self._parked.pop(generation, None)
+        if track.park_timer is not None:
+            track.park_timer.cancel()
+            track.park_timer = None
+
+    def _workers_changed(self) -> None:
+        self._changed.set()
+        for generation in list(self._parked):
+            track = self._tracks[generation]
+            if self._clock.now_s() - track.parked_s >= self._config.poll_s:
+                # Who refused a while ago may take it now, and there is nobody else.
+                track.failed_by.clear()
+            self._place(generation, track)
+
+    def _gave_up(self, generation: Generation, error: BatonError) -> None:
+        wait_s = self._config.no_worker_wait_s
+        generation.fail(
+            UnavailableError(f"no worker became available within {wait_s} s: {error.message}")
+        )
+
+    def _expired(self, generation: Generation, timeout_s: float) -> None:
+        generation.fail(
+            DeadlineError(
+                f"request {generation.request.request_id} did not finish within {timeout_s} s "
+                f"({generation.num_received} tokens were generated)"
+            )
+        )

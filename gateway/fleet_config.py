@@ -41,6 +41,7 @@ class FleetConfig:
     """
 
     poll_s: float = 0.5
+    directory_timeout_s: float = 2.0
     max_replays: int = 3
     no_worker_wait_s: float = 10.0
     max_generations: int = 4096

@@ -9,14 +9,14 @@ from typing import Protocol
 
 from baton.protos import worker_pb2 as pb
 from baton.protos.convert import optional_logprobs, token_logprobs
-from baton.protos.errors import BatonError, CancelledError, UnavailableError, error_from_code
+from baton.protos.errors import BatonError, UnavailableError, error_from_code
 from baton.protos.types import FinishReason, GenerateRequest, TokenLogprob
 from baton.router.plan import Plan
 
 
 @dataclass(slots=True)
 class TokenChunk:
-    """Everything that came since the last chunk: a slow consumer gets larger ones, not more of them.
+    """What came since the last chunk: a slow consumer gets larger chunks, not more of them.
 
     `finish_reason` and `done` come with the last chunk, `prompt_logprobs` once, with the first.
     """
@@ -108,10 +108,6 @@ class Generation:
         """Tokens received so far, over all attempts."""
         return len(self._received)
 
-    @property
-    def is_ended(self) -> bool:
-        return self._ended
-
     def __aiter__(self) -> AsyncIterator[TokenChunk]:
         return self
 
@@ -129,7 +125,8 @@ class Generation:
     async def aclose(self) -> None:
         """Aborts the request unless it has ended; may be called any number of times."""
         if not self._ended:
-            self.fail(CancelledError(f"request {self.request.request_id} was closed"))
+            self._num_taken = len(self._received)
+            self._end()
 
     def planned(self, plan: Plan) -> None:
         """A new attempt begins by this plan."""

@@ -36,6 +36,9 @@ class PrefixIndex:
         self._bits: dict[str, int] = {}
         self._num_dropped = 0
 
+    def __bool__(self) -> bool:
+        return bool(self._owners)
+
     def apply(self, worker_id: str, events: KvEvents) -> None:
         """Applies one batch of a worker's changes, in the order that KvEvents defines."""
         if events.cleared:

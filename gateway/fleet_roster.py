@@ -1,0 +1,229 @@
+"""Which workers there are and what is known of them: links, load views, the prefix index."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from baton.gateway.fleet_config import Directory, FleetConfig
+from baton.gateway.worker_link import WorkerLink
+from baton.protos import worker_pb2 as pb
+from baton.protos.clock import Clock
+from baton.protos.types import KvEvents, Member, Role
+from baton.router.prefix_index import PrefixIndex
+from baton.router.view import ClusterView, WorkerState, WorkerView
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What every worker of the fleet agrees on, from their hellos; `max_model_len` is the least."""
+
+    model: str
+    model_digest: str
+    block_size: int
+    max_model_len: int
+    vocab_size: int
+
+
+class Roster:
+    """Follows the directory; keeps one link to the newest incarnation of every worker.
+
+    A link that is replaced (a new incarnation, or KV events that were lost) is retired: it takes
+    nothing new and ends with its last request. A worker that the directory no longer lists stays
+    while its stream stands, so that a directory that lost its memory costs no request.
+    `on_change` is called whenever a request that found no worker might find one now.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        on_change: Callable[[], None],
+        *,
+        gateway_id: str,
+        config: FleetConfig,
+        clock: Clock,
+    ) -> None:
+        self.index = PrefixIndex()
+        self.facts: ModelFacts | None = None
+        self.num_links_lost = 0
+        self._directory = directory
+        self._on_change = on_change
+        self._gateway_id = gateway_id
+        self._config = config
+        self._clock = clock
+        self._links: dict[str, WorkerLink] = {}
+        self._retired: list[WorkerLink] = []
+        self._blind: set[str] = set()
+        self._draining: set[str] = set()
+        self._poller: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Asks the directory once, then keeps asking in the background."""
+        await self._poll_once()
+        self._poller = asyncio.create_task(self._poll(), name="fleet-directory")
+
+    async def close(self) -> None:
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.gather(self._poller, return_exceptions=True)
+        await asyncio.gather(*(link.close() for link in self.links()))
+        self._links.clear()
+        self._retired.clear()
+
+    def links(self) -> list[WorkerLink]:
+        """Every link, retired ones included."""
+        return [*self._links.values(), *self._retired]
+
+    def link(self, member: Member) -> WorkerLink:
+        """The current link to a worker that a plan names."""
+        return self._links[member.worker_id]
+
+    def prefill_links(self, members: Iterable[Member]) -> list[WorkerLink]:
+        return [self._links[m.worker_id] for m in members if m.worker_id in self._links]
+
+    def cluster(self) -> ClusterView:
+        """Usable workers by role, as a plan wants them."""
+        decode: list[WorkerView] = []
+        prefill: list[WorkerView] = []
+        for link in self._links.values():
+            if link.state is WorkerState.UP:
+                pool = prefill if link.member.role is Role.PREFILL else decode
+                pool.append(link.view())
+        return ClusterView(tuple(decode), tuple(prefill))
+
+    @property
+    def has_decode(self) -> bool:
+        """True when at least one decode worker is connected."""
+        return any(
+            link.state is WorkerState.UP and link.member.role is not Role.PREFILL
+            for link in self._links.values()
+        )
+
+    # What links report.
+
+    def accept(self, link: WorkerLink, hello: pb.WorkerHello) -> str:
+        reference = self.facts
+        others = any(o is not link and o.state is WorkerState.UP for o in self.links())
+        if reference is None or not others:
+            self.facts = _facts(hello)
+            return ""
+        for name in ("model_digest", "block_size", "vocab_size"):
+            ours, theirs = getattr(reference, name), getattr(hello, name)
+            if ours != theirs:
+                return f"its {name} is {theirs!r}, but this fleet's is {ours!r}"
+        return ""
+
+    def link_up(self, link: WorkerLink) -> None:
+        least = [
+            other.hello.max_model_len
+            for other in self._links.values()
+            if other.state is WorkerState.UP and other.member.role is not Role.PREFILL
+        ]
+        facts = _facts(link.hello)
+        self.facts = ModelFacts(
+            model=facts.model,
+            model_digest=facts.model_digest,
+            block_size=facts.block_size,
+            max_model_len=min(least, default=facts.max_model_len),
+            vocab_size=facts.vocab_size,
+        )
+        self._on_change()
+
+    def link_down(self, link: WorkerLink) -> None:
+        self.num_links_lost += 1
+        if self._is_current(link):
+            self.index.remove_worker(link.member.worker_id)
+            self._draining.discard(link.member.worker_id)
+
+    def load_changed(self, link: WorkerLink) -> None:
+        worker_id = link.member.worker_id
+        if link.load.draining:
+            self._draining.add(worker_id)
+        elif worker_id in self._draining:
+            self._draining.discard(worker_id)
+            self._on_change()
+
+    def kv_events(self, link: WorkerLink, events: KvEvents) -> None:
+        if self._is_current(link):
+            self.index.apply(link.member.worker_id, events)
+
+    def kv_gap(self, link: WorkerLink) -> None:
+        if self._is_current(link):
+            # Not at once: a worker that always leaves gaps must not make us reconnect in a loop.
+            self.index.remove_worker(link.member.worker_id)
+            self._blind.add(link.member.worker_id)
+
+    # Following the directory.
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.poll_s)
+            await self._poll_once()
+
+    async def _poll_once(self) -> None:
+        try:
+            async with asyncio.timeout(self._config.directory_timeout_s):
+                members = await self._directory.members()
+        except Exception as error:
+            # Whatever is wrong with the directory, the workers that we know still serve.
+            _log.warning("the directory did not answer: %s: %s", type(error).__name__, error)
+        else:
+            self._reconcile(members)
+        self._tick()
+
+    def _reconcile(self, members: Sequence[Member]) -> None:
+        listed = {member.worker_id: member for member in members}
+        for worker_id, member in listed.items():
+            current = self._links.get(worker_id)
+            if current is None or current.member != member:
+                self._replace(member, "a newer incarnation took its place")
+        for worker_id, link in self._links.items():
+            link.listed = worker_id in listed
+
+    def _replace(self, member: Member, why: str) -> None:
+        old = self._links.get(member.worker_id)
+        if old is not None:
+            self._retired.append(old)
+            old.supersede(why)
+            self.index.remove_worker(member.worker_id)
+        self._draining.discard(member.worker_id)
+        link = WorkerLink(
+            member,
+            self,
+            gateway_id=self._gateway_id,
+            config=self._config,
+            clock=self._clock,
+        )
+        self._links[member.worker_id] = link
+        link.start()
+
+    def _tick(self) -> None:
+        for worker_id in self._blind:
+            if worker_id in self._links:
+                self._replace(self._links[worker_id].member, "its KV events were lost")
+        self._blind.clear()
+        for link in self.links():
+            link.check_silence()
+            link.end_if_idle()
+        self._retired = [link for link in self._retired if not link.finished]
+        for worker_id in [w for w, link in self._links.items() if link.finished]:
+            del self._links[worker_id]
+            self.index.remove_worker(worker_id)
+        self._on_change()
+
+    def _is_current(self, link: WorkerLink) -> bool:
+        return self._links.get(link.member.worker_id) is link
+
+
+def _facts(hello: pb.WorkerHello) -> ModelFacts:
+    return ModelFacts(
+        model=hello.model,
+        model_digest=hello.model_digest,
+        block_size=hello.block_size,
+        max_model_len=hello.max_model_len,
+        vocab_size=hello.vocab_size,
+    )

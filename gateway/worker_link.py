@@ -1,0 +1,347 @@
+"""One gateway's connection to one incarnation of one worker."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections import deque
+from typing import Protocol
+
+import grpc
+
+from baton.gateway.fleet_config import FleetConfig
+from baton.gateway.fleet_generation import Generation
+from baton.gateway.fleet_in_flight import InFlight
+from baton.protos import worker_pb2 as pb
+from baton.protos.clock import Clock
+from baton.protos.convert import generate_to_proto, kv_events_from_proto, load_from_proto
+from baton.protos.errors import BatonError, OverloadedError, UnavailableError, WorkerLostError
+from baton.protos.server import GRPC_OPTIONS
+from baton.protos.types import KvEvents, Member, WorkerLoad
+from baton.protos.worker_pb2_grpc import WorkerStub
+from baton.router.plan import Plan
+from baton.router.view import WorkerState, WorkerView
+
+VERSION = "1"
+
+_log = logging.getLogger(__name__)
+
+_CHANNEL_OPTIONS = (
+    *GRPC_OPTIONS,
+    # Channels to one address share a connection and its back-off by default; a restarted worker
+    # must not inherit the back-off of the one before it.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class LinkOwner(Protocol):
+    """Who is told what happens on a link. Every call is on the link's event loop."""
+
+    def accept(self, link: WorkerLink, hello: pb.WorkerHello) -> str:
+        """Empty to use this worker, otherwise why it is refused."""
+
+    def link_up(self, link: WorkerLink) -> None: ...
+    def link_down(self, link: WorkerLink) -> None: ...
+    def load_changed(self, link: WorkerLink) -> None: ...
+    def kv_events(self, link: WorkerLink, events: KvEvents) -> None: ...
+    def kv_gap(self, link: WorkerLink) -> None:
+        """Event batches are missing: what is known of this worker's cache is no longer true."""
+
+
+class WorkerLink:
+    """Keeps a `Connect` stream to one incarnation while the directory lists it.
+
+    A stream that ends takes its requests with it: each is told WorkerLostError once, and nothing
+    that comes later under its handle reaches it. Belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        owner: LinkOwner,
+        *,
+        gateway_id: str,
+        config: FleetConfig,
+        clock: Clock,
+    ) -> None:
+        self.member = member
+        self.state = WorkerState.CONNECTING
+        self.detail = "connecting"
+        self.listed = True
+        self.hello = pb.WorkerHello()
+        self.in_flight = InFlight()
+        self.connected_s = clock.now_s()
+        self._owner = owner
+        self._gateway_id = gateway_id
+        self._config = config
+        self._clock = clock
+        self._load = WorkerLoad()
+        self._reported_s = clock.now_s()
+        self._heard_s = clock.now_s()
+        self._kv_sequence: int | None = None
+        self._handles = itertools.count(1)
+        self._live: dict[int, Generation] = {}
+        self._outbox: deque[pb.GatewayMessage] = deque()
+        self._outbox_filled = asyncio.Event()
+        self._call: grpc.aio.StreamStreamCall[pb.GatewayMessage, pb.WorkerMessage] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def num_live(self) -> int:
+        """Requests that run on this link."""
+        return len(self._live)
+
+    @property
+    def load(self) -> WorkerLoad:
+        return self._load
+
+    @property
+    def finished(self) -> bool:
+        """True when the link has ended for good and can be forgotten."""
+        return self._task is not None and self._task.done()
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"link-{self.member.worker_id}")
+
+    async def close(self) -> None:
+        """Ends the stream; what still runs on it is told WorkerLostError."""
+        self.listed = False
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def view(self) -> WorkerView:
+        return WorkerView(
+            self.member,
+            self._load,
+            self._clock.now_s() - self._reported_s,
+            self.in_flight.num_tokens,
+            self.in_flight.num_requests,
+            self.state,
+            self.detail,
+        )
+
+    def submit(self, generation: Generation, plan: Plan) -> int:
+        """Queues the request on the stream and returns its handle.
+
+        Raises UnavailableError when the link is not up, OverloadedError when it does not drain.
+        """
+        if self.state is not WorkerState.UP:
+            raise UnavailableError(f"worker {self.member.worker_id} is {self.state}")
+        if len(self._outbox) >= self._config.max_pending_writes:
+            raise OverloadedError(
+                f"{len(self._outbox)} messages wait to be sent to worker {self.member.worker_id}"
+            )
+        handle = next(self._handles)
+        submit = pb.Submit(
+            handle=handle,
+            generate=generate_to_proto(generation.remaining_request()),
+            traceparent=generation.traceparent,
+        )
+        if generation.deadline_s is not None:
+            submit.deadline_s = max(generation.deadline_s - self._clock.now_s(), 0.001)
+        for target in plan.prefill:
+            submit.prefill.add(
+                worker_id=target.worker_id,
+                incarnation=target.incarnation,
+                address=target.address,
+            )
+        self._live[handle] = generation
+        self._send(pb.GatewayMessage(submit=submit))
+        return handle
+
+    def abort(self, handle: int) -> None:
+        """Stops the request in the worker; unknown handles (it ended meanwhile) are ignored."""
+        if self._live.pop(handle, None) is not None:
+            self._send(pb.GatewayMessage(abort=pb.Abort(handle=handle)))
+
+    def supersede(self, why: str) -> None:
+        """Takes no new requests; ends when those that run here have ended."""
+        self.listed = False
+        if self.state is not WorkerState.REFUSED:
+            self.state, self.detail = WorkerState.SUPERSEDED, why
+        self.end_if_idle()
+
+    def end_if_idle(self) -> None:
+        """Closes a superseded link that nothing runs on any more."""
+        if self.state is not WorkerState.UP and not self.listed and not self._live:
+            self._hang_up("superseded")
+
+    def check_silence(self) -> None:
+        """Gives the worker up when it has said nothing for `lost_after_s`."""
+        silent_s = self._clock.now_s() - self._heard_s
+        if self._call is not None and silent_s > self._config.lost_after_s:
+            self._hang_up(f"nothing heard for {silent_s:.1f} s")
+
+    def _hang_up(self, why: str) -> None:
+        if self._call is not None:
+            self.detail = why
+            self._call.cancel()
+
+    def _send(self, message: pb.GatewayMessage) -> None:
+        self._outbox.append(message)
+        self._outbox_filled.set()
+
+    async def _run(self) -> None:
+        delay_s = self._config.reconnect_min_s
+        while self.listed:
+            started_s = self._clock.now_s()
+            await self._connect_once()
+            if self._clock.now_s() - started_s > self._config.reconnect_max_s:
+                delay_s = self._config.reconnect_min_s
+            if self.listed:
+                # Spread, so that the gateways of a fleet do not return to a worker in step.
+                await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+                delay_s = min(2 * delay_s, self._config.reconnect_max_s)
+
+    async def _connect_once(self) -> None:
+        why = "closed by the worker"
+        try:
+            async with grpc.aio.insecure_channel(
+                self.member.address, options=_CHANNEL_OPTIONS
+            ) as channel:
+                await self._converse(WorkerStub(channel).Connect())
+        except grpc.aio.AioRpcError as error:
+            why = f"{error.code().name}: {error.details()}"
+        except TimeoutError:
+            why = f"no hello within {self._config.connect_timeout_s} s"
+        except BatonError as error:
+            why = error.message
+        except asyncio.CancelledError:
+            # Cancelling the call (see `_hang_up`) looks the same as cancelling this task.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            why = self.detail
+        except Exception as error:
+            # A message that makes no sense, or a fault of ours: either way this stream is over,
+            # its requests go elsewhere, and the link is made anew.
+            _log.exception("link to worker %s failed", self.member.worker_id)
+            why = f"{type(error).__name__}: {error}"
+        finally:
+            self._stream_ended(why)
+
+    async def _converse(
+        self, call: grpc.aio.StreamStreamCall[pb.GatewayMessage, pb.WorkerMessage]
+    ) -> None:
+        self._call = call
+        self._heard_s = self._clock.now_s()
+        hello = pb.GatewayHello(gateway_id=self._gateway_id, version=VERSION)
+        self._outbox.appendleft(pb.GatewayMessage(hello=hello))
+        self._outbox_filled.set()
+        writer = asyncio.create_task(self._write(call))
+        try:
+            async with asyncio.timeout(self._config.connect_timeout_s):
+                message = await call.read()
+            if message is grpc.aio.EOF:
+                return
+            self._greeted(message.hello)
+            while message is not grpc.aio.EOF:
+                self._heard_s = self._clock.now_s()
+                self._dispatch(message)
+                message = await call.read()
+        finally:
+            writer.cancel()
+            call.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    async def _write(
+        self, call: grpc.aio.StreamStreamCall[pb.GatewayMessage, pb.WorkerMessage]
+    ) -> None:
+        while True:
+            await self._outbox_filled.wait()
+            self._outbox_filled.clear()
+            while self._outbox:
+                # A broken stream ends the reader, which owns the outcome.
+                await call.write(self._outbox.popleft())
+
+    def _greeted(self, hello: pb.WorkerHello) -> None:
+        expected = (self.member.worker_id, self.member.incarnation)
+        if (hello.worker_id, hello.incarnation) != expected:
+            raise UnavailableError(
+                f"{self.member.address} answers as incarnation {hello.incarnation or '(none)'} of "
+                f"{hello.worker_id or '(none)'}, not {expected[1]} of {expected[0]}"
+            )
+        self.hello = hello
+        refusal = self._owner.accept(self, hello)
+        if refusal:
+            if self.detail != refusal:
+                _log.error("worker %s is refused: %s", self.member.worker_id, refusal)
+            self.state, self.detail = WorkerState.REFUSED, refusal
+            raise UnavailableError(refusal)
+        self.state, self.detail = WorkerState.UP, ""
+        self.connected_s = self._reported_s = self._clock.now_s()
+        self._kv_sequence = None
+        _log.info("worker %s is up at %s", self.member.worker_id, self.member.address)
+        self._owner.link_up(self)
+
+    def _stream_ended(self, why: str) -> None:
+        self._call = None
+        self._outbox.clear()
+        self.in_flight.clear()
+        was_up = self.state is WorkerState.UP
+        if self.state in (WorkerState.UP, WorkerState.CONNECTING):
+            self.state, self.detail = WorkerState.CONNECTING, why
+        if was_up:
+            _log.warning("worker %s is lost: %s", self.member.worker_id, why)
+            self._owner.link_down(self)
+        orphans, self._live = self._live, {}
+        error = WorkerLostError(f"worker {self.member.worker_id} is lost: {why}")
+        for generation in orphans.values():
+            generation.attempt_lost(error)
+
+    def _dispatch(self, message: pb.WorkerMessage) -> None:
+        if message.HasField("tokens"):
+            self._dispatch_tokens(message.tokens)
+        for chunk in message.logprobs:
+            if (generation := self._live.get(chunk.handle)) is not None:
+                generation.add_logprobs(chunk)
+        for done in message.done:
+            if (generation := self._live.pop(done.handle, None)) is not None:
+                generation.attempt_done(done)
+        if message.HasField("load"):
+            self._reported(load_from_proto(message.load))
+        for batch in message.kv_events:
+            self._kv_batch(batch)
+
+    def _dispatch_tokens(self, batch: pb.TokenBatch) -> None:
+        # The hottest loop of a gateway: lists instead of repeated fields, one append a token.
+        live = self._live
+        token_ids = list(batch.token_ids)
+        position = 0
+        for handle, count in zip(batch.handles, batch.num_tokens, strict=True):
+            generation = live.get(handle)
+            if generation is not None:
+                if count == 1:
+                    generation.add_token(token_ids[position])
+                else:
+                    generation.add_tokens(token_ids[position : position + count])
+            position += count
+
+    def _reported(self, load: WorkerLoad) -> None:
+        self._load = load
+        self._reported_s = self._clock.now_s()
+        self.in_flight.settle(self._reported_s - self._config.settle_s)
+        self._owner.load_changed(self)
+
+    def _kv_batch(self, batch: pb.KvEventBatch) -> None:
+        if self.state is not WorkerState.UP:
+            return
+        expected = self._kv_sequence
+        if expected is not None and batch.sequence != expected:
+            self._kv_sequence = None
+            _log.warning(
+                "worker %s sent KV event batch %d where %d was due",
+                self.member.worker_id,
+                batch.sequence,
+                expected,
+            )
+            self._owner.kv_gap(self)
+            return
+        if expected is None and not batch.cleared:
+            # Only a snapshot starts a history; after a gap the rest of this stream is no use.
+            return
+        self._kv_sequence = batch.sequence + 1
+        self._owner.kv_events(self, kv_events_from_proto(batch))

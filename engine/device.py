@@ -32,7 +32,7 @@ class Platform(NamedTuple):
 
 
 def resolve_platform(device: str, dtype: str) -> Platform:
-    """`auto` is CUDA where there is a GPU, and bfloat16 there, float32 on CPU. Raises ConfigError."""
+    """`auto`: CUDA where there is a GPU, bfloat16 there and float32 on CPU. Raises ConfigError."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     name, _, index = device.partition(":")

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
+from baton.engine.batch_state import BatchState, StepShape
 from baton.engine.config import EngineConfig
+from baton.engine.device import Platform, resolve_platform
 from baton.engine.kv_pool import KVPool
+from baton.engine.loader import fill_random, load_weights, model_digest
+from baton.engine.memory import pool_blocks
+from baton.engine.model_info import ModelSpec, read_model_spec
+from baton.engine.models.layers import CausalLM
+from baton.engine.models.registry import build_model
+from baton.engine.models.weights import Weights
 from baton.engine.request import Request
+from baton.engine.results import Asked, PendingStep, prompt_shares, prompt_tensors
+from baton.engine.sampler import Sampler
+from baton.engine.sampling_state import SamplingState
+from baton.engine.transfer import Upload
+from baton.kvtransfer.layout import KVLayout
 from baton.protos.clock import Clock
+from baton.protos.errors import ConfigError, ModelLoadError
 
+RANDOM_WEIGHTS_SEED: Final = 0
 
-class PendingStep:
-    """A step that was launched; `wait` brings its results to the host, once."""
-
-    def wait(self) -> RunResult:
-        raise NotImplementedError
+_log = logging.getLogger(__name__)
 
 
 class Runner:
@@ -25,19 +42,132 @@ class Runner:
     pool: KVPool
 
     def __init__(self, config: EngineConfig, clock: Clock) -> None:
-        raise NotImplementedError
+        """Loads the model and allocates the pool. Raises ConfigError, ModelLoadError."""
+        started_s = clock.now_s()
+        spec = read_model_spec(config.model_dir)
+        platform = resolve_platform(config.device, config.dtype)
+        max_model_len = _max_model_len(config, spec)
+        device = platform.device
+        self._device = device
+        self._model = _load(config, spec, platform, max_model_len)
+        self.model = _model_info(config, spec, platform, max_model_len)
+        self._batch = BatchState(config.max_running, max_model_len, config.block_size, device)
+        self._sampling = SamplingState(
+            config.max_running, spec.vocab_size, spec.eos_token_ids, device
+        )
+        self._sampler = Sampler(self._sampling, device)
+        layout = KVLayout(
+            num_layers=spec.num_layers,
+            kv_heads=spec.num_kv_heads,
+            block_size=config.block_size,
+            head_dim=spec.head_dim,
+            dtype=platform.dtype_name,
+        )
+        self.pool = KVPool(layout, pool_blocks(config, layout, self._model, platform), device)
+        _log.info(
+            "loaded %s on %s in %.1f s: %d KV blocks of %d tokens",
+            spec.name,
+            device,
+            clock.now_s() - started_s,
+            self.pool.num_blocks,
+            config.block_size,
+        )
 
     def add_row(self, request: Request) -> None:
-        raise NotImplementedError
+        """The request entered the batch in `request.slot`, with its blocks and tokens known."""
+        self._batch.write(request)
+        self._sampling.write(request)
 
     def remove_row(self, request: Request) -> None:
-        raise NotImplementedError
+        """The request left the batch. Nothing to undo: the next add_row overwrites the slot."""
 
+    @torch.inference_mode()
     def launch(self, rows: Sequence[ScheduledRow]) -> PendingStep:
-        raise NotImplementedError
+        """Starts a step: computes every row and samples where asked, without waiting for it.
+
+        The next step may be launched before this one is waited for: sampled tokens stay on the
+        device, where the next step reads them.
+        """
+        if not rows:
+            return PendingStep(Asked(), [])
+        upload = Upload(self._device)
+        shape = StepShape.of(rows)
+        draft = self._batch.draft(rows, shape, upload)
+        sampling = np.flatnonzero([row.samples for row in rows])
+        slots, next_positions = shape.slots[sampling], (shape.starts + shape.lens)[sampling]
+        plan = self._sampling.plan(slots, next_positions, upload)
+        last_tokens = upload.add(shape.ends[sampling] - 1)
+        write_places = upload.add(slots * self._batch.width + next_positions)
+        sent = upload.send()
+
+        tokens = self._batch.tokens.view(-1)
+        token_places = sent[draft.token_places]
+        hidden = self._model.forward(
+            tokens[token_places], self._batch.forward_batch(draft, sent, self.pool.layers)
+        )
+        results: list[Tensor] = []
+        if len(sampling):
+            some = len(sampling) < shape.ends[-1]
+            logits = self._model.logits(hidden[sent[last_tokens]] if some else hidden)
+            chosen, logprobs = self._sampler.sample(logits, plan.finish(sent))
+            tokens[sent[write_places]] = chosen.to(tokens.dtype)
+            results += [chosen, *(logprobs or ())]
+        shares = prompt_shares(rows)
+        if shares:
+            following = tokens[token_places + 1].long()
+            results += prompt_tensors(self._model, hidden, following, shares)
+        num_top = tuple(rows[i].request.sampling.logprobs for i in sampling)
+        return PendingStep(Asked(num_top=num_top, shares=tuple(shares)), results)
 
     def run(self, rows: Sequence[ScheduledRow]) -> RunResult:
+        """One step, start to end."""
         return self.launch(rows).wait()
 
     def close(self) -> None:
-        raise NotImplementedError
+        """Waits for work under way on the device."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _load(
+    config: EngineConfig, spec: ModelSpec, platform: Platform, max_model_len: int
+) -> CausalLM:
+    weights = Weights(platform)
+    try:
+        model = build_model(weights, spec, max_model_len)
+    except RuntimeError as error:
+        raise ModelLoadError(
+            f"{config.model_dir} does not fit into the memory of {platform.device}: {error}"
+        ) from error
+    if config.random_weights:
+        fill_random(weights, RANDOM_WEIGHTS_SEED)
+    else:
+        load_weights(weights, config.model_dir)
+    return model
+
+
+def _max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
+    wanted = config.max_model_len
+    if wanted is not None and wanted > spec.max_model_len:
+        raise ConfigError(
+            f"max_model_len is {wanted}, but {spec.name} reaches {spec.max_model_len} tokens",
+            param="max_model_len",
+        )
+    return wanted or spec.max_model_len
+
+
+def _model_info(
+    config: EngineConfig, spec: ModelSpec, platform: Platform, max_model_len: int
+) -> ModelInfo:
+    seed = RANDOM_WEIGHTS_SEED if config.random_weights else None
+    return ModelInfo(
+        name=spec.name,
+        digest=model_digest(config.model_dir, random_seed=seed),
+        architecture=spec.architecture,
+        vocab_size=spec.vocab_size,
+        max_model_len=max_model_len,
+        eos_token_ids=spec.eos_token_ids,
+        num_layers=spec.num_layers,
+        dtype=platform.dtype_name,
+        device=str(platform.device),
+    )

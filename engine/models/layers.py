@@ -1,0 +1,180 @@
+"""The blocks that decoders are made of, written once; each model file picks and configures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.functional import embedding, linear
+
+from baton.engine.model_info import ModelSpec
+from baton.engine.models.forward_batch import ForwardBatch
+from baton.engine.models.weights import Weights
+from baton.kernels.paged_attention import paged_attention
+from baton.kernels.rms_norm import add_rms_norm, rms_norm
+from baton.kernels.rotary_cache import rotary_cache
+from baton.kernels.swiglu import swiglu
+
+
+class Linear:
+    """y = x W^T + b; W [out, in] may merge several checkpoint matrices of `rows` rows each."""
+
+    def __init__(
+        self, weights: Weights, names: Sequence[str], rows: Sequence[int], width: int, *, bias: bool
+    ) -> None:
+        self.weight = weights.merged([f"{name}.weight" for name in names], rows, width)
+        self.bias = weights.merged([f"{name}.bias" for name in names], rows) if bias else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class Attention:
+    """Grouped-query attention over the paged pool, with rotary positions.
+
+    qk_norm: each query and key head is RMS-normalised before rotation (Qwen3).
+    sliding_window: how many positions a token sees, its own counted; None: all before it.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        spec: ModelSpec,
+        layer: int,
+        *,
+        qkv_bias: bool,
+        o_bias: bool,
+        qk_norm: bool = False,
+    ) -> None:
+        prefix = f"model.layers.{layer}.self_attn"
+        self.layer = layer
+        self.spec = spec
+        self.scale = spec.head_dim**-0.5
+        self.sliding_window = spec.sliding_windows[layer]
+        self.qkv = Linear(
+            weights,
+            [f"{prefix}.q_proj", f"{prefix}.k_proj", f"{prefix}.v_proj"],
+            [spec.num_query_features, spec.num_kv_features, spec.num_kv_features],
+            spec.hidden_size,
+            bias=qkv_bias,
+        )
+        self.out = Linear(
+            weights, [f"{prefix}.o_proj"], [spec.hidden_size], spec.num_query_features, bias=o_bias
+        )
+        self.q_norm = weights.tensor(f"{prefix}.q_norm.weight", spec.head_dim) if qk_norm else None
+        self.k_norm = weights.tensor(f"{prefix}.k_norm.weight", spec.head_dim) if qk_norm else None
+
+    def __call__(self, x: Tensor, batch: ForwardBatch, cos_sin: Tensor) -> Tensor:
+        """x [num_tokens, hidden] to the same shape; writes the tokens' KV into the pool."""
+        spec = self.spec
+        kv = batch.kv_layers[self.layer]
+        heads = self.qkv(x).view(x.shape[0], -1, spec.head_dim)
+        q, k, v = heads.split_with_sizes((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), 1)
+        q = rotary_cache(
+            q,
+            k,
+            v,
+            kv,
+            batch.positions,
+            batch.slot_mapping,
+            cos_sin,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+            eps=spec.rms_norm_eps,
+        )
+        mixed = paged_attention(
+            q,
+            kv,
+            batch.query_start,
+            batch.context_lens,
+            batch.block_tables,
+            scale=self.scale,
+            max_query_len=batch.max_query_len,
+            max_context_len=batch.max_context_len,
+            sliding_window=self.sliding_window,
+        )
+        return self.out(mixed.view(x.shape[0], -1))
+
+
+class GatedMLP:
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(
+        self, weights: Weights, spec: ModelSpec, layer: int, *, bias: bool = False
+    ) -> None:
+        prefix = f"model.layers.{layer}.mlp"
+        self.gate_up = Linear(
+            weights,
+            [f"{prefix}.gate_proj", f"{prefix}.up_proj"],
+            [spec.intermediate_size, spec.intermediate_size],
+            spec.hidden_size,
+            bias=bias,
+        )
+        self.down = Linear(
+            weights, [f"{prefix}.down_proj"], [spec.hidden_size], spec.intermediate_size, bias=bias
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [num_tokens, hidden] to the same shape."""
+        return self.down(swiglu(self.gate_up(x)))
+
+
+class DecoderLayer:
+    """Pre-norm attention and MLP; the residual stream is carried beside the branch's output."""
+
+    def __init__(
+        self, weights: Weights, spec: ModelSpec, layer: int, attention: Attention, mlp: GatedMLP
+    ) -> None:
+        prefix = f"model.layers.{layer}"
+        self.eps = spec.rms_norm_eps
+        self.attention = attention
+        self.mlp = mlp
+        self.input_norm = weights.tensor(f"{prefix}.input_layernorm.weight", spec.hidden_size)
+        self.mlp_norm = weights.tensor(
+            f"{prefix}.post_attention_layernorm.weight", spec.hidden_size
+        )
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, cos_sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Branch output and residual stream in and out; the next norm adds them up."""
+        if residual is None:
+            residual = x
+            x = rms_norm(x, self.input_norm, self.eps)
+        else:
+            x, residual = add_rms_norm(x, residual, self.input_norm, self.eps)
+        x = self.attention(x, batch, cos_sin)
+        x, residual = add_rms_norm(x, residual, self.mlp_norm, self.eps)
+        return self.mlp(x), residual
+
+
+class CausalLM:
+    """Embedding, decoder layers, final norm and output head."""
+
+    def __init__(
+        self, weights: Weights, spec: ModelSpec, layers: Sequence[DecoderLayer], cos_sin: Tensor
+    ) -> None:
+        """`cos_sin` is float32 [max positions, head_dim]: cosines in the first half, then sines."""
+        self.spec = spec
+        self.layers = tuple(layers)
+        self.cos_sin = cos_sin
+        shape = (spec.vocab_size, spec.hidden_size)
+        self.embed = weights.tensor("model.embed_tokens.weight", *shape)
+        self.norm = weights.tensor("model.norm.weight", spec.hidden_size)
+        if spec.tie_word_embeddings:
+            weights.alias("lm_head.weight", "model.embed_tokens.weight")
+            self.head = self.embed
+        else:
+            self.head = weights.tensor("lm_head.weight", *shape)
+
+    def forward(self, token_ids: Tensor, batch: ForwardBatch) -> Tensor:
+        """token_ids [num_tokens] to hidden states [num_tokens, hidden], before the final norm."""
+        x = embedding(token_ids, self.embed)
+        residual: Tensor | None = None
+        for layer in self.layers:
+            x, residual = layer(x, residual, batch, self.cos_sin)
+        return x if residual is None else x + residual
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n, hidden] of chosen tokens to float32 logits [n, vocab]."""
+        return linear(rms_norm(hidden, self.norm, self.spec.rms_norm_eps), self.head).float()

@@ -1,0 +1,102 @@
+"""Rotary position embedding: what config.json says of it, and the angles that follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from baton.protos.errors import ModelLoadError
+
+KINDS: Final = ("default", "linear", "llama3")
+DEFAULT_THETA: Final = 10000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """`kind` is default, linear (positions divided by `factor`) or llama3 (long waves only)."""
+
+    kind: str
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_len: int = 0
+
+
+def read_rope(values: Mapping[str, Any], where: str) -> RopeConfig:
+    """Reads both generations of config.json: `rope_parameters`, or `rope_theta` + `rope_scaling`.
+
+    Raises ModelLoadError for an unknown kind and for a missing or senseless number, by name.
+    """
+    key = "rope_parameters" if values.get("rope_parameters") is not None else "rope_scaling"
+    raw = values.get(key)
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise ModelLoadError(f"{where}: {key} is {raw!r}, but must be an object", param=key)
+    kind = raw.get("rope_type") or raw.get("type") or "default"
+    if kind not in KINDS:
+        raise ModelLoadError(
+            f"{where}: rope type {kind!r} is not supported; supported: {', '.join(KINDS)}",
+            param=key,
+        )
+    partial = raw.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    if partial not in (None, 1, 1.0):
+        raise ModelLoadError(
+            f"{where}: partial_rotary_factor is {partial!r}, but these models rotate whole heads",
+            param="partial_rotary_factor",
+        )
+    theta = raw.get("rope_theta", values.get("rope_theta"))
+    numbers = {**raw, "rope_theta": DEFAULT_THETA if theta is None else theta}
+    wanted = {"default": (), "linear": ("factor",), "llama3": _LLAMA3_KEYS}[kind]
+    for name in ("rope_theta", *wanted):
+        _check_positive(numbers.get(name), f"{where}: {key}.{name}", name)
+    if kind == "llama3" and numbers["high_freq_factor"] == numbers["low_freq_factor"]:
+        raise ModelLoadError(f"{where}: {key}: high_freq_factor must differ from low_freq_factor")
+    return RopeConfig(
+        kind=kind,
+        theta=float(numbers["rope_theta"]),
+        factor=float(numbers["factor"]) if wanted else 1.0,
+        low_freq_factor=float(numbers.get("low_freq_factor") or 1.0),
+        high_freq_factor=float(numbers.get("high_freq_factor") or 4.0),
+        original_max_len=int(numbers.get("original_max_position_embeddings") or 0),
+    )
+
+
+_LLAMA3_KEYS: Final = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
+
+
+def _check_positive(value: object, what: str, param: str) -> None:
+    if value is None:
+        raise ModelLoadError(f"{what} is missing", param=param)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ModelLoadError(f"{what} is {value!r}, but must be a positive number", param=param)
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:
+    """Angle per position of each rotated pair: float32 [head_dim / 2]."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / rope.theta**exponents
+    if rope.kind == "linear":
+        return frequencies / rope.factor
+    if rope.kind == "llama3":
+        return _llama3(frequencies, rope)
+    return frequencies
+
+
+def _llama3(frequencies: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
+    """Llama 3.1's scaling: waves longer than the trained context are stretched by `factor`, short
+    ones kept, and those between blended linearly in the number of turns within that context."""
+    turns = rope.original_max_len * frequencies / (2 * math.pi)
+    span = rope.high_freq_factor - rope.low_freq_factor
+    kept = ((turns - rope.low_freq_factor) / span).clamp(0.0, 1.0)
+    return kept * frequencies + (1.0 - kept) * frequencies / rope.factor

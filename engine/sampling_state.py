@@ -1,0 +1,212 @@
+"""Sampling parameters of the running batch: device tensors with one row per slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from baton.engine.noise import row_keys
+from baton.engine.request import Request
+from baton.engine.transfer import Upload
+from baton.protos.types import SamplingParams
+
+# Columns of `SamplingState.params`.
+TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(7)
+# Bits of `SamplingState` features: what a row needs beyond an argmax.
+RANDOM, TOP, MIN_P_BIT, PENALTY, BIAS, BAN, REPORT = (1 << bit for bit in range(7))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingPlan:
+    """What one step's sampled rows need. Rows are indices into the step's logits, int64.
+
+    slots: int64 [rows], slot of each. A field that is None needs no work in this step.
+    keys: int32 [2, random rows], noise keys. max_top_k: the largest of `top` rows, or the vocab.
+    num_top: the most alternatives that a reported row wants.
+    """
+
+    slots: Tensor
+    random: Tensor | None = None
+    keys: Tensor | None = None
+    top: Tensor | None = None
+    min_p: Tensor | None = None
+    penalty: Tensor | None = None
+    bias: Tensor | None = None
+    ban: Tensor | None = None
+    report: Tensor | None = None
+    max_top_k: int = 0
+    num_top: int = 0
+
+
+class SparseRows:
+    """Per slot a short list of (token id, value) that is added to its logits; padded with zeros."""
+
+    def __init__(self, max_rows: int, device: torch.device) -> None:
+        self.ids = torch.zeros((max_rows, 0), dtype=torch.int64, device=device)
+        self.values = torch.zeros((max_rows, 0), dtype=torch.float32, device=device)
+
+    def write(self, slot: int, pairs: Sequence[tuple[int, float]]) -> None:
+        """Replaces the slot's list; the table grows to the longest list that it has held."""
+        missing = len(pairs) - self.ids.shape[1]
+        if missing > 0:
+            self.ids = torch.nn.functional.pad(self.ids, (0, missing))
+            self.values = torch.nn.functional.pad(self.values, (0, missing))
+        self.ids[slot] = 0
+        self.values[slot] = 0.0
+        self.ids[slot, : len(pairs)] = torch.tensor(
+            [token_id for token_id, _ in pairs], dtype=torch.int64, device=self.ids.device
+        )
+        self.values[slot, : len(pairs)] = torch.tensor(
+            [value for _, value in pairs], dtype=torch.float32, device=self.ids.device
+        )
+
+
+class SamplingState:
+    """Written when a request enters the batch, read by every step.
+
+    params: float32 [max_running, 7], columns as named above.
+    counts: int32 [max_running, vocab], 2 * occurrences in the output + 1 if in the prompt. Made by
+        the first request with a penalty, and written only for such requests.
+    """
+
+    def __init__(
+        self,
+        max_running: int,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        device: torch.device,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.params = torch.zeros((max_running, 7), dtype=torch.float32, device=device)
+        self.counts: Tensor | None = None
+        self.bias = SparseRows(max_running, device)
+        self.banned = SparseRows(max_running, device)
+        self._eos_token_ids = eos_token_ids
+        self._device = device
+        self._features = np.zeros(max_running, dtype=np.int64)
+        self._seeds = np.zeros(max_running, dtype=np.uint64)
+        self._ban_until = np.zeros(max_running, dtype=np.int64)
+        self._top_k = np.zeros(max_running, dtype=np.int64)
+        self._num_top = np.zeros(max_running, dtype=np.int64)
+
+    def write(self, request: Request) -> None:
+        """The request entered `request.slot` with its tokens known."""
+        slot, sampling = request.slot, request.sampling
+        features = _features(sampling)
+        # Off means the whole vocabulary, so that rows with and without top-k share one comparison.
+        self._top_k[slot] = min(sampling.top_k or self.vocab_size, self.vocab_size)
+        self._seeds[slot] = sampling.seed % (1 << 64)
+        self._num_top[slot] = sampling.logprobs or 0
+        self._ban_until[slot] = request.num_prompt_tokens + sampling.min_tokens
+        if features & (RANDOM | PENALTY):
+            row = (
+                sampling.temperature,
+                float(self._top_k[slot]),
+                sampling.top_p,
+                sampling.min_p,
+                sampling.repetition_penalty,
+                sampling.presence_penalty,
+                sampling.frequency_penalty,
+            )
+            self.params[slot] = torch.tensor(row, device=self._device)
+        if features & BIAS:
+            self.bias.write(slot, sampling.logit_bias)
+        if sampling.min_tokens > 0:
+            ends = dict.fromkeys(sampling.stop_token_ids)
+            if not sampling.ignore_eos:
+                ends |= dict.fromkeys(self._eos_token_ids)
+            if ends:
+                features |= BAN
+                self.banned.write(slot, [(token_id, -torch.inf) for token_id in ends])
+        if features & PENALTY:
+            self._count(request)
+        self._features[slot] = features
+
+    def plan(
+        self, slots: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], upload: Upload
+    ) -> PlanDraft:
+        """What the rows that sample in this step need; `positions` is where each token will go."""
+        features = self._features[slots]
+        wanted = int(np.bitwise_or.reduce(features)) if len(slots) else 0
+        draft = PlanDraft({"slots": upload.add(slots)})
+        if not wanted:
+            return draft
+        for name, bit in _ROW_FIELDS:
+            if wanted & bit:
+                rows = np.flatnonzero(features & bit)
+                if bit == BAN:
+                    rows = rows[positions[rows] < self._ban_until[slots[rows]]]
+                if not len(rows):
+                    continue
+                draft.fields[name] = upload.add(rows)
+                if bit == RANDOM:
+                    keys = row_keys(self._seeds[slots[rows]], positions[rows])
+                    draft.fields["keys"] = upload.add(keys)
+                elif bit == TOP:
+                    draft.max_top_k = int(self._top_k[slots[rows]].max())
+                elif bit == REPORT:
+                    draft.num_top = int(self._num_top[slots[rows]].max())
+        return draft
+
+    def _count(self, request: Request) -> None:
+        if self.counts is None:
+            shape = (len(self._features), self.vocab_size)
+            self.counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
+        tokens = np.array(request.token_ids, dtype=np.int64)
+        prompt, output = np.split(tokens, [request.num_prompt_tokens])
+        counts = 2 * np.bincount(output, minlength=self.vocab_size)
+        counts[prompt] += 1
+        self.counts[request.slot] = torch.from_numpy(counts.astype(np.int32)).to(self._device)
+
+
+@dataclass(slots=True)
+class PlanDraft:
+    """A plan whose tensors are still places in an upload."""
+
+    fields: dict[str, int]
+    max_top_k: int = 0
+    num_top: int = 0
+
+    def finish(self, tensors: list[Tensor]) -> SamplingPlan:
+        """The plan, with what `Upload.send` returned."""
+        rows = {name: tensors[place] for name, place in self.fields.items()}
+        return SamplingPlan(max_top_k=self.max_top_k, num_top=self.num_top, **rows)
+
+
+_ROW_FIELDS: Final = (
+    ("random", RANDOM),
+    ("top", TOP),
+    ("min_p", MIN_P_BIT),
+    ("penalty", PENALTY),
+    ("bias", BIAS),
+    ("ban", BAN),
+    ("report", REPORT),
+)
+
+
+def _features(sampling: SamplingParams) -> int:
+    """Greedy rows need no filters: the best token passes all of them."""
+    features = 0
+    if not sampling.greedy:
+        features |= RANDOM
+        if sampling.top_k > 0 or sampling.top_p < 1.0:
+            features |= TOP
+        if sampling.min_p > 0.0:
+            features |= MIN_P_BIT
+    if (
+        sampling.repetition_penalty != 1.0
+        or sampling.presence_penalty != 0.0
+        or sampling.frequency_penalty != 0.0
+    ):
+        features |= PENALTY
+    if sampling.logit_bias:
+        features |= BIAS
+    if sampling.logprobs is not None:
+        features |= REPORT
+    return features

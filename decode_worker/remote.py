@@ -101,8 +101,9 @@ class RemotePrefills:
             self._quarantine(live.attempt_id, peer)
             self._expect()
         # Also when a reservation is being made just now: the engine takes calls in order.
-        self._loop.call(lambda engine, key=live.attempt_id: engine.abort(key, quarantine=granted))
-        peer.send(pb.DecodeMessage(cancel=pb.Cancel(request_id=live.attempt_id)))
+        attempt_id = live.attempt_id
+        self._loop.call(lambda engine: engine.abort(attempt_id, quarantine=granted))
+        peer.send(pb.DecodeMessage(cancel=pb.Cancel(request_id=attempt_id)))
 
     def retry_waiting(self) -> None:
         """Blocks may have come free: asks the engine again, oldest first."""

@@ -1,0 +1,212 @@
+"""An engine's other half for tests: no model, but a paged KV cache that is really checked.
+
+A token's "KV" is a number that depends on the token and on everything before it. The fake runner
+writes these numbers into the blocks that the scheduler assigned, and before it samples it reads the
+whole sequence back through them. A block that was shared wrongly, reused too early, left out or
+published before it was written shows up at once, and every answer can be told in advance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
+from baton.engine.config import EngineConfig
+from baton.engine.engine import Engine
+from baton.engine.request import Request
+from baton.protos.clock import Clock, ManualClock
+from baton.protos.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
+
+VOCAB_SIZE = 40
+EOS = 0
+
+
+def kv_of(token_ids: Iterable[int], salt: bytes = b"") -> list[int]:
+    """The fake KV of each token of a sequence."""
+    value = hash(salt)
+    values = []
+    for token_id in token_ids:
+        value = hash((value, token_id))
+        values.append(value)
+    return values
+
+
+def next_token(kv: int) -> int:
+    return (kv >> 7) % VOCAB_SIZE
+
+
+@dataclass(frozen=True)
+class Answer:
+    token_ids: list[int]
+    finish_reason: FinishReason
+
+
+def answer(request: GenerateRequest, max_model_len: int) -> Answer:
+    """What any engine must generate for the request, in whatever way it gets there."""
+    known = [*request.prompt_token_ids, *request.output_token_ids]
+    sampling = request.sampling
+    stop_ids = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else (EOS,))}
+    longest = min(len(request.prompt_token_ids) + sampling.max_tokens, max_model_len)
+    made: list[int] = []
+    while True:
+        token_id = next_token(kv_of([*known, *made], request.cache_salt)[-1])
+        made.append(token_id)
+        if token_id in stop_ids:
+            return Answer(made, FinishReason.STOP)
+        if len(known) + len(made) >= longest:
+            return Answer(made, FinishReason.LENGTH)
+
+
+def generate(
+    request_id: str, prompt: Sequence[int], max_tokens: int = 4, **more: object
+) -> GenerateRequest:
+    """A request; keyword arguments go to the request or to its sampling, wherever they belong."""
+    outer = {k: more.pop(k) for k in ("output_token_ids", "priority", "cache_salt") if k in more}
+    more.setdefault("ignore_eos", True)
+    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, **more)  # type: ignore[arg-type]
+    return GenerateRequest(
+        request_id=request_id,
+        prompt_token_ids=list(prompt),
+        sampling=sampling,
+        **outer,  # type: ignore[arg-type]
+    )
+
+
+class FakePool:
+    """Cells in place of a tensor: [num_blocks][block_size] of fake KV."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.cells: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+
+    def write(self, block_ids: Sequence[int], position: int, kv: int) -> None:
+        self.cells[block_ids[position // self.block_size]][position % self.block_size] = kv
+
+    def read(self, block_ids: Sequence[int], num_tokens: int) -> list[int | None]:
+        size = self.block_size
+        return [self.cells[block_ids[i // size]][i % size] for i in range(num_tokens)]
+
+
+class FakeRunner:
+    """Satisfies BatchRunner; fails with AssertionError where the scheduler broke a promise."""
+
+    def __init__(self, config: EngineConfig, clock: ManualClock, max_model_len: int = 64) -> None:
+        assert config.num_blocks is not None
+        self.pool = FakePool(config.num_blocks, config.block_size)
+        self.model = ModelInfo(
+            name="fake",
+            digest="fake",
+            architecture="fake",
+            vocab_size=VOCAB_SIZE,
+            max_model_len=config.max_model_len or max_model_len,
+            eos_token_ids=(EOS,),
+            num_layers=1,
+            dtype="float32",
+            device="cpu",
+        )
+        self.rows: dict[int, Request] = {}
+        self.batches: list[list[tuple[str, int]]] = []
+        self.closed = False
+        self._clock = clock
+        self._max_step_tokens = config.max_step_tokens
+
+    def add_row(self, request: Request) -> None:
+        assert request.slot not in self.rows
+        assert len(request.block_ids) * self.pool.block_size >= request.num_tokens - 1
+        self.rows[request.slot] = request
+
+    def remove_row(self, request: Request) -> None:
+        assert self.rows.pop(request.slot) is request
+
+    def run(self, rows: Sequence[ScheduledRow]) -> RunResult:
+        assert rows, "an empty step was run"
+        assert sum(row.num_new_tokens for row in rows) <= self._max_step_tokens
+        assert len({row.request.slot for row in rows}) == len(rows)
+        self._clock.advance(0.01)
+        self.batches.append([(row.request.request_id, row.num_new_tokens) for row in rows])
+        result = RunResult()
+        for row in rows:
+            assert self.rows[row.request.slot] is row.request
+            self._run_row(row, result)
+        return result
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _run_row(self, row: ScheduledRow, result: RunResult) -> None:
+        request = row.request
+        start, end = request.num_computed_tokens, request.num_computed_tokens + row.num_new_tokens
+        assert row.num_new_tokens > 0
+        assert end <= request.num_tokens
+        assert row.samples == (end == request.num_tokens)
+        kv = kv_of(request.token_ids[:end], request.cache_salt)
+        for position in range(start, end):
+            self.pool.write(request.block_ids, position, kv[position])
+        assert self.pool.read(request.block_ids, end) == kv, f"{request.request_id}: wrong KV"
+        if request.needs_prompt_logprobs:
+            last = min(end + 1, request.num_prompt_tokens)
+            result.prompt_logprobs[request.request_id] = [
+                TokenLogprob(token_id, -1.0, 1) for token_id in request.token_ids[start + 1 : last]
+            ]
+        if row.samples:
+            token_id = next_token(kv[-1])
+            wanted = request.sampling.logprobs is not None
+            result.sampled.append(token_id)
+            result.logprobs.append(TokenLogprob(token_id, -0.5, 1) if wanted else None)
+
+
+@dataclass
+class FakeEngine:
+    """A real engine on a fake runner."""
+
+    engine: Engine
+    runner: FakeRunner
+    clock: ManualClock
+
+
+def make_engine(**config: object) -> FakeEngine:
+    """Small by default: 16 blocks of 4 tokens, 4 running, 8 tokens to a step."""
+    values: dict[str, object] = {
+        "model_dir": "fake",
+        "block_size": 4,
+        "num_blocks": 16,
+        "max_running": 4,
+        "max_step_tokens": 8,
+    }
+    built = EngineConfig(**{**values, **config})  # type: ignore[arg-type]
+    clock = ManualClock()
+    runner = FakeRunner(built, clock)
+    injected: Clock = clock
+    return FakeEngine(Engine(built, clock=injected, runner=runner), runner, clock)  # type: ignore[arg-type]
+
+
+class Collector:
+    """Steps an engine and gathers what each request was told."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.token_ids: dict[str, list[int]] = {}
+        self.finish_reasons: dict[str, FinishReason] = {}
+        self.progress: dict[str, list[int]] = {}
+        self.num_preempted = 0
+
+    def step(self) -> None:
+        output = self._engine.step()
+        self.num_preempted += output.num_preempted
+        for one in output.outputs:
+            assert one.request_id not in self.finish_reasons, "told something after its end"
+            self.token_ids.setdefault(one.request_id, []).extend(one.token_ids)
+            if one.finish_reason is not None:
+                self.finish_reasons[one.request_id] = one.finish_reason
+        for progress in output.progress:
+            self.progress.setdefault(progress.request_id, []).append(progress.num_computed_tokens)
+
+    def run(self, max_steps: int = 2000) -> None:
+        """Until there is no work left."""
+        for _ in range(max_steps):
+            if not self._engine.has_work():
+                return
+            self.step()
+        raise AssertionError(f"still working after {max_steps} steps")

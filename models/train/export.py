@@ -1,5 +1,6 @@
 """Write a checkpoint as a Hugging Face folder, and read one back."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -66,3 +67,16 @@ def load_checkpoint(path: Path) -> Qwen3:
     model = Qwen3(ModelConfig(**state["config"]))
     model.load_state_dict(state["model"])
     return model
+
+
+def main() -> None:
+    """Write a training checkpoint into a model folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    export(load_checkpoint(args.checkpoint), args.folder)
+
+
+if __name__ == "__main__":
+    main()

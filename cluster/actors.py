@@ -17,9 +17,9 @@ from ray import serve, util
 from baton.cluster.config import BatonConfig, PoolConfig
 from baton.cluster.directory import GatewayMember, StartFailure
 from baton.cluster.directory_actor import RayDirectoryClient
-from baton.cluster.gateway_process import GatewayProcess
 from baton.cluster.membership import DirectoryClient, DirectoryReader, Membership
 from baton.decode_worker.config import DecodeWorkerConfig
+from baton.gateway.fleet_config import Directory
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos.errors import BatonError, UnavailableError
 from baton.protos.types import Member, WorkerLoad
@@ -39,8 +39,17 @@ class Worker(Protocol):
     async def close(self) -> None: ...
 
 
+class Gateway(Protocol):
+    """What a shell needs of a gateway. `check_health` raises when it can serve no more."""
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+    def check_health(self) -> None: ...
+    def http_url(self, host: str) -> str: ...
+    def grpc_address(self, host: str) -> str: ...
+
+
 WorkerConfig = PrefillWorkerConfig | DecodeWorkerConfig
-WorkerFactory = Callable[[WorkerConfig], Worker]
 
 
 def make_worker(config: WorkerConfig) -> Worker:
@@ -52,6 +61,21 @@ def make_worker(config: WorkerConfig) -> Worker:
     from baton.decode_worker.worker import DecodeWorker
 
     return DecodeWorker(config)
+
+
+def make_gateway(config: BatonConfig, directory: Directory, gateway_id: str) -> Gateway:
+    """The real gateway; imported in the replica only, to keep the driver light."""
+    from baton.cluster.gateway_process import GatewayProcess
+
+    return GatewayProcess(config, directory, gateway_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factories:
+    """What the shells are built around; another engine or gateway is another factory."""
+
+    worker: Callable[[WorkerConfig], Worker] = make_worker
+    gateway: Callable[[BatonConfig, Directory, str], Gateway] = make_gateway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +96,7 @@ class WorkerReplica:
     """One prefill or decode worker: started by the constructor, drained by the destructor."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits a constructor that is a coroutine
-        self, config: BatonConfig, pool: PoolConfig, factory: WorkerFactory = make_worker
+        self, config: BatonConfig, pool: PoolConfig, factories: Factories
     ) -> None:
         me = Identity.of_this_replica()
         client = RayDirectoryClient(config.name, config.directory)
@@ -83,7 +107,7 @@ class WorkerReplica:
             incarnation=me.incarnation,
             host=resolve_host(config.worker_host),
         )
-        self._worker = factory(worker_config)
+        self._worker = factories.worker(worker_config)
         member = await told(client, me, self._worker.start)
         self._membership = Membership(client, member, config.directory)
         await self._membership.start()
@@ -116,13 +140,15 @@ class WorkerReplica:
 class GatewayReplica:
     """One gateway, serving HTTP and gRPC on ports of its own inside this process."""
 
-    async def __init__(self, config: BatonConfig, *_pools: object) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]  # as above
+        self, config: BatonConfig, factories: Factories, *_pools: object
+    ) -> None:
         # `_pools` are the handles of the worker deployments: with them Serve deploys those too.
         me = Identity.of_this_replica()
         client = RayDirectoryClient(config.name, config.directory)
         self._directory = DirectoryReader(client, config.directory)
         await self._directory.start()
-        self._gateway = GatewayProcess(config, self._directory, me.replica_id)
+        self._gateway = factories.gateway(config, self._directory, me.replica_id)
         await told(client, me, self._gateway.start)
         host = advertised_host(config)
         member = GatewayMember(

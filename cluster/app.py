@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from baton.cluster.actors import GatewayReplica, WorkerFactory, WorkerReplica, make_worker
-from baton.cluster.config import BatonConfig, PoolConfig, resolve
+from baton.cluster.actors import Factories, GatewayReplica, WorkerReplica
+from baton.cluster.config import BatonConfig, PoolConfig, resolve, with_gpus
 from baton.cluster.schema import Document
 
 # A replica that cannot be constructed is tried this often; a wrong configuration does not heal.
@@ -28,22 +29,24 @@ def build(args: dict[str, Any]) -> serve.Application:
 
     Raises ConfigError.
     """
-    return build_app(resolve(Document(values=args)))
+    config = resolve(Document(values=args))
+    return build_app(with_gpus(config, ray.cluster_resources().get("GPU", 0.0)))
 
 
-def build_app(config: BatonConfig, factory: WorkerFactory = make_worker) -> serve.Application:
+def build_app(config: BatonConfig, factories: Factories | None = None) -> serve.Application:
     """Binds the application; deploying it is the caller's."""
+    factories = factories or Factories()
     pools = [
-        _worker_deployment(pool, config).bind(config, pool, factory)
+        _worker_deployment(pool, config).bind(config, pool, factories)
         for pool in (config.prefill, config.decode)
-        if (pool.max_replicas or pool.min_replicas) > 0
+        if pool.max_workers > 0
     ]
-    return _gateway_deployment(config).bind(config, *pools)
+    return _gateway_deployment(config).bind(config, factories, *pools)
 
 
 def _worker_deployment(pool: PoolConfig, config: BatonConfig) -> serve.Deployment:
     options: dict[str, Any] = {
-        "ray_actor_options": {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus},
+        "ray_actor_options": {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or 0},
         "graceful_shutdown_timeout_s": pool.drain_s + CLOSING_S,
         **_common(config),
         **_replicas(pool),
@@ -76,7 +79,7 @@ def _common(config: BatonConfig) -> dict[str, Any]:
 
 
 def _replicas(pool: PoolConfig) -> dict[str, Any]:
-    most = pool.max_replicas or pool.min_replicas
+    most = pool.max_workers
     if most == pool.min_replicas:
         return {"num_replicas": most}
     policy = AutoscalingPolicy(policy_function=SCALING_POLICY)

@@ -8,6 +8,7 @@ consumer; this module composes them, and refuses what does not fit together.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,7 @@ class PoolConfig:
     """One pool of workers. `max_replicas` None: as many as `min_replicas`, without autoscaling.
 
     `num_cpus` is both what Ray reserves for a worker and the number of its compute threads.
+    `num_gpus` None: an equal share of the GPUs that Ray has, at most one; see `with_gpus`.
     `drain_s`: a worker that is told to leave finishes its requests for at most this long.
     """
 
@@ -73,7 +75,7 @@ class PoolConfig:
     min_replicas: int = 1
     max_replicas: int | None = None
     num_cpus: float = 1.0
-    num_gpus: float = 0.0
+    num_gpus: float | None = None
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -87,8 +89,13 @@ class PoolConfig:
                 param="min_replicas",
             )
         _at_least("num_cpus", self.num_cpus, 0)
-        _at_least("num_gpus", self.num_gpus, 0)
+        if self.num_gpus is not None:
+            _at_least("num_gpus", self.num_gpus, 0)
         _at_least("drain_s", self.drain_s, 0)
+
+    @property
+    def max_workers(self) -> int:
+        return self.min_replicas if self.max_replicas is None else self.max_replicas
 
     @property
     def engine(self) -> EngineConfig:
@@ -154,6 +161,26 @@ class BatonConfig:
             )
 
 
+def with_gpus(config: BatonConfig, num_gpus: float) -> BatonConfig:
+    """Resolves `num_gpus` None of either pool for a cluster that has `num_gpus` GPUs altogether.
+
+    Workers share a GPU only where there are fewer GPUs than workers; without any they run on CPU.
+    """
+    pools = (config.prefill, config.decode)
+    open_workers = sum(p.max_workers for p in pools if p.num_gpus is None)
+    left = num_gpus - sum(p.max_workers * p.num_gpus for p in pools if p.num_gpus is not None)
+    share = max(0.0, min(1.0, left / open_workers)) if open_workers else 0.0
+    # Ray takes hundredths; rounding down keeps the sum within what there is.
+    share = math.floor(share * 100) / 100
+
+    def settled(pool: PoolConfig) -> PoolConfig:
+        return pool if pool.num_gpus is not None else dataclasses.replace(pool, num_gpus=share)
+
+    return dataclasses.replace(
+        config, prefill=settled(config.prefill), decode=settled(config.decode)
+    )
+
+
 def load_config(path: Path | None, overrides: Mapping[str, tuple[Any, str]]) -> BatonConfig:
     """Reads a file (None: all defaults) and lays options over it.
 
@@ -189,6 +216,10 @@ def _pool(role: Role, model: Path, model_name: str, document: Document) -> PoolC
     if values is not None and not isinstance(values, Mapping):
         raise document.error(path, f"{dotted(path)} must be a mapping of `key: value` lines")
     section = dict(values or {})
+    known = ["engine", *(f.name for f in dataclasses.fields(PoolConfig))]
+    for key in section:
+        if key not in known:
+            raise unknown_key(document, (*path, key), known)
     engine_values, worker_values = section.pop("engine", None), section.pop("worker", None)
     common = document.values.get("engine")
     engine_fields = read_fields(EngineConfig, common, document, ("engine",), _ENGINE_FIXED)

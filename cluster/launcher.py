@@ -1,0 +1,193 @@
+"""Starts the application, waits until it answers, and stops it: what `baton serve` does, without a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+
+from baton.cluster.actors import Factories
+from baton.cluster.app import build_app
+from baton.cluster.config import BatonConfig, with_gpus
+from baton.cluster.directory import Listing
+from baton.cluster.directory_actor import open_directory
+from baton.cluster.local_ray import check_memory, connect_ray, start_private_ray
+from baton.protos.errors import ConfigError, DeadlineError, UnavailableError, error_from_code
+from baton.protos.types import Role
+
+POLL_S = 0.2
+CALL_TIMEOUT_S = 5.0
+
+
+class Launcher:
+    """One deployed application. `say` is told about progress in plain sentences.
+
+    Calls are made in this order: `start`, `wait_ready`, `wait_while_running`, and always `stop`.
+    """
+
+    def __init__(
+        self,
+        config: BatonConfig,
+        state_dir: Path,
+        say: Callable[[str], None],
+        factories: Factories | None = None,
+    ) -> None:
+        self._config = config
+        self._state_dir = state_dir
+        self._say = say
+        self._factories = factories
+        self._private = not config.ray.address
+        self._began_s = time.monotonic()
+        self._directory: Any = None
+
+    def start(self) -> None:
+        """Starts (or joins) Ray and deploys. Raises ConfigError and UnavailableError."""
+        config = self._config
+        check_ports(config)
+        if self._private:
+            check_memory(config)
+            if config.worker_host == "auto":
+                config = dataclasses.replace(config, worker_host="127.0.0.1")
+            self._say("Starting a private Ray on this machine.")
+            start_private_ray(config, self._state_dir)
+        else:
+            self._say(f"Joining the Ray cluster at {config.ray.address}.")
+            connect_ray(config)
+        self._config = config = with_gpus(config, ray.cluster_resources().get("GPU", 0.0))
+        self._say(
+            f"Starting {_count(config.prefill.min_replicas, 'prefill worker')}, "
+            f"{_count(config.decode.min_replicas, 'decode worker')} and "
+            f"{_count(config.gateway_replicas, 'gateway')} for the model {config.model_name}."
+        )
+        self._directory = open_directory(config.name, config.directory)
+        serve.start(proxy_location="Disabled")
+        app = build_app(config, self._factories)
+        target = serve.RunTarget(target=app, name=config.name, route_prefix=None)
+        serve.run_many(
+            [target],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+
+    def wait_ready(self) -> Listing:
+        """Returns when every replica is a member and a gateway says that it is ready.
+
+        Raises the error with which a replica refused to start, UnavailableError when Serve gives up,
+        DeadlineError after `ray.start_timeout_s`.
+        """
+        deadline_s = time.monotonic() + self._config.ray.start_timeout_s
+        seen: dict[str, int] = {}
+        while time.monotonic() < deadline_s:
+            listing = self.listing()
+            if listing.failures:
+                last = listing.failures[-1]
+                raise error_from_code(last.code, f"{last.replica_id}: {last.message}")
+            self._tell_progress(listing, seen)
+            if self._complete(listing) and all(is_ready(g.http_url) for g in listing.gateways):
+                return listing
+            self._check_serve()
+            time.sleep(POLL_S)
+        waited_s = self._config.ray.start_timeout_s
+        raise DeadlineError(f"the cluster was not ready within ray.start_timeout_s ({waited_s:g} s)")
+
+    def listing(self) -> Listing:
+        """Who is a member now. Raises UnavailableError."""
+        try:
+            answer: Listing = ray.get(self._directory.listing.remote(), timeout=CALL_TIMEOUT_S)
+        except (RayError, TimeoutError) as error:
+            raise UnavailableError(f"the directory does not answer: {error}") from error
+        return answer
+
+    def stop(self) -> None:
+        """Drains and stops what was started: the application always, Ray when it is private."""
+        if not ray.is_initialized():
+            return
+        with contextlib.suppress(RayError, TimeoutError):
+            # Serve's other applications in a shared cluster are not ours to stop.
+            if self._private:
+                serve.shutdown()
+            else:
+                serve.delete(self._config.name)
+        if self._directory is not None:
+            with contextlib.suppress(RayError):
+                ray.kill(self._directory)
+        ray.shutdown()
+
+    def _complete(self, listing: Listing) -> bool:
+        config, count = self._config, _by_role(listing)
+        return (
+            count["prefill worker"] >= config.prefill.min_replicas
+            and count["decode worker"] >= config.decode.min_replicas
+            and count["gateway"] >= config.gateway_replicas
+        )
+
+    def _tell_progress(self, listing: Listing, seen: dict[str, int]) -> None:
+        for what, count in _by_role(listing).items():
+            if count > seen.get(what, 0):
+                elapsed_s = time.monotonic() - self._began_s
+                self._say(f"  {_count(count, what)} up after {elapsed_s:.1f} s.")
+            seen[what] = count
+
+    def _check_serve(self) -> None:
+        try:
+            application = serve.status().applications.get(self._config.name)
+        except RayError as error:
+            raise UnavailableError(f"Serve does not answer: {error}") from error
+        if application is not None and application.status == "DEPLOY_FAILED":
+            lines = [line for line in application.message.strip().splitlines() if line.strip()]
+            raise UnavailableError(f"Serve gave up: {lines[-1] if lines else 'no reason given'}")
+
+
+def check_ports(config: BatonConfig) -> None:
+    """Raises ConfigError when a fixed port of the gateway is taken on this machine."""
+    gateway = config.gateway
+    for name, port in (("http_port", gateway.http_port), ("grpc_port", gateway.grpc_port)):
+        if not port:
+            continue
+        family = socket.AF_INET6 if ":" in gateway.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((gateway.host, port))
+            except OSError as error:
+                raise ConfigError(
+                    f"gateway.{name} {port} cannot be bound on {gateway.host}: {error.strerror}; "
+                    "choose another, or 0 for any free one",
+                    param=f"gateway.{name}",
+                ) from error
+
+
+def is_ready(http_url: str) -> bool:
+    """Whether the gateway there would serve a request now."""
+    try:
+        # Our own gateway on our own address: its certificate may name another host.
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with urllib.request.urlopen(f"{http_url}/ready", timeout=2.0, context=context) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _by_role(listing: Listing) -> dict[str, int]:
+    roles = [member.role for member in listing.workers]
+    return {
+        "prefill worker": roles.count(Role.PREFILL),
+        "decode worker": roles.count(Role.DECODE),
+        "gateway": len(listing.gateways),
+    }
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -47,7 +47,7 @@ def paged_attention_torch(
         lens, order = lens.sort(descending=True)
         rows = order if rows is None else rows[order]
         # tokens: [rows, query_len], the tokens of q that belong to each row
-        tokens = query_start[rows].long()[:, None] + torch.arange(query_len)
+        tokens = query_start[rows].long()[:, None] + torch.arange(query_len, device=q.device)
         for part in _chunks(lens.tolist(), kv, query_len, sliding_window):
             chunk_out = _attend(q[tokens[part]], kv, lens[part], block_tables[rows[part]], scoring)
             out[tokens[part]] = chunk_out
@@ -92,8 +92,8 @@ def _attend(q: Tensor, kv: Tensor, lens: Tensor, tables: Tensor, scoring: _Scori
     num_kv_heads, block_size = kv.shape[2:4]
     keys, values, first = _gather(kv, lens, tables, query_len, scoring.sliding_window)
     # position of each query and each gathered key: [rows, query_len], [rows, keys]
-    query_at = (lens - query_len)[:, None] + torch.arange(query_len)
-    key_at = (first * block_size)[:, None] + torch.arange(keys.shape[2])
+    query_at = (lens - query_len)[:, None] + torch.arange(query_len, device=q.device)
+    key_at = (first * block_size)[:, None] + torch.arange(keys.shape[2], device=q.device)
     # [kv_heads, rows, group, query_len, head_dim]
     heads = q.view(num_rows, query_len, num_kv_heads, -1, head_dim).permute(2, 0, 3, 1, 4)
     heads = heads * scoring.scale
@@ -125,7 +125,7 @@ def _gather(
     if sliding_window is None:
         used = tables[:, :num_pages]
     else:
-        columns = first[:, None] + torch.arange(num_pages)
+        columns = first[:, None] + torch.arange(num_pages, device=lens.device)
         used = tables.gather(1, columns.clamp_(max=tables.shape[1] - 1))
     # unused entries may be anything; any valid block will do, its scores are masked
     flat = used.reshape(-1).clamp(0, num_blocks - 1)

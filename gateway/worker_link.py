@@ -213,6 +213,7 @@ class WorkerLink:
             # Cancelling the call (see `_hang_up`) looks the same as cancelling this task.
             task = asyncio.current_task()
             if task is None or task.cancelling():
+                why = "closed by this gateway"
                 raise
             why = self.detail
         except Exception as error:
@@ -231,7 +232,7 @@ class WorkerLink:
         hello = pb.GatewayHello(gateway_id=self._gateway_id, version=VERSION)
         self._outbox.appendleft(pb.GatewayMessage(hello=hello))
         self._outbox_filled.set()
-        writer = asyncio.create_task(self._write(call))
+        writer = asyncio.create_task(self._write(call), name=f"link-write-{self.member.worker_id}")
         try:
             async with asyncio.timeout(self._config.connect_timeout_s):
                 message = await call.read()
@@ -285,7 +286,8 @@ class WorkerLink:
         if self.state in (WorkerState.UP, WorkerState.CONNECTING):
             self.state, self.detail = WorkerState.CONNECTING, why
         if was_up:
-            _log.warning("worker %s is lost: %s", self.member.worker_id, why)
+            level = logging.WARNING if self.listed else logging.INFO
+            _log.log(level, "link to worker %s ended: %s", self.member.worker_id, why)
             self._owner.link_down(self)
         orphans, self._live = self._live, {}
         error = WorkerLostError(f"worker {self.member.worker_id} is lost: {why}")

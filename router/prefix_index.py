@@ -108,7 +108,7 @@ class PrefixIndex:
 
     def _remove(self, worker_id: str, shorts: Iterable[int]) -> None:
         blocks = self._blocks.get(worker_id, set())
-        known = [short for short in shorts if short in blocks]
+        known = blocks.intersection(shorts)
         blocks.difference_update(known)
         self._disown(worker_id, known)
 

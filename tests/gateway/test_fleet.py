@@ -1,0 +1,268 @@
+"""Fleet against stub workers on real sockets in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from benchmarks.stub_worker import stub_logprob
+from tests.gateway.fleet_fixtures import (
+    FAST,
+    answer,
+    fleet_of,
+    request,
+    stub,
+    tokens_of,
+    until,
+)
+
+from baton.gateway.fleet import FleetConfig, StaticDirectory
+from baton.protos.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    OverloadedError,
+    UnavailableError,
+)
+from baton.protos.hashing import block_hashes
+from baton.protos.types import FinishReason, Member, Role
+
+
+async def test_stream_to_the_end() -> None:
+    async with stub() as (worker, member), fleet_of(member) as fleet:
+        generation = fleet.generate(request(max_tokens=7))
+        chunks = [chunk async for chunk in generation]
+        assert [t for chunk in chunks for t in chunk.token_ids] == answer(max_tokens=7)
+        assert [c.finish_reason for c in chunks[:-1]] == [None] * (len(chunks) - 1)
+        assert chunks[-1].finish_reason is FinishReason.LENGTH
+        assert chunks[-1].done is not None
+        assert generation.worker_id == "d0"
+        assert generation.plan.header().startswith("decode=d0 prefill=local reason=")
+        assert worker.aborts == []
+        assert fleet.model.block_size == 16
+
+
+async def test_256_streams_share_one_link() -> None:
+    async with stub() as (worker, member), fleet_of(member) as fleet:
+        prompts = [(i, i + 1) for i in range(256)]
+        generations = [fleet.generate(request(p, max_tokens=10)) for p in prompts]
+        got = await asyncio.gather(*map(tokens_of, generations))
+        assert got == [answer(p, 10) for p in prompts]
+        assert worker.num_running == 0
+
+
+async def test_a_slow_consumer_gets_one_large_chunk() -> None:
+    async with stub(period_s=0.002) as (_, member), fleet_of(member) as fleet:
+        generation = fleet.generate(request(max_tokens=30))
+        await until(lambda: generation.num_received == 30)
+        chunks = [chunk async for chunk in generation]
+        assert [chunk.token_ids for chunk in chunks] == [answer(max_tokens=30)]
+        assert chunks[0].finish_reason is FinishReason.LENGTH
+
+
+async def test_logprobs_stay_aligned_with_tokens() -> None:
+    async with stub() as (_, member), fleet_of(member) as fleet:
+        generation = fleet.generate(request(max_tokens=6, logprobs=0, prompt_logprobs=0))
+        chunks = [chunk async for chunk in generation]
+        assert chunks[0].prompt_logprobs == [None, stub_logprob(2), stub_logprob(3)]
+        for chunk in chunks:
+            assert chunk.logprobs == [stub_logprob(t) for t in chunk.token_ids]
+            assert chunk is chunks[0] or chunk.prompt_logprobs is None
+
+
+async def test_aclose_aborts_once() -> None:
+    async with stub() as (worker, member), fleet_of(member) as fleet:
+        generation = fleet.generate(request(max_tokens=10_000))
+        await anext(generation)
+        await generation.aclose()
+        await generation.aclose()
+        await until(lambda: worker.num_running == 0)
+        assert len(worker.aborts) == 1
+        with pytest.raises(StopAsyncIteration):
+            await anext(generation)
+
+
+async def test_close_before_the_first_token() -> None:
+    async with stub(period_s=0.2) as (worker, member), fleet_of(member) as fleet:
+        generation = fleet.generate(request())
+        task = asyncio.create_task(tokens_of(generation))
+        await until(lambda: worker.num_running == 1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await generation.aclose()
+        await until(lambda: worker.num_running == 0)
+
+
+async def test_deadline_aborts() -> None:
+    async with stub() as (worker, member), fleet_of(member) as fleet:
+        generation = fleet.generate(request(max_tokens=10_000), timeout_s=0.1)
+        with pytest.raises(DeadlineError, match=r"did not finish within 0.1 s"):
+            await tokens_of(generation)
+        await until(lambda: worker.num_running == 0)
+        assert 0 < worker.submits[0].deadline_s <= 0.1
+
+
+async def test_a_refusal_goes_to_the_other_worker() -> None:
+    async with stub("d0") as (w0, m0), stub("d1") as (w1, m1), fleet_of(m0, m1) as fleet:
+        for worker in (w0, w1):
+            worker.refusals = [OverloadedError("full")]
+        # Whichever is first refuses once, and then has room again: one of the two must serve it.
+        w1.refusals = []
+        assert await tokens_of(fleet.generate(request())) == answer()
+        w0.refusals, w1.refusals = [OverloadedError("full")], [OverloadedError("full")]
+        with pytest.raises(OverloadedError):
+            await tokens_of(fleet.generate(request()))
+
+
+async def test_errors_of_the_request_are_not_retried() -> None:
+    async with stub() as (worker, member), fleet_of(member) as fleet:
+        worker.refusals = [InvalidRequestError("top_k is -1", param="top_k")]
+        with pytest.raises(InvalidRequestError, match="top_k"):
+            await tokens_of(fleet.generate(request()))
+        assert len(worker.submits) == 1
+
+
+async def test_children_stick_to_the_worker_of_the_first() -> None:
+    async with stub("d0") as (_, m0), stub("d1") as (_, m1), fleet_of(m0, m1) as fleet:
+        first = fleet.generate(request(max_tokens=10_000))
+        await anext(first)
+        for _ in range(6):
+            child = fleet.generate(request(max_tokens=2), stick_to=first.worker_id)
+            assert child.worker_id == first.worker_id
+            assert child.plan.reason == "stick_to"
+            assert await tokens_of(child) == answer(max_tokens=2)
+        await first.aclose()
+        orphan = fleet.generate(request(), stick_to="gone")
+        assert await tokens_of(orphan) == answer()
+
+
+async def test_draining_workers_get_nothing_new() -> None:
+    async with stub("d0") as (w0, m0), stub("d1") as (w1, m1), fleet_of(m0, m1) as fleet:
+        w0.draining = True
+        w0.report()
+        await until(lambda: any(view.load.draining for view in fleet.workers()))
+        for _ in range(4):
+            assert await tokens_of(fleet.generate(request(max_tokens=2))) == answer(max_tokens=2)
+        assert (len(w0.submits), len(w1.submits)) == (0, 4)
+
+
+async def test_a_request_waits_for_the_first_worker() -> None:
+    directory = StaticDirectory([])
+    async with stub() as (_, member), fleet_of(directory=directory, num_up=0) as fleet:
+        assert not fleet.ready
+        generation = fleet.generate(request())
+        assert fleet.statistics().num_parked == 1
+        with pytest.raises(UnavailableError, match="waits for a decode worker"):
+            _ = generation.plan
+        directory.set_members([member])
+        assert await tokens_of(generation) == answer()
+        await fleet.wait_ready(1.0)
+
+
+async def test_a_request_does_not_wait_for_ever() -> None:
+    config = FleetConfig(no_worker_wait_s=0.1)
+    async with fleet_of(config=config, num_up=0) as fleet:
+        with pytest.raises(UnavailableError, match=r"within 0.1 s"):
+            await tokens_of(fleet.generate(request()))
+        with pytest.raises(UnavailableError, match="known: none"):
+            await fleet.wait_ready(0.05)
+
+
+async def test_generations_are_bounded() -> None:
+    config = FleetConfig(max_generations=1)
+    async with stub() as (_, member), fleet_of(member, config=config) as fleet:
+        generation = fleet.generate(request())
+        with pytest.raises(OverloadedError):
+            fleet.generate(request())
+        await generation.aclose()
+
+
+async def test_another_model_is_refused_and_shown() -> None:
+    directory = StaticDirectory([])
+    async with (
+        stub("d0") as (_, m0),
+        stub("d1", model_digest="other") as (w1, m1),
+        fleet_of(directory=directory, num_up=0) as fleet,
+    ):
+        directory.set_members([m0])
+        await fleet.wait_ready(5)
+        directory.set_members([m0, m1])
+        await until(lambda: "refused" in [view.state for view in fleet.workers()])
+        refused = next(view for view in fleet.workers() if view.state == "refused")
+        assert refused.detail == "its model_digest is 'other', but this fleet's is 'stub'"
+        assert await tokens_of(fleet.generate(request())) == answer()
+        assert w1.submits == []
+
+
+async def test_a_broken_directory_costs_nothing() -> None:
+    class Flaky(StaticDirectory):
+        broken = False
+
+        async def members(self) -> Sequence[Member]:
+            if self.broken:
+                raise ConnectionError("no directory")
+            return await super().members()
+
+    async with stub() as (_, member):
+        directory = Flaky([member])
+        async with fleet_of(directory=directory, num_up=1) as fleet:
+            directory.broken = True
+            await asyncio.sleep(3 * FAST.poll_s)
+            assert await tokens_of(fleet.generate(request())) == answer()
+            directory.broken = False
+            directory.set_members([])
+            await asyncio.sleep(3 * FAST.poll_s)
+            # A directory that forgot everything takes no live worker from us.
+            assert await tokens_of(fleet.generate(request())) == answer()
+
+
+async def test_cached_blocks_are_planned_for_and_a_gap_is_resynchronised() -> None:
+    prompt = tuple(range(160))
+    hashes = block_hashes(prompt, 16)
+    async with stub() as (worker, member), fleet_of(member) as fleet:
+
+        async def cached() -> int:
+            generation = fleet.generate(request(prompt, max_tokens=1))
+            await tokens_of(generation)
+            return generation.plan.num_cached_tokens
+
+        assert await cached() == 0
+        worker.store(hashes[:4])
+        await asyncio.sleep(0.05)
+        assert await cached() == 64
+        running = fleet.generate(request(max_tokens=10_000))
+        await anext(running)
+        worker.lose(hashes[4:6])
+        worker.store(hashes[6:])
+        await until(lambda: len(fleet.workers()) == 2)
+        await until(lambda: "up" in [view.state for view in fleet.workers()])
+        await asyncio.sleep(0.05)
+        assert await cached() == 160
+        # The link that lost events still carries what ran on it.
+        await anext(running)
+        await running.aclose()
+        await until(lambda: len(fleet.workers()) == 1)
+        assert running.num_replays == 0
+
+
+async def test_prefill_workers_are_named_best_first() -> None:
+    async with (
+        stub("d0") as (worker, m0),
+        stub("p0", role=Role.PREFILL) as (_, p0),
+        stub("p1", role=Role.PREFILL) as (_, p1),
+        fleet_of(m0, p0, p1) as fleet,
+    ):
+        prompt = tuple(range(100))
+        first = fleet.generate(request(prompt, max_tokens=3))
+        second = fleet.generate(request(prompt, max_tokens=3))
+        assert await tokens_of(first) == await tokens_of(second) == answer(prompt, 3)
+        # The second sees the first in flight and takes the other prefill worker.
+        targets = [[t.worker_id for t in submit.prefill] for submit in worker.submits]
+        assert [len(names) for names in targets] == [2, 2]
+        assert {names[0] for names in targets} == {"p0", "p1"}
+        assert worker.submits[0].prefill[0].address in (p0.address, p1.address)
+
+
+async def test_only_prefill_workers_is_not_ready() -> None:
+    async with stub("p0", role=Role.PREFILL) as (_, member), fleet_of(member) as fleet:
+        assert not fleet.ready

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from baton.protos.errors import ConfigError, UnavailableError
+from baton.protos.types import KvEvents, Member, Role, WorkerLoad
+from baton.router.config import POLICY_NAMES, RouterConfig
+from baton.router.plan import Plan, RouteRequest, plan
+from baton.router.policies import POLICIES
+from baton.router.prefix_index import PrefixIndex
+from baton.router.view import ClusterView, WorkerState, WorkerView
+
+# What a worker on two CPU cores with the small model reports after its first steps.
+CPU = WorkerLoad(
+    prefill_tokens_per_s=3_000, decode_step_s=0.02, total_blocks=4096, free_blocks=4000
+)
+IDLE = WorkerLoad()
+
+
+def worker(worker_id: str, load: WorkerLoad = IDLE, **view: object) -> WorkerView:
+    role = Role.PREFILL if worker_id.startswith("p") else Role.DECODE
+    member = Member(worker_id=worker_id, incarnation="1", role=role, address="", model="m")
+    return WorkerView(member, load, **{"age_s": 0.1, **view})  # type: ignore[arg-type]
+
+
+def cluster(*workers: WorkerView) -> ClusterView:
+    return ClusterView(
+        tuple(w for w in workers if w.member.role is Role.DECODE),
+        tuple(w for w in workers if w.member.role is Role.PREFILL),
+    )
+
+
+def hashes(num_blocks: int) -> list[bytes]:
+    return [i.to_bytes(16, "little") for i in range(num_blocks)]
+
+
+def cached(**num_blocks: int) -> PrefixIndex:
+    index = PrefixIndex()
+    for worker_id, count in num_blocks.items():
+        index.apply(worker_id, KvEvents(stored=tuple(hashes(count))))
+    return index
+
+
+def decide(
+    workers: Sequence[WorkerView],
+    num_tokens: int = 200,
+    *,
+    index: PrefixIndex | None = None,
+    config: RouterConfig | None = None,
+    **request: object,
+) -> Plan:
+    route = RouteRequest(
+        request_id="r",
+        num_prompt_tokens=num_tokens,
+        block_hashes=hashes(num_tokens // 16),
+        **request,  # type: ignore[arg-type]
+    )
+    return plan(
+        cluster(*workers),
+        index or PrefixIndex(),
+        route,
+        config or RouterConfig(),
+        random.Random(0),
+    )
+
+
+def where(chosen: Plan) -> tuple[str, str, str]:
+    prefill = chosen.prefill[0].worker_id if chosen.prefill else "local"
+    return chosen.decode.worker_id, prefill, chosen.reason
+
+
+@pytest.mark.parametrize("load", [IDLE, CPU], ids=["unmeasured", "cpu"])
+@pytest.mark.parametrize("num_tokens", [16, 30, 100, 1_000, 7_000])
+def test_a_fresh_prompt_on_an_idle_cluster_goes_to_the_prefill_worker(
+    load: WorkerLoad, num_tokens: int
+) -> None:
+    d, p, reason = where(decide([worker("d0", load), worker("p0", load)], num_tokens))
+    assert (d, p) == ("d0", "p0")
+    assert reason in ("remote_idle", "remote_cheaper")
+
+
+def test_one_measured_worker_does_not_send_everything_to_the_unmeasured() -> None:
+    assert where(decide([worker("d0"), worker("p0", CPU)], 1_000))[1] == "p0"
+    assert where(decide([worker("d0", CPU), worker("p0")], 1_000))[1] == "p0"
+
+
+def test_short_and_nearly_cached_prompts_stay_local() -> None:
+    pair = [worker("d0"), worker("p0")]
+    assert where(decide(pair, 15)) == ("d0", "local", "short_uncached_prompt")
+    whole = decide(pair, 170, index=cached(d0=10))
+    assert where(whole) == ("d0", "local", "short_uncached_prompt")
+    assert whole.num_cached_tokens == 160
+    half = decide(pair, 170, index=cached(d0=5))
+    assert where(half)[1] == "p0"
+
+
+def test_a_long_queue_at_the_prefill_worker_makes_local_cheaper() -> None:
+    queue = WorkerLoad(queued_prefill_tokens=100_000, num_waiting=9)
+    assert where(decide([worker("d0"), worker("p0", queue)])) == ("d0", "local", "local_cheaper")
+    in_flight = worker("p0", in_flight_tokens=100_000, in_flight_requests=9)
+    assert where(decide([worker("d0"), in_flight])) == ("d0", "local", "local_cheaper")
+
+
+def test_running_decodes_make_a_short_queue_worth_waiting_for() -> None:
+    queued = worker("p0", WorkerLoad(queued_prefill_tokens=2_000, num_running=1))
+    assert where(decide([worker("d0"), queued], 1_000))[1] == "local"
+    busy = worker("d0", WorkerLoad(num_running=30))
+    assert where(decide([busy, queued], 1_000)) == ("d0", "p0", "remote_cheaper")
+
+
+def test_the_prefix_decides_between_decode_workers_until_load_outweighs_it() -> None:
+    index = cached(d1=50)
+    assert where(decide([worker("d0"), worker("d1")], 810, index=index))[0] == "d1"
+    busy = worker("d1", WorkerLoad(num_running=200, decode_step_s=0.02))
+    assert where(decide([worker("d0"), busy], 810, index=index, max_tokens=500))[0] == "d0"
+
+
+def test_a_prefill_workers_own_prefix_counts() -> None:
+    pool = [worker("d0"), worker("p0"), worker("p1")]
+    chosen = decide(pool, 1_000, index=cached(p1=60))
+    assert [target.worker_id for target in chosen.prefill] == ["p1", "p0"]
+
+
+def test_a_full_decode_worker_is_avoided() -> None:
+    full = worker("d0", WorkerLoad(total_blocks=100, free_blocks=2))
+    room = worker("d1", WorkerLoad(total_blocks=100, free_blocks=90, num_running=4))
+    assert where(decide([full, room]))[0] == "d1"
+
+
+def test_without_prefill_workers_or_for_prompt_logprobs_it_is_local() -> None:
+    assert where(decide([worker("d0")])) == ("d0", "local", "no_prefill_worker")
+    draining = worker("p0", WorkerLoad(draining=True))
+    assert where(decide([worker("d0"), draining])) == ("d0", "local", "no_prefill_worker")
+    pair = [worker("d0"), worker("p0")]
+    chosen = decide(pair, prompt_logprobs=True, index=cached(d0=12))
+    assert where(chosen) == ("d0", "local", "prompt_logprobs")
+    assert chosen.num_cached_tokens == 0
+
+
+def test_stale_views_are_named() -> None:
+    stale_p = worker("p0", age_s=60.0)
+    assert where(decide([worker("d0"), stale_p])) == ("d0", "local", "stale_prefill_view")
+    # A stale worker is not believed where a fresh one is to be had, however idle it looked.
+    fresh_but_busy = worker("d1", WorkerLoad(num_running=50))
+    assert where(decide([worker("d0", age_s=60.0), fresh_but_busy]))[0] == "d1"
+    all_stale = [
+        worker("d0", age_s=60.0, in_flight_requests=3),
+        worker("d1", WorkerLoad(num_running=99), age_s=60.0, in_flight_requests=1),
+        worker("p0"),
+    ]
+    assert where(decide(all_stale)) == ("d1", "p0", "stale_view")
+
+
+def test_excluded_draining_and_unconnected_workers_are_not_planned_for() -> None:
+    draining = worker("d1", WorkerLoad(draining=True))
+    lost = worker("d2", state=WorkerState.CONNECTING)
+    workers = [worker("d0"), draining, lost, worker("d3")]
+    assert where(decide(workers, exclude=frozenset({"d0"})))[0] == "d3"
+    with pytest.raises(UnavailableError, match="of 4 known, 1 are draining and 2 already failed"):
+        decide(workers, exclude=frozenset({"d0", "d3"}))
+    with pytest.raises(UnavailableError, match="of 0 known"):
+        decide([worker("p0")])
+
+
+def test_stick_to() -> None:
+    workers = [worker("d0"), worker("d1", WorkerLoad(num_running=90)), worker("p0")]
+    assert where(decide(workers, stick_to="d1")) == ("d1", "local", "stick_to")
+    assert where(decide(workers, stick_to="gone"))[0] == "d0"
+
+
+def test_ties_are_random_and_the_same_rng_gives_the_same_plan() -> None:
+    view = cluster(*[worker(f"d{i}") for i in range(4)], *[worker(f"p{i}") for i in range(4)])
+    route = RouteRequest(request_id="r", num_prompt_tokens=200)
+
+    def run(seed: int) -> list[tuple[str, str, str]]:
+        rng = random.Random(seed)
+        return [where(plan(view, PrefixIndex(), route, RouterConfig(), rng)) for _ in range(200)]
+
+    assert run(1) == run(1)
+    counts = Counter((d, p) for d, p, _ in run(1))
+    assert len(counts) == 16
+
+
+def test_policies_by_name() -> None:
+    assert set(POLICY_NAMES) == set(POLICIES)
+    pool = [worker("d0"), worker("d1"), worker("p0"), worker("p1")]
+    queue = [worker("d0"), worker("p0", WorkerLoad(queued_prefill_tokens=10**6))]
+
+    def by(name: str, workers: Sequence[WorkerView], **request: object) -> tuple[str, str, str]:
+        return where(decide(workers, config=RouterConfig(policy=name), **request))  # type: ignore[arg-type]
+
+    assert by("always_local", queue) == ("d0", "local", "always_local")
+    assert by("always_remote", queue) == ("d0", "p0", "always_remote")
+    assert by("always_remote", [worker("d0")]) == ("d0", "local", "no_prefill_worker")
+    turns = [by("round_robin", pool, sequence=i) for i in range(3)]
+    assert [turn[:2] for turn in turns] == [("d0", "p0"), ("d1", "p1"), ("d0", "p0")]
+    for name in POLICY_NAMES:
+        assert by(name, pool, prompt_logprobs=True)[1] == "local"
+
+
+def test_a_plan_explains_itself() -> None:
+    chosen = decide([worker("d0"), worker("p0")], 100)
+    assert chosen.header() == (
+        "decode=d0 prefill=p0 reason=remote_idle ttft_ms=6.9 cached_tokens=0"
+    )
+    lines = chosen.explain().splitlines()
+    assert lines[1].startswith("  decode=d0 prefill=p0 cost=")
+    assert lines[2].startswith("  decode=d0 prefill=local cost=")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("policy", "best"),
+        ("stale_after_s", 0.0),
+        ("itl_weight", -1.0),
+        ("handshake_s", float("nan")),
+    ],
+)
+def test_configuration_is_checked(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{field} is") as caught:
+        RouterConfig(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.param == field
+
+
+def test_a_plan_takes_less_than_200_microseconds() -> None:
+    names = [f"{role}{i}" for role in "dp" for i in range(8)]
+    view = cluster(*[worker(name, CPU) for name in names])
+    index = cached(**{name: 8 * i for i, name in enumerate(names)})
+    route = RouteRequest(request_id="r", num_prompt_tokens=2_000, block_hashes=hashes(125))
+    config = RouterConfig()
+    rng = random.Random(0)
+    best_s = min(_timed(lambda: plan(view, index, route, config, rng)) for _ in range(200))
+    assert best_s < 200e-6
+
+
+def _timed(call: object) -> float:
+    start_s = time.perf_counter()
+    call()  # type: ignore[operator]
+    return time.perf_counter() - start_s

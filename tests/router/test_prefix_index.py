@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.protos.types import KvEvents
+from baton.router.prefix_index import PrefixIndex
+
+CHAIN = [bytes([i]) * 16 for i in range(8)]
+
+
+def test_hits_stop_where_each_worker_ends() -> None:
+    index = PrefixIndex()
+    index.apply("a", KvEvents(stored=tuple(CHAIN)))
+    index.apply("b", KvEvents(stored=tuple(CHAIN[:3])))
+    index.apply("c", KvEvents(stored=tuple(CHAIN[1:])))
+    assert index.hits(CHAIN) == {"a": 8, "b": 3}
+    assert index.hits(CHAIN[:2]) == {"a": 2, "b": 2}
+    assert index.hits([]) == {}
+    assert index.hits([os.urandom(16)]) == {}
+    index.check_integrity()
+
+
+def test_a_worker_that_leaves_takes_its_blocks_along() -> None:
+    index = PrefixIndex()
+    index.apply("a", KvEvents(stored=tuple(CHAIN)))
+    index.apply("b", KvEvents(stored=tuple(CHAIN[:1])))
+    index.remove_worker("a")
+    index.remove_worker("never seen")
+    assert index.hits(CHAIN) == {"b": 1}
+    index.apply("c", KvEvents(stored=tuple(CHAIN[:2])))
+    assert index.hits(CHAIN) == {"b": 1, "c": 2}
+    index.remove_worker("b")
+    index.remove_worker("c")
+    assert not index
+    index.check_integrity()
+
+
+def test_what_is_over_the_limit_is_counted() -> None:
+    index = PrefixIndex(max_blocks_per_worker=3)
+    index.apply("a", KvEvents(stored=tuple(CHAIN[:2])))
+    index.apply("a", KvEvents(stored=tuple(CHAIN)))
+    assert index.hits(CHAIN) == {"a": 3}
+    assert index.statistics().num_dropped == 5
+    index.check_integrity()
+
+
+def test_hashes_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="16 bytes"):
+        PrefixIndex().apply("a", KvEvents(stored=(b"short",)))
+
+
+_BLOCKS = st.lists(st.sampled_from(CHAIN), max_size=6).map(tuple)
+_EVENTS = st.builds(KvEvents, stored=_BLOCKS, removed=_BLOCKS, cleared=st.booleans())
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), _EVENTS | st.none()), max_size=20))
+def test_index_equals_a_plain_dict_of_sets(batches: list[tuple[str, KvEvents | None]]) -> None:
+    index = PrefixIndex()
+    model: dict[str, set[bytes]] = {}
+    for worker_id, events in batches:
+        if events is None:
+            index.remove_worker(worker_id)
+            model.pop(worker_id, None)
+            continue
+        index.apply(worker_id, events)
+        blocks = set() if events.cleared else model.get(worker_id, set())
+        model[worker_id] = (blocks - set(events.removed)) | set(events.stored)
+    expected = {}
+    for worker_id, blocks in model.items():
+        length = next((i for i, h in enumerate(CHAIN) if h not in blocks), len(CHAIN))
+        if length:
+            expected[worker_id] = length
+    assert index.hits(CHAIN) == expected
+    index.check_integrity()

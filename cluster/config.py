@@ -28,7 +28,7 @@ DEFAULT_MODEL = "baton-tiny"
 _BY_MODEL = "cannot be set here: it follows from `model`"
 _BY_BATON = "cannot be set here: every worker gets its own from the cluster"
 _ENGINE_FIXED = {"model_dir": _BY_MODEL, "role": "cannot be set here: it follows from the pool"}
-_WORKER_FIXED = {
+WORKER_FIXED = {
     "engine": "belongs one level up, beside `worker`",
     "worker_id": _BY_BATON,
     "incarnation": _BY_BATON,
@@ -36,7 +36,7 @@ _WORKER_FIXED = {
     "port": "cannot be set here: workers bind a free port and publish it in the directory",
     "model_name": "cannot be set here: it is the top-level `model_name`",
 }
-_GATEWAY_FIXED = {"model_dir": _BY_MODEL}
+GATEWAY_FIXED = {"model_dir": _BY_MODEL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +231,7 @@ def _pool(role: Role, model: Path, model_name: str, document: Document) -> PoolC
     engine = build(EngineConfig, base | engine_fields, document, (*path, "engine"))
     worker_cls = PrefillWorkerConfig if role is Role.PREFILL else DecodeWorkerConfig
     worker_fields = read_fields(
-        worker_cls, worker_values, document, (*path, "worker"), _WORKER_FIXED
+        worker_cls, worker_values, document, (*path, "worker"), WORKER_FIXED
     )
     worker_fields |= {"engine": engine, "model_name": model_name}
     worker = build(worker_cls, worker_fields, document, (*path, "worker"))
@@ -242,7 +242,7 @@ def _pool(role: Role, model: Path, model_name: str, document: Document) -> PoolC
 def _gateway(model: Path, model_name: str, document: Document) -> GatewayConfig:
     path = ("gateway",)
     fields = read_fields(
-        GatewayConfig, document.values.get("gateway"), document, path, _GATEWAY_FIXED
+        GatewayConfig, document.values.get("gateway"), document, path, GATEWAY_FIXED
     )
     given = {"model_dir": str(model), "served_model_names": (model_name,)}
     return build(GatewayConfig, given | fields, document, path)

@@ -1,4 +1,6 @@
-"""Starts the application, waits until it answers, and stops it: what `baton serve` does, without a terminal."""
+"""Starts the application, waits until it answers, and stops it: what `baton serve` does, without a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ class Launcher:
         say: Callable[[str], None],
         factories: Factories | None = None,
     ) -> None:
-        self._config = config
+        self.config = config
         self._state_dir = state_dir
         self._say = say
         self._factories = factories
@@ -53,7 +55,7 @@ class Launcher:
 
     def start(self) -> None:
         """Starts (or joins) Ray and deploys. Raises ConfigError and UnavailableError."""
-        config = self._config
+        config = self.config
         check_ports(config)
         if self._private:
             check_memory(config)
@@ -64,7 +66,7 @@ class Launcher:
         else:
             self._say(f"Joining the Ray cluster at {config.ray.address}.")
             connect_ray(config)
-        self._config = config = with_gpus(config, ray.cluster_resources().get("GPU", 0.0))
+        self.config = config = with_gpus(config, ray.cluster_resources().get("GPU", 0.0))
         self._say(
             f"Starting {_count(config.prefill.min_replicas, 'prefill worker')}, "
             f"{_count(config.decode.min_replicas, 'decode worker')} and "
@@ -83,10 +85,10 @@ class Launcher:
     def wait_ready(self) -> Listing:
         """Returns when every replica is a member and a gateway says that it is ready.
 
-        Raises the error with which a replica refused to start, UnavailableError when Serve gives up,
-        DeadlineError after `ray.start_timeout_s`.
+        Raises the error with which a replica refused to start, UnavailableError when Serve gives
+        up, DeadlineError after `ray.start_timeout_s`.
         """
-        deadline_s = time.monotonic() + self._config.ray.start_timeout_s
+        deadline_s = time.monotonic() + self.config.ray.start_timeout_s
         seen: dict[str, int] = {}
         while time.monotonic() < deadline_s:
             listing = self.listing()
@@ -98,8 +100,10 @@ class Launcher:
                 return listing
             self._check_serve()
             time.sleep(POLL_S)
-        waited_s = self._config.ray.start_timeout_s
-        raise DeadlineError(f"the cluster was not ready within ray.start_timeout_s ({waited_s:g} s)")
+        waited_s = self.config.ray.start_timeout_s
+        raise DeadlineError(
+            f"the cluster was not ready within ray.start_timeout_s ({waited_s:g} s)"
+        )
 
     def listing(self) -> Listing:
         """Who is a member now. Raises UnavailableError."""
@@ -118,14 +122,14 @@ class Launcher:
             if self._private:
                 serve.shutdown()
             else:
-                serve.delete(self._config.name)
+                serve.delete(self.config.name)
         if self._directory is not None:
             with contextlib.suppress(RayError):
                 ray.kill(self._directory)
         ray.shutdown()
 
     def _complete(self, listing: Listing) -> bool:
-        config, count = self._config, _by_role(listing)
+        config, count = self.config, _by_role(listing)
         return (
             count["prefill worker"] >= config.prefill.min_replicas
             and count["decode worker"] >= config.decode.min_replicas
@@ -141,7 +145,7 @@ class Launcher:
 
     def _check_serve(self) -> None:
         try:
-            application = serve.status().applications.get(self._config.name)
+            application = serve.status().applications.get(self.config.name)
         except RayError as error:
             raise UnavailableError(f"Serve does not answer: {error}") from error
         if application is not None and application.status == "DEPLOY_FAILED":

@@ -1,4 +1,6 @@
-"""A Ray of our own on this machine: private directory, private token, few processes, nothing left behind."""
+"""A Ray of our own on this machine: private directory, private token, few processes, nothing left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ import ray
 from baton.cluster.config import BatonConfig, PoolConfig
 from baton.protos.errors import ConfigError, UnavailableError
 
-# Ray puts unix sockets about 60 characters below its directory, and a socket's path has at most 107.
+# Ray puts unix sockets about 60 characters below its directory, and a socket's path has at most
+# 107.
 MAX_STATE_DIR_CHARS = 44
 # What Ray's own processes, a gateway, and a worker beside its model hold resident, measured.
 RAY_BYTES = 900 << 20
@@ -24,7 +27,9 @@ WORKER_BYTES = 500 << 20
 
 
 def make_state_dir() -> Path:
-    """A fresh private directory for logs and sockets; under /tmp where the usual place has a long name."""
+    """A fresh private directory for logs and sockets; under /tmp where the usual place has a long
+    name.
+    """
     path = Path(tempfile.mkdtemp(prefix="baton-"))
     if len(str(path)) > MAX_STATE_DIR_CHARS:
         path.rmdir()
@@ -72,7 +77,9 @@ def connect_ray(config: BatonConfig) -> None:
 
 
 def check_memory(config: BatonConfig) -> None:
-    """Raises ConfigError when the workers' models and KV pools cannot fit into this machine's memory."""
+    """Raises ConfigError when the workers' models and KV pools cannot fit into this machine's
+    memory.
+    """
     if config.prefill.num_gpus or config.decode.num_gpus:
         return
     needed = RAY_BYTES + sum(p.min_replicas * worker_bytes(p) for p in _pools(config))
@@ -86,13 +93,17 @@ def check_memory(config: BatonConfig) -> None:
 
 
 def worker_bytes(pool: PoolConfig) -> int:
-    """About what one worker of this pool holds in memory on CPU: weights as float32, and its KV pool."""
+    """About what one worker of this pool holds in memory on CPU: weights as float32, and its KV
+    pool.
+    """
     weights = sum(f.stat().st_size for f in Path(pool.engine.model_dir).glob("*.safetensors"))
     return 2 * weights + pool.engine.kv_cache_bytes + WORKER_BYTES
 
 
 def available_bytes() -> int | None:
-    """Memory that this machine, or this container if it has a limit, can still give; None: unknown."""
+    """Memory that this machine, or this container if it has a limit, can still give; None:
+    unknown.
+    """
     amounts = [_meminfo_available(), _cgroup_available()]
     known = [a for a in amounts if a is not None]
     return min(known) if known else None

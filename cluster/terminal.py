@@ -9,7 +9,8 @@ from types import TracebackType
 
 
 class Terminal:
-    """Within `with`, file descriptors 1 and 2 (of this process and its children) write to `log_path`.
+    """Within `with`, file descriptors 1 and 2 (of this process and its children) write to
+    `log_path`.
 
     Ray and its C++ core write to them directly, so redirecting Python's streams would not do.
     `say` still reaches the terminal.

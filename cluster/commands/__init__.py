@@ -1,0 +1,1 @@
+"""The subcommands of `baton`, one module each; `baton.cluster.cli` imports them when they run."""

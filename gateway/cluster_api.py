@@ -1,0 +1,57 @@
+"""`GET /baton/workers`: the cluster as this gateway sees it, for `baton status` and for
+operators.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from baton.gateway.exchange import Exchange
+from baton.gateway.seam import WorkerView
+from baton.gateway.service import GatewayService
+
+# A worker reports at least once a second; one that is silent for this long is shown as such.
+STALE_AFTER_S = 5.0
+
+
+class WorkersEndpoint:
+    """Answers with `{"workers": [...]}`, one object for each known worker, by role and id."""
+
+    def __init__(self, service: GatewayService) -> None:
+        self._service = service
+
+    async def __call__(self, exchange: Exchange) -> None:
+        document = {"workers": workers_document(self._service.fleet.workers())}
+        await exchange.respond(msgspec.json.encode(document))
+
+
+def workers_document(views: Sequence[WorkerView]) -> list[dict[str, Any]]:
+    """Plain values of every view. `age_s`: seconds since its last report, null before the first."""
+    ordered = sorted(views, key=lambda v: (v.member.role.value, v.member.worker_id))
+    return [_worker(view) for view in ordered]
+
+
+def _worker(view: WorkerView) -> dict[str, Any]:
+    member = view.member
+    return {
+        "worker_id": member.worker_id,
+        "role": member.role.value,
+        "state": _state(view),
+        "address": member.address,
+        "incarnation": member.incarnation,
+        "model": member.model,
+        "age_s": round(view.age_s, 3) if math.isfinite(view.age_s) else None,
+        "in_flight_requests": view.in_flight_requests,
+        "load": dataclasses.asdict(view.load),
+    }
+
+
+def _state(view: WorkerView) -> str:
+    if view.load.draining:
+        return "draining"
+    return "up" if view.age_s <= STALE_AFTER_S else "silent"

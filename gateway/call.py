@@ -1,4 +1,6 @@
-"""One request as both fronts hand it to the service: what to answer, how, and within which limits."""
+"""One request as both fronts hand it to the service: what to answer, how, and within which
+limits.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """`sampling.max_tokens` and `sampling.seed` are ignored: None in the fields here means the default.
+    """`sampling.max_tokens` and `sampling.seed` are ignored: None in the fields here means the
+    default.
 
     `max_tokens` None takes the rest of the context if `fill_context`, else the configured number.
     `max_tokens` 0 computes the prompt only. Seeds of the n answers are seed, seed+1, ...
@@ -58,6 +61,8 @@ class Call:
     skip_special_tokens: bool = True
     priority: int = 0
     cache_salt: str = ""
+    # None: the worker's own limit.
+    timeout_s: float | None = None
     traceparent: str = ""
 
 

@@ -80,7 +80,9 @@ def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
 
 
 class _Generation(Extension):
-    """`{% generation %}`: marks the assistant's text for training; here its body is only rendered."""
+    """`{% generation %}`: marks the assistant's text for training; here its body is only
+    rendered.
+    """
 
     tags = {"generation"}  # noqa: RUF012 -- jinja2's own contract
 

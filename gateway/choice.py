@@ -1,8 +1,10 @@
-"""One sequence of an answer: tokens from a worker become text, until a stop string or the worker ends it."""
+"""One sequence of an answer: tokens from a worker become text, until a stop string or the worker
+ends it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,7 +17,9 @@ from baton.protos.types import FinishReason, TokenLogprob
 
 @dataclass(slots=True)
 class Delta:
-    """What became certain since the last one. `finish_reason` ("stop" or "length") only in the last one."""
+    """What became certain since the last one. `finish_reason` ("stop" or "length") only in the last
+    one.
+    """
 
     text: str
     token_ids: list[int]
@@ -23,40 +27,54 @@ class Delta:
     finish_reason: str | None
 
 
-class Choice:
-    """Async iterator of Delta. `start` opens the generation; a sibling waits with that for `begin`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceRules:
+    """How tokens become this sequence's text. Stop strings count only after `min_tokens`."""
 
-    `observe(num_tokens)` is called for each delta. `aclose` aborts it in every worker, at any moment.
+    text: IncrementalText
+    stop: StopChecker | None = None
+    min_tokens: int = 0
+    observe: Callable[[int], None] | None = None
+
+
+class Choice:
+    """Async iterator of Delta over one Generation; `aclose` aborts it in every worker, at any
+    moment.
+
+    `start` opens the generation, at `begin` or with the first delta; it may wait.
+    `rules.observe(num_tokens)` is called for each delta.
     """
 
     def __init__(
-        self,
-        index: int,
-        start: Callable[[], Generation],
-        text: IncrementalText,
-        *,
-        stop: StopChecker | None = None,
-        min_tokens: int = 0,
-        observe: Callable[[int], None] | None = None,
+        self, index: int, start: Callable[[], Awaitable[Generation]], rules: ChoiceRules
     ) -> None:
         self.index = index
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self._start = start
-        self._text = text
-        self._stop = stop
-        self._min_tokens = min_tokens
-        self._observe = observe
+        self._rules = rules
         self._generation: Generation | None = None
         self._chunks: AsyncIterator[TokenChunk] | None = None
         self._finished = False
 
-    def begin(self) -> Plan:
-        """Sends it to a worker. Raises what planning raises (UnavailableError, OverloadedError)."""
-        self._generation = self._start()
+    async def begin(self) -> AsyncIterator[TokenChunk]:
+        """Sends it to a worker. Raises what planning raises."""
+        self._generation = await self._start()
         self._chunks = aiter(self._generation)
-        return self._generation.plan
+        return self._chunks
+
+    @property
+    def generation(self) -> Generation:
+        """Only after it has begun."""
+        if self._generation is None:
+            raise BatonError(f"choice {self.index} was asked for its generation before it began")
+        return self._generation
+
+    @property
+    def plan(self) -> Plan:
+        """Where it runs; there from the first delta on."""
+        return self.generation.plan
 
     def __aiter__(self) -> Self:
         return self
@@ -64,18 +82,15 @@ class Choice:
     async def __anext__(self) -> Delta:
         if self._finished:
             raise StopAsyncIteration
-        if self._chunks is None:
-            self.begin()
-            assert self._chunks is not None
+        chunks = self._chunks or await self.begin()
         try:
-            chunk = await anext(self._chunks)
+            chunk = await anext(chunks)
         except StopAsyncIteration:
             raise BatonError("the worker's stream ended without a finish reason") from None
         delta = self._take(chunk)
-        if self._observe is not None:
-            self._observe(len(delta.token_ids))
+        if self._rules.observe is not None:
+            self._rules.observe(len(delta.token_ids))
         if delta.finish_reason is not None:
-            self._finished = True
             await self.aclose()
         return delta
 
@@ -89,18 +104,19 @@ class Choice:
         reason = chunk.finish_reason
         if reason is FinishReason.ABORT or reason is FinishReason.ERROR:
             raise CancelledError(f"the worker ended the request: {reason.value}")
-        self.num_cached_tokens = max(self.num_cached_tokens, chunk.num_cached_tokens)
+        if chunk.num_cached_tokens:
+            self.num_cached_tokens = chunk.num_cached_tokens
         if chunk.prompt_logprobs is not None:
             self.prompt_logprobs = chunk.prompt_logprobs
-        if self._stop is not None:
-            return self._take_checked(chunk, self._stop)
+        if self._rules.stop is not None:
+            return self._take_checked(chunk, self._rules.stop)
         token_ids = chunk.token_ids
         self.num_tokens += len(token_ids)
         # A token that stopped the sequence is counted and reported, but is not part of the text.
-        text = self._text.push(token_ids[:-1] if reason is FinishReason.STOP else token_ids)
-        if reason is not None:
-            text += self._text.finish()
-        return Delta(text, token_ids, chunk.logprobs, reason and reason.value)
+        text = self._rules.text.push(token_ids[:-1] if reason is FinishReason.STOP else token_ids)
+        if reason is None:
+            return Delta(text, token_ids, chunk.logprobs, None)
+        return Delta(text + self._rules.text.finish(), token_ids, chunk.logprobs, reason.value)
 
     def _take_checked(self, chunk: TokenChunk, stop: StopChecker) -> Delta:
         """Token by token: the answer ends with the token that completed a stop string."""
@@ -110,22 +126,24 @@ class Choice:
         for i, token_id in enumerate(chunk.token_ids):
             self.num_tokens += 1
             ends_it = reason is FinishReason.STOP and i == last
-            piece = "" if ends_it else self._text.push((token_id,))
-            if self.num_tokens <= self._min_tokens:
+            piece = "" if ends_it else self._rules.text.push((token_id,))
+            if self.num_tokens <= self._rules.min_tokens:
                 parts.append(piece)
                 continue
             text, stopped = stop.push(piece)
             parts.append(text)
             if stopped:
-                return self._cut(chunk, i + 1, parts)
-        if reason is not None:
-            text, stopped = stop.push(self._text.finish())
-            parts.append(text)
-            if stopped:
-                return self._cut(chunk, last + 1, parts)
-            parts.append(stop.finish())
-        return Delta("".join(parts), chunk.token_ids, chunk.logprobs, reason and reason.value)
+                return _cut(chunk, i + 1, parts)
+        if reason is None:
+            return Delta("".join(parts), chunk.token_ids, chunk.logprobs, None)
+        text, stopped = stop.push(self._rules.text.finish())
+        parts.append(text)
+        if stopped:
+            return _cut(chunk, last + 1, parts)
+        parts.append(stop.finish())
+        return Delta("".join(parts), chunk.token_ids, chunk.logprobs, reason.value)
 
-    def _cut(self, chunk: TokenChunk, size: int, parts: list[str]) -> Delta:
-        logprobs = chunk.logprobs[:size] if chunk.logprobs is not None else None
-        return Delta("".join(parts), chunk.token_ids[:size], logprobs, FinishReason.STOP.value)
+
+def _cut(chunk: TokenChunk, size: int, parts: list[str]) -> Delta:
+    logprobs = chunk.logprobs[:size] if chunk.logprobs is not None else None
+    return Delta("".join(parts), chunk.token_ids[:size], logprobs, FinishReason.STOP.value)

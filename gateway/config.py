@@ -24,9 +24,10 @@ _POSITIVE = (
 class GatewayConfig:
     """One gateway process: where it listens, which model's text it speaks, and every limit.
 
-    `model_dir` holds tokenizer.json, tokenizer_config.json, config.json and the chat template; weights
-    are never read. Port 0 takes a free port (`GatewayServer.http_port` tells which); `grpc_port` None
-    serves no gRPC. No `api_keys` means no authentication. Times are seconds. Raises ConfigError.
+    `model_dir` holds tokenizer.json, tokenizer_config.json, config.json and the chat template;
+    weights are never read. Port 0 takes a free port (`GatewayServer.http_port` tells which);
+    `grpc_port` None serves no gRPC. No `api_keys` means no authentication. Times are seconds.
+    Raises ConfigError.
     """
 
     model_dir: str

@@ -1,8 +1,10 @@
-"""Tokens to text as they arrive: never part of a character, and in sum exactly the decoding of the whole.
+"""Tokens to text as they arrive: never part of a character, and in sum exactly the decoding of the
+whole.
 
-A byte-level or byte-fallback vocabulary is read once into a table of each token's bytes, so that a push is a
-join and a UTF-8 decode (about 1.3 µs a token here; `tokenizers.DecodeStream` takes 1.5 µs, has no flush,
-and stalls behind bytes that never become a character). Other vocabularies decode a sliding window.
+A byte-level or byte-fallback vocabulary is read once into a table of each token's bytes, so that a
+push is a join and a UTF-8 decode (about 1.3 µs a token here; `tokenizers.DecodeStream` takes 1.5
+µs, has no flush, and stalls behind bytes that never become a character). Other vocabularies decode
+a sliding window.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ from tokenizers import Tokenizer as HfTokenizer
 
 
 class IncrementalText(Protocol):
-    """One sequence's text. `push` returns what became certain; `finish` the rest (U+FFFD for half characters)."""
+    """One sequence's text. `push` returns what became certain; `finish` the rest (U+FFFD for half
+    characters).
+    """
 
     def push(self, token_ids: Sequence[int]) -> str: ...
     def finish(self) -> str: ...
 
 
 class TableText:
-    """IncrementalText over a table of bytes per token id; ids outside it are silent, as in the library.
+    """IncrementalText over a table of bytes per token id; ids outside it are silent, as in the
+    library.
 
     `strip_left` leading spaces are dropped, as SentencePiece vocabularies ask.
     """
@@ -59,7 +64,8 @@ class TableText:
 
 
 class WindowText:
-    """IncrementalText for any decoder: decodes the tokens since the last certain text, with those before it.
+    """IncrementalText for any decoder: decodes the tokens since the last certain text, with those
+    before it.
 
     The window is two emissions wide, so the work per token does not grow with the sequence.
     """

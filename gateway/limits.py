@@ -14,10 +14,11 @@ from baton.protos.errors import BatonError, DeadlineError, OverloadedError, Unav
 
 
 class Deadline:
-    """Ends the block that it guards: at its time with DeadlineError, or at once with the cause given to `end`.
+    """Ends the block that it guards: at its time with DeadlineError, or at once with the cause
+    given to `end`.
 
-    The one way in which a request ends early: time, a client that left, and shutdown all come here, so the
-    block sees one cancellation and its caller one error of the tree.
+    The one way in which a request ends early: time, a client that left, and shutdown all come here,
+    so the block sees one cancellation and its caller one error of the tree.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -98,7 +99,9 @@ class Admission:
                 self._idle.set()
 
     async def drain(self, grace_s: float) -> None:
-        """Refuses new requests, waits `grace_s` for the running ones, then ends them and waits for that."""
+        """Refuses new requests, waits `grace_s` for the running ones, then ends them and waits for
+        that.
+        """
         self._closing = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace_s)
@@ -107,5 +110,5 @@ class Admission:
         await self._idle.wait()
 
     def _retry_after_s(self) -> float:
-        # With `limit` requests of this mean length, a place is free about every mean / limit seconds.
+        # With `limit` requests of this mean length, one ends about every mean / limit seconds.
         return float(max(1, math.ceil(self._mean_s / self._limit)))

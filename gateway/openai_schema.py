@@ -1,9 +1,9 @@
 """The bodies of OpenAI's API as this gateway reads them, with vLLM's names for what goes beyond it.
 
 Strict: an unknown field, a wrong type or a value that would change the answer in a way that is not
-done is refused by name. These are read and have no effect on the answer: user, metadata, store, service_tier,
-prediction, parallel_tool_calls, prompt_cache_key, prompt_cache_retention, prompt_cache_options,
-safety_identifier, stream_options.include_obfuscation.
+done is refused by name. These are read and have no effect on the answer: user, metadata, store,
+service_tier, prediction, parallel_tool_calls, prompt_cache_key, prompt_cache_retention,
+prompt_cache_options, safety_identifier, stream_options.include_obfuscation.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def _part_text(index: int, part: object) -> str:
         raise ValueError(f"part {index} must be an object with a type, such as 'text'")
     kind = part["type"]
     if kind not in ("text", "refusal"):
-        raise ValueError(f"part {index} has the type {kind!r}, which is not supported yet: use 'text'")
+        raise ValueError(
+            f"part {index} has the type {kind!r}, which is not supported yet: use 'text'"
+        )
     unknown = sorted(part.keys() - {"type", kind})
     if unknown:
         raise ValueError(f"part {index} has the unknown field {unknown[0]!r}")
@@ -98,7 +100,7 @@ def _prompts(value: object) -> list[str] | list[list[int]]:
         if all(isinstance(item, list) and item and _is_ids(item) for item in value):
             return list(value)
     raise ValueError(
-        "must be a string, a non-empty list of strings, a list of token ids, or a list of such lists"
+        "must be a string, a list of strings, a list of token ids, or a list of such lists"
     )
 
 
@@ -154,7 +156,9 @@ class Message(StrictModel):
     function_call: None = None
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates read it. `developer` is the newer name of `system`, which templates know."""
+        """As chat templates read it. `developer` is the newer name of `system`, which templates
+        know.
+        """
         role = "system" if self.role == "developer" else self.role
         message: dict[str, Any] = {"role": role, "content": self.content or self.refusal or ""}
         for key in ("name", "tool_call_id", "reasoning_content"):
@@ -323,5 +327,7 @@ def _refuse_not_yet(body: BaseModel, fields: Mapping[str, tuple[object, ...]]) -
         value = getattr(body, name)
         if value not in harmless:
             raise InvalidRequestError(
-                f"{name} is not supported yet: leave it out", param=name, code="unsupported_parameter"
+                f"{name} is not supported yet: leave it out",
+                param=name,
+                code="unsupported_parameter",
             )

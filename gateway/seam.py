@@ -1,4 +1,5 @@
-"""What the fronts need of a `Fleet`, as Protocols, so that they can be tested against a scripted one.
+"""What the fronts need of a `Fleet`, as Protocols, so that they can be tested against a scripted
+one.
 
 `gateway/fleet.py` is the implementation; docs/interfaces.md describes it.
 """
@@ -14,24 +15,19 @@ from baton.protos.types import FinishReason, GenerateRequest, Member, TokenLogpr
 class TokenChunk(Protocol):
     """New tokens of one sequence: everything that was ready when it was asked for.
 
-    `token_ids` includes the token that ended it (an eos or a stop id); `prompt_logprobs` comes once, with
-    the first chunk.
+    `token_ids` includes the token that ended it (an eos or a stop id); `prompt_logprobs` comes
+    once, with the first chunk, `num_cached_tokens` with the last.
     """
 
-    @property
-    def token_ids(self) -> list[int]: ...
-    @property
-    def logprobs(self) -> list[TokenLogprob] | None: ...
-    @property
-    def prompt_logprobs(self) -> list[TokenLogprob | None] | None: ...
-    @property
-    def finish_reason(self) -> FinishReason | None: ...
-    @property
-    def num_cached_tokens(self) -> int: ...
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None
+    prompt_logprobs: list[TokenLogprob | None] | None
+    finish_reason: FinishReason | None
+    num_cached_tokens: int
 
 
 class Plan(Protocol):
-    """Where a request was sent, and why."""
+    """Where a request was sent, and why (`reason` is one of a few words)."""
 
     @property
     def prefill(self) -> Sequence[Member]: ...
@@ -41,16 +37,22 @@ class Plan(Protocol):
 
 
 class Generation(Protocol):
-    """The tokens of one sequence. Raises the error tree's errors; `aclose` aborts it in every worker."""
+    """The tokens of one sequence. Raises the error tree's errors; `aclose` aborts it in every
+    worker.
+
+    `plan` and `worker_id` (of the decode worker) are there from the first token on.
+    """
 
     @property
     def plan(self) -> Plan: ...
+    @property
+    def worker_id(self) -> str: ...
     def __aiter__(self) -> AsyncIterator[TokenChunk]: ...
     async def aclose(self) -> None: ...
 
 
 class WorkerView(Protocol):
-    """One connected worker as this gateway sees it."""
+    """One known worker as this gateway sees it."""
 
     @property
     def member(self) -> Member: ...
@@ -60,14 +62,33 @@ class WorkerView(Protocol):
     def age_s(self) -> float: ...
     @property
     def in_flight_requests(self) -> int: ...
+
+
+class ModelFacts(Protocol):
+    """What the workers agree on."""
+
     @property
-    def in_flight_tokens(self) -> int: ...
+    def max_model_len(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
 
 
 class Fleet(Protocol):
-    """This gateway's workers. `generate` plans at once: UnavailableError without a decode worker."""
+    """This gateway's workers. `model` raises UnavailableError until a worker said what it serves.
+
+    `stick_to` names the decode worker that should be preferred: it has the prompt.
+    """
 
     def generate(
-        self, request: GenerateRequest, *, timeout_s: float | None = None, traceparent: str = ""
+        self,
+        request: GenerateRequest,
+        *,
+        timeout_s: float | None = None,
+        traceparent: str = "",
+        stick_to: str | None = None,
     ) -> Generation: ...
     def workers(self) -> Sequence[WorkerView]: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def model(self) -> ModelFacts: ...

@@ -7,16 +7,20 @@ from typing import NamedTuple
 
 
 class StopResult(NamedTuple):
-    """`text` may be sent; `stopped` says that it ends where a stop string began (or ended, if kept)."""
+    """`text` may be sent; `stopped` says that it ends where a stop string began (or ended, if
+    kept).
+    """
 
     text: str
     stopped: bool
 
 
 class StopChecker:
-    """Finds the stop string that is complete first, whatever the pieces; holds back only what may begin one.
+    """Finds the stop string that is complete first, whatever the pieces; holds back only what may
+    begin one.
 
-    With `keep` the text includes the stop string. Of two that are complete at once the longer one counts.
+    With `keep` the text includes the stop string. Of two that are complete at once the longer one
+    counts.
     """
 
     __slots__ = ("_held", "_keep", "_stops", "_tails")

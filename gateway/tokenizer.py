@@ -1,4 +1,6 @@
-"""A model folder's text side: tokenizer.json, the chat template, ids to text. No transformers, no torch."""
+"""A model folder's text side: tokenizer.json, the chat template, ids to text. No transformers, no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -59,12 +61,16 @@ class Tokenizer:
         return TableText(pieces, strip_left=table.strip_left)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token, literal text for special ones; empty for an id that is padding."""
+        """The bytes of one token, literal text for special ones; empty for an id that is
+        padding.
+        """
         pieces = self._vocabulary.all
         return pieces[token_id] if 0 <= token_id < len(pieces) else b""
 
     def token_text(self, token_id: int) -> str:
-        """A printable name: its text, or `bytes:\\xNN...` where it is only a part of a character."""
+        """A printable name: its text, or `bytes:\\xNN...` where it is only a part of a
+        character.
+        """
         raw = self.token_bytes(token_id)
         try:
             return raw.decode()
@@ -78,7 +84,9 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The chat as the model's prompt. InvalidRequestError if the model has no template or it refuses."""
+        """The chat as the model's prompt. InvalidRequestError if the model has no template or it
+        refuses.
+        """
         if self.chat_template is None:
             raise InvalidRequestError(
                 "this model has no chat template: use /v1/completions with a prompt",
@@ -90,7 +98,9 @@ class Tokenizer:
 
 
 def load_tokenizer(model_dir: str) -> Tokenizer:
-    """Reads tokenizer.json, tokenizer_config.json, config.json, chat template. ModelLoadError names the file."""
+    """Reads tokenizer.json, tokenizer_config.json, config.json, chat template. ModelLoadError names
+    the file.
+    """
     folder = Path(model_dir)
     path = folder / "tokenizer.json"
     if not path.is_file():

@@ -1,7 +1,8 @@
 """Each token's bytes, read from a tokenizer.json: what incremental text and logprobs are made of.
 
-Byte-level vocabularies (GPT-2's scheme: Qwen, Llama 3, DeepSeek) write each byte as a printable character;
-SentencePiece ones (Llama 2, Mistral, Gemma) write spaces as U+2581 and rare bytes as <0xNN>.
+Byte-level vocabularies (GPT-2's scheme: Qwen, Llama 3, DeepSeek) write each byte as a printable
+character; SentencePiece ones (Llama 2, Mistral, Gemma) write spaces as U+2581 and rare bytes as
+<0xNN>.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer as HfTokenizer
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SENTENCEPIECE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip"}
 # Letters, digits, accents, scripts, an emoji, blanks: decoding them both ways proves a table.
-_PROBE = " Hé, 3 wörld!\n\tпривет 你好 🙂  end"
+_PROBE = " Hé, 3 wörld!\n\tдж 你好 🙂  end"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +42,8 @@ def read_vocabulary(tokenizer: HfTokenizer) -> Vocabulary:
     for token, token_id in tokens.items():
         pieces[token_id] = token.encode() if token_id in added else to_bytes(token)
     visible = list(pieces)
-    for token_id, token in added.items():
-        if token.special:
+    for token_id, added_token in added.items():
+        if added_token.special:
             visible[token_id] = b""
     table = Vocabulary(
         all=tuple(pieces), visible=tuple(visible), strip_left=strip_left, exact=False
@@ -82,7 +83,9 @@ def _piece_to_bytes(token: str) -> bytes:
 
 
 def _byte_level_reader() -> Any:
-    """Inverts GPT-2's byte alphabet: printable bytes stand for themselves, the others follow from U+0100."""
+    """Inverts GPT-2's byte alphabet: printable bytes stand for themselves, the others follow from
+    U+0100.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}

@@ -1,0 +1,154 @@
+"""The public gRPC service of protos/public.proto: the same core as HTTP, with typed messages."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from baton.gateway.auth import ApiKeys
+from baton.gateway.call import Job, TextPrompt, TokenPrompt
+from baton.gateway.choice import Choice
+from baton.gateway.grpc_messages import (
+    chat_prompt,
+    generate_call,
+    logprob_messages,
+    usage_message,
+)
+from baton.gateway.limits import Deadline
+from baton.gateway.service import GatewayService
+from baton.protos import public_pb2 as pb
+from baton.protos import public_pb2_grpc
+from baton.protos.errors import BatonError, InvalidRequestError, OverloadedError
+
+_log = logging.getLogger(__name__)
+
+
+class BatonServicer(public_pb2_grpc.BatonServicer):
+    """One method per RPC. A handler that is cancelled (the client left) closes its generation."""
+
+    def __init__(self, service: GatewayService) -> None:
+        self._service = service
+        self._keys = ApiKeys(service.config.api_keys)
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
+        response = pb.GenerateResponse(model=self._service.config.model_names[0])
+        async with self._rpc(context, "Generate"), self._opened(request, context) as (job, choice):
+            response.request_id = job.call.request_id
+            parts = []
+            async for delta in choice:
+                parts.append(delta.text)
+                response.token_ids.extend(delta.token_ids)
+                response.logprobs.extend(self._logprobs(delta.logprobs))
+                response.finish_reason = delta.finish_reason or ""
+            response.text = "".join(parts)
+            response.prompt_logprobs.extend(self._logprobs(choice.prompt_logprobs))
+            response.usage.CopyFrom(usage_message(job.num_prompt_tokens, choice))
+            _explain(request, context, choice)
+        return response
+
+    async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
+        opened = self._opened(request, context)
+        async with self._rpc(context, "GenerateStream"), opened as (job, choice):
+            first = True
+            async for delta in choice:
+                chunk = pb.GenerateChunk(
+                    request_id=job.call.request_id,
+                    text=delta.text,
+                    token_ids=delta.token_ids,
+                    finish_reason=delta.finish_reason or "",
+                    logprobs=self._logprobs(delta.logprobs),
+                    prompt_logprobs=self._logprobs(choice.prompt_logprobs if first else ()),
+                )
+                if delta.finish_reason is not None:
+                    chunk.usage.CopyFrom(usage_message(job.num_prompt_tokens, choice))
+                await context.write(chunk)
+                first = False
+            _explain(request, context, choice)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        async with self._rpc(context, "Tokenize"):
+            self._service.check_model(request.model or None)
+            if request.WhichOneof("input") is None:
+                raise InvalidRequestError("give one of prompt or chat", param="input")
+            if request.WhichOneof("input") == "chat":
+                ids = await self._service.tokenize(chat_prompt(request.chat))
+            else:
+                special = not request.no_special_tokens
+                ids = await self._service.tokenize(
+                    TextPrompt(text=request.prompt, add_special_tokens=special)
+                )
+            return pb.TokenizeResponse(ids=ids, max_model_len=self._service.max_model_len)
+
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, context: Any
+    ) -> pb.DetokenizeResponse:
+        async with self._rpc(context, "Detokenize"):
+            self._service.check_model(request.model or None)
+            ids = await self._service.tokenize(TokenPrompt(token_ids=request.ids))
+            return pb.DetokenizeResponse(text=self._service.tokenizer.decode(ids))
+
+    async def Models(self, request: pb.ModelsRequest, context: Any) -> pb.ModelsResponse:
+        async with self._rpc(context, "Models"):
+            names, length = self._service.config.model_names, self._service.max_model_len
+            return pb.ModelsResponse(
+                models=[pb.Model(id=name, max_model_len=length) for name in names]
+            )
+
+    @contextlib.asynccontextmanager
+    async def _rpc(self, context: Any, method: str) -> AsyncIterator[None]:
+        """Authenticates, counts, and turns errors of the tree into the RPC's status."""
+        try:
+            with self._service.metrics.request(method):
+                metadata = dict(context.invocation_metadata() or ())
+                self._keys.check(metadata.get("authorization"))
+                yield
+        except BatonError as error:
+            await _abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            incident = uuid.uuid4().hex
+            _log.exception("rpc %s failed unexpectedly (%s)", method, incident)
+            await _abort(context, BatonError(f"internal error; its id is {incident}"))
+
+    @contextlib.asynccontextmanager
+    async def _opened(
+        self, request: pb.GenerateRequest, context: Any
+    ) -> AsyncIterator[tuple[Job, Choice]]:
+        """One admitted, prepared and started sequence within its deadline."""
+        service = self._service
+        received_s = service.clock.now_s()
+        timeout_s = service.timeout_s(request.timeout_s or None)
+        remaining_s = context.time_remaining()
+        if remaining_s is not None:
+            timeout_s = max(min(timeout_s, remaining_s), 1e-3)
+        deadline = Deadline(timeout_s)
+        with service.admission.admit(deadline):
+            async with deadline:
+                call = generate_call(request, f"gen-{uuid.uuid4().hex}", timeout_s)
+                job = await service.prepare(call)
+                async with service.open(job, received_s) as choices:
+                    yield job, choices[0]
+
+    def _logprobs(self, entries: Any) -> list[pb.TokenLogprob]:
+        return logprob_messages(self._service.tokenizer, entries)
+
+
+def _explain(request: pb.GenerateRequest, context: Any, choice: Choice) -> None:
+    if request.explain:
+        context.set_trailing_metadata((("x-baton-plan", choice.plan.header()),))
+
+
+async def _abort(context: Any, error: BatonError) -> None:
+    trailing = [("x-baton-error-code", error.code)]
+    if error.param:
+        trailing.append(("x-baton-error-param", error.param))
+    if isinstance(error, OverloadedError):
+        trailing.append(("retry-after", f"{error.retry_after_s:g}"))
+    code = getattr(grpc.StatusCode, error.grpc_code)
+    await context.abort(code, error.message, tuple(trailing))

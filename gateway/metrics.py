@@ -1,0 +1,178 @@
+"""What /metrics says, in a registry of its own. Per-token figures are plain additions, read at
+scrape time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from baton.gateway.seam import Fleet, Plan, WorkerView
+from baton.protos.clock import Clock
+from baton.protos.errors import BatonError, CancelledError
+
+_TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+_ITL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
+_E2E_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+# name, help, what to read.
+_WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
+    ("running", "Requests in the worker's batch.", lambda w: w.load.num_running),
+    ("waiting", "Requests in the worker's queue.", lambda w: w.load.num_waiting),
+    (
+        "queued_prefill_tokens",
+        "Prompt tokens that wait to be computed.",
+        lambda w: w.load.queued_prefill_tokens,
+    ),
+    ("kv_blocks", "KV blocks of the worker's pool.", lambda w: w.load.total_blocks),
+    ("kv_free_blocks", "KV blocks free or evictable.", lambda w: w.load.free_blocks),
+    ("report_age_seconds", "Age of the worker's last report.", lambda w: w.age_s),
+    (
+        "unreported_requests",
+        "Requests sent there since its last report.",
+        lambda w: w.in_flight_requests,
+    ),
+)
+
+
+class Histogram:
+    """A histogram whose `observe` costs less than a microsecond: one event loop writes it, scrapes
+    read it.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_help", "_name", "_sum")
+
+    def __init__(self, name: str, help_text: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._help = help_text
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self._counts[bisect.bisect_left(self._bounds, value)] += times
+        self._sum += value * times
+
+    def collect(self) -> HistogramMetricFamily:
+        buckets, total = [], 0
+        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((str(bound), float(total)))
+        return HistogramMetricFamily(self._name, self._help, buckets=buckets, sum_value=self._sum)
+
+
+class Metrics:
+    """Every figure of one gateway."""
+
+    def __init__(self, fleet: Fleet, clock: Clock, in_flight: Callable[[], int]) -> None:
+        self._fleet = fleet
+        self._clock = clock
+        self._in_flight = in_flight
+        self.ttft_s = Histogram("baton_ttft_seconds", "Request received to first token.", _TTFT_S)
+        self.itl_s = Histogram("baton_itl_seconds", "Between tokens of one sequence.", _ITL_S)
+        self.e2e_s = Histogram("baton_e2e_seconds", "Request received to last byte.", _E2E_S)
+        self.num_prompt_tokens = 0
+        self.num_generated_tokens = 0
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "baton_requests",
+            "Requests by how they ended: ok, or an error code.",
+            ["endpoint", "outcome"],
+            registry=self._registry,
+        )
+        self._plans = Counter(
+            "baton_plans",
+            "Plans by kind (local or remote prefill) and reason.",
+            ["kind", "reason"],
+            registry=self._registry,
+        )
+        self._registry.register(self)
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self._registry)
+
+    def planned(self, plan: Plan) -> None:
+        kind = "remote" if plan.prefill else "local"
+        self._plans.labels(kind, plan.reason).inc()
+
+    @contextlib.contextmanager
+    def request(self, endpoint: str) -> Iterator[None]:
+        """Counts one request by how the block ends."""
+        started_s = self._clock.now_s()
+        outcome = "internal_error"
+        try:
+            yield
+            outcome = "ok"
+        except BatonError as error:
+            outcome = error.code
+            raise
+        except asyncio.CancelledError:
+            outcome = CancelledError.default_code
+            raise
+        finally:
+            self._requests.labels(endpoint, outcome).inc()
+            if outcome != CancelledError.default_code:
+                self.e2e_s.observe(self._clock.now_s() - started_s)
+
+    def collect(self) -> Iterable[Metric]:
+        """The registry asks for these at each scrape."""
+        yield self.ttft_s.collect()
+        yield self.itl_s.collect()
+        yield self.e2e_s.collect()
+        yield CounterMetricFamily(
+            "baton_prompt_tokens", "Prompt tokens of answered requests.", self.num_prompt_tokens
+        )
+        yield CounterMetricFamily(
+            "baton_generated_tokens", "Tokens received from workers.", self.num_generated_tokens
+        )
+        yield GaugeMetricFamily(
+            "baton_requests_in_flight", "Requests being served.", self._in_flight()
+        )
+        yield from self._worker_gauges()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing up front: names are known without asking the fleet."""
+        return ()
+
+    def _worker_gauges(self) -> Iterable[Metric]:
+        workers = self._fleet.workers()
+        for name, help_text, read in _WORKER_GAUGES:
+            family = GaugeMetricFamily(f"baton_worker_{name}", help_text, labels=["worker", "role"])
+            for worker in workers:
+                labels = [worker.member.worker_id, worker.member.role.value]
+                family.add_metric(labels, read(worker))
+            yield family
+
+
+class ChoiceMeter:
+    """Times one sequence's tokens. Only a request's first sequence has a time to first token."""
+
+    __slots__ = ("_clock", "_first", "_last_s", "_metrics", "_received_s")
+
+    def __init__(self, metrics: Metrics, clock: Clock, received_s: float, *, first: bool) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._received_s = received_s
+        self._first = first
+        self._last_s: float | None = None
+
+    def __call__(self, num_tokens: int) -> None:
+        now_s = self._clock.now_s()
+        if self._last_s is None:
+            if self._first:
+                self._metrics.ttft_s.observe(now_s - self._received_s)
+        elif num_tokens:
+            self._metrics.itl_s.observe((now_s - self._last_s) / num_tokens, num_tokens)
+        self._last_s = now_s
+        self._metrics.num_generated_tokens += num_tokens

@@ -1,0 +1,263 @@
+"""The core that both fronts call: checks a call, tokenizes it, and opens its sequences on the
+fleet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+from baton.gateway.call import Call, ChatPrompt, Job, Prompt, TextPrompt, TokenPrompt
+from baton.gateway.choice import Choice, ChoiceRules
+from baton.gateway.config import GatewayConfig
+from baton.gateway.limits import Admission
+from baton.gateway.metrics import ChoiceMeter, Metrics
+from baton.gateway.seam import Fleet, Generation
+from baton.gateway.stop_strings import StopChecker
+from baton.gateway.tokenizer import Tokenizer
+from baton.protos.clock import Clock, SystemClock
+from baton.protos.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+)
+from baton.protos.hashing import hash_salt
+from baton.protos.types import GenerateRequest
+
+T = TypeVar("T")
+
+# Below this, encoding takes about a millisecond and a thread would only add to it.
+_INLINE_CHARS = 2048
+
+
+class GatewayService:
+    """Stateless between requests but for admission and metrics. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        fleet: Fleet,
+        tokenizer: Tokenizer,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self.config = config
+        self.fleet = fleet
+        self.tokenizer = tokenizer
+        self.clock = clock or SystemClock()
+        self.admission = Admission(config.max_concurrent_requests, self.clock)
+        self.metrics = Metrics(fleet, self.clock, lambda: self.admission.in_flight)
+        # Its queue is bounded by admission: a request has at most one piece of work in it.
+        self._executor = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="tokenize")
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and answer together. UnavailableError while nothing says so."""
+        try:
+            return self.fleet.model.max_model_len
+        except UnavailableError:
+            if self.tokenizer.facts.max_model_len is None:
+                raise
+            return self.tokenizer.facts.max_model_len
+
+    def check_model(self, name: str | None) -> None:
+        """None means the model that is served. NotFoundError for any other name."""
+        if name is not None and name not in self.config.model_names:
+            served = ", ".join(self.config.model_names)
+            raise NotFoundError(
+                f"the model {name[:80]!r} is not served here: use {served}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def timeout_s(self, wanted_s: float | None) -> float:
+        """The request's own limit: what it asks for, within what is allowed."""
+        if wanted_s is None:
+            return self.config.default_timeout_s
+        if not 0 < wanted_s <= self.config.max_timeout_s:
+            raise InvalidRequestError(
+                f"timeout_s is {wanted_s}, but must be in (0, {self.config.max_timeout_s:g}]",
+                param="timeout_s",
+            )
+        return wanted_s
+
+    async def tokenize(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; long ones on a thread."""
+        if isinstance(prompt, TokenPrompt):
+            return self._checked_ids(prompt)
+        return await self.off_loop(_num_chars(prompt), lambda: self._encode(prompt))
+
+    async def off_loop(self, size: int, work: Callable[[], T]) -> T:
+        """Runs `work` here if its `size` (in characters or bytes) is small, else on a thread."""
+        if size <= _INLINE_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def prepare(self, call: Call) -> Job:
+        """Checks everything about a call that needs no worker. Raises the error that names the
+        field.
+        """
+        self.check_model(call.model)
+        num_sequences = call.n * len(call.prompts)
+        if num_sequences > self.config.max_sequences_per_request:
+            raise InvalidRequestError(
+                f"n times the number of prompts is {num_sequences}, but at most "
+                f"{self.config.max_sequences_per_request} are allowed in one request",
+                param="n",
+            )
+        prompts = [await self.tokenize(prompt) for prompt in call.prompts]
+        seed = secrets.randbits(62) if call.seed is None else call.seed
+        sampling = [
+            replace(call.sampling, max_tokens=self._max_tokens(call, len(prompt)), seed=seed)
+            for prompt in prompts
+        ]
+        for params in sampling:
+            params.validate(self.tokenizer.vocab_size)
+        return Job(call=call, prompts=prompts, sampling=sampling)
+
+    @contextlib.asynccontextmanager
+    async def open(self, job: Job, received_s: float) -> AsyncIterator[list[Choice]]:
+        """The sequences of a job, prompt by prompt, each already sent or waiting for its first
+        sibling.
+
+        Leaving the block aborts what has not ended. Every choice must be consumed concurrently.
+        """
+        choices: list[Choice] = []
+        try:
+            for index in range(len(job.prompts)):
+                choices += self._group(job, index, received_s)
+            for head in choices[:: job.call.n]:
+                await head.begin()
+            self.metrics.num_prompt_tokens += job.num_prompt_tokens
+            yield choices
+        finally:
+            for choice in choices:
+                await choice.aclose()
+
+    def close(self) -> None:
+        """Ends the tokenizer's threads."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _group(self, job: Job, prompt_index: int, received_s: float) -> list[Choice]:
+        """The n sequences of one prompt: the others start when the first has a token, where its KV
+        is.
+        """
+        call, first_token = job.call, asyncio.Event()
+        base = prompt_index * call.n
+
+        def starter(i: int) -> Callable[[], Awaitable[Generation]]:
+            async def start() -> Generation:
+                if i == 0:
+                    return self._generate(job, prompt_index, 0, None)
+                await first_token.wait()
+                return self._generate(job, prompt_index, i, group[0].generation.worker_id)
+
+            return start
+
+        def observer(i: int) -> Callable[[int], None]:
+            meter = ChoiceMeter(self.metrics, self.clock, received_s, first=base + i == 0)
+            if i > 0:
+                return meter
+
+            def observe(num_tokens: int) -> None:
+                meter(num_tokens)
+                if not first_token.is_set():
+                    first_token.set()
+                    self.metrics.planned(group[0].plan)
+
+            return observe
+
+        group = [
+            Choice(base + i, starter(i), self._rules(call, observer(i))) for i in range(call.n)
+        ]
+        return group
+
+    def _rules(self, call: Call, observe: Callable[[int], None]) -> ChoiceRules:
+        return ChoiceRules(
+            text=self.tokenizer.incremental_text(skip_special_tokens=call.skip_special_tokens),
+            stop=StopChecker(call.stop, keep=call.keep_stop) if call.stop else None,
+            min_tokens=call.sampling.min_tokens,
+            observe=observe,
+        )
+
+    def _generate(
+        self, job: Job, prompt_index: int, sibling: int, stick_to: str | None
+    ) -> Generation:
+        call = job.call
+        sampling = job.sampling[prompt_index]
+        request = GenerateRequest(
+            request_id=f"{call.request_id}-{prompt_index * call.n + sibling}",
+            prompt_token_ids=job.prompts[prompt_index],
+            sampling=replace(sampling, seed=_next_seed(sampling.seed, sibling)),
+            priority=call.priority,
+            cache_salt=hash_salt(call.cache_salt),
+        )
+        return self.fleet.generate(
+            request, timeout_s=call.timeout_s, traceparent=call.traceparent, stick_to=stick_to
+        )
+
+    def _encode(self, prompt: TextPrompt | ChatPrompt) -> list[int]:
+        if isinstance(prompt, TextPrompt):
+            text = prompt.text
+        else:
+            text = self.tokenizer.render_chat(
+                prompt.messages,
+                add_generation_prompt=prompt.add_generation_prompt,
+                template_kwargs=prompt.template_kwargs,
+            )
+        return self.tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
+
+    def _checked_ids(self, prompt: TokenPrompt) -> list[int]:
+        vocab_size = self.tokenizer.vocab_size
+        for token_id in prompt.token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequestError(
+                    f"prompt has the token id {token_id}, but ids must be in [0, {vocab_size})",
+                    param="prompt",
+                )
+        return list(prompt.token_ids)
+
+    def _max_tokens(self, call: Call, num_prompt_tokens: int) -> int:
+        if num_prompt_tokens == 0:
+            raise InvalidRequestError(
+                "the prompt has no tokens: give at least one", param=_prompt_param(call)
+            )
+        limit = min(self.max_model_len - 1, self.config.max_prompt_tokens or self.max_model_len)
+        if num_prompt_tokens > limit:
+            raise ContextLengthError(
+                f"the prompt has {num_prompt_tokens} tokens, but at most {limit} are possible "
+                f"(the context is {self.max_model_len}): shorten it",
+                param=_prompt_param(call),
+            )
+        room = self.max_model_len - num_prompt_tokens
+        if call.max_tokens is None:
+            return room if call.fill_context else min(room, self.config.completion_max_tokens)
+        if call.max_tokens > room:
+            raise ContextLengthError(
+                f"max_tokens is {call.max_tokens}, but the prompt has {num_prompt_tokens} tokens "
+                f"and the context is {self.max_model_len}: use at most {room}",
+                param="max_tokens",
+            )
+        # A worker always samples one token; a prompt-only call drops it.
+        return max(1, call.max_tokens)
+
+
+def _next_seed(seed: int, steps: int) -> int:
+    """seed + steps, wrapped into 64 signed bits."""
+    return (seed + steps + 2**63) % 2**64 - 2**63
+
+
+def _num_chars(prompt: TextPrompt | ChatPrompt) -> int:
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    return sum(len(str(message.get("content", ""))) for message in prompt.messages)
+
+
+def _prompt_param(call: Call) -> str:
+    return "messages" if isinstance(call.prompts[0], ChatPrompt) else "prompt"

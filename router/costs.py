@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from baton.router.config import RouterConfig
 from baton.router.decision import Candidate, RouteRequest
 from baton.router.view import ClusterView, WorkerView
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillSide:
+class PrefillSide(NamedTuple):
     """A prefill worker's share of a remote plan, the same for every decode worker."""
 
     worker: WorkerView
-    wait_s: float
     compute_s: float
     preference_s: float
+    # Waiting, computing and handshake, less the preference.
+    own_cost_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeSide:
+class DecodeSide(NamedTuple):
     """A decode worker's share of a plan, the same for local and every prefill worker."""
 
     worker: WorkerView
     num_cached_tokens: int
     decode_s: float
     no_room_s: float
+    # Moving all KV that it lacks, and moving the last chunk of it.
+    transfer_s: float
+    last_chunk_s: float
+
+    def remote_cost_s(self, prefill: PrefillSide) -> float:
+        """What differs between prefill workers for this decode worker: orders them."""
+        exposed_s = self.transfer_s - prefill.compute_s
+        return prefill.own_cost_s + (
+            exposed_s if exposed_s > self.last_chunk_s else self.last_chunk_s
+        )
 
 
 class CostModel:
@@ -63,11 +72,15 @@ class CostModel:
         )
         # This request is slowed by each of the others, and each of the others by this one.
         decode_s = 2 * self._num_output_tokens * lone_step_s * growth * worker.pending_requests
+        num_cached_tokens = hit_blocks * self._request.block_size
+        num_moved = self._num_uncached(num_cached_tokens)
         return DecodeSide(
             worker,
-            hit_blocks * self._request.block_size,
+            num_cached_tokens,
             decode_s,
             self._no_room_s(worker, hit_blocks),
+            num_moved * self._transfer_s_per_token,
+            min(num_moved, config.transfer_chunk_tokens) * self._transfer_s_per_token,
         )
 
     def local(self, side: DecodeSide) -> Candidate:
@@ -88,43 +101,25 @@ class CostModel:
         )
 
     def prefill_side(self, worker: WorkerView, hit_blocks: int) -> PrefillSide:
-        rate = self._rate(worker)
-        idle = worker.pending_tokens == 0 and worker.pending_requests == 0
-        return PrefillSide(
-            worker,
-            worker.pending_tokens / rate,
-            self._num_uncached(hit_blocks * self._request.block_size) / rate,
-            self._config.remote_margin_s if idle else 0.0,
-        )
-
-    def remote_cost_s(self, decode: DecodeSide, prefill: PrefillSide) -> float:
-        """Orders prefill workers for one decode worker."""
-        return self._remote_ttft_s(decode, prefill) - prefill.preference_s
-
-    def _remote_ttft_s(self, decode: DecodeSide, prefill: PrefillSide) -> float:
         config = self._config
-        num_moved = self._num_uncached(decode.num_cached_tokens)
-        whole_s = num_moved * self._transfer_s_per_token
-        last_chunk_s = min(num_moved, config.transfer_chunk_tokens) * self._transfer_s_per_token
-        not_overlapped_s = max(last_chunk_s, whole_s - prefill.compute_s)
-        return (
-            prefill.wait_s
-            + prefill.compute_s
-            + not_overlapped_s
-            + config.handshake_s
-            + decode.no_room_s
-        )
+        rate = self._rate(worker)
+        wait_s = worker.pending_tokens / rate
+        compute_s = self._num_uncached(hit_blocks * self._request.block_size) / rate
+        idle = worker.pending_tokens == 0 and worker.pending_requests == 0
+        preference_s = config.remote_margin_s if idle else 0.0
+        own_cost_s = wait_s + compute_s + config.handshake_s - preference_s
+        return PrefillSide(worker, compute_s, preference_s, own_cost_s)
 
     def remote(self, decode: DecodeSide, prefill: PrefillSide) -> Candidate:
-        ttft_s = self._remote_ttft_s(decode, prefill)
+        cost_s = decode.remote_cost_s(prefill) + decode.no_room_s
         return Candidate(
             decode.worker.member.worker_id,
             prefill.worker.member.worker_id,
-            ttft_s,
+            cost_s + prefill.preference_s,
             0.0,
             decode.decode_s,
             prefill.preference_s,
-            ttft_s + decode.decode_s - prefill.preference_s,
+            cost_s + decode.decode_s,
         )
 
     def _rate(self, worker: WorkerView) -> float:

@@ -192,7 +192,7 @@ def _price(
 
 
 def _best_remote(side: DecodeSide, pool: Sequence[PrefillSide], prices: CostModel) -> _Option:
-    order = sorted(pool, key=lambda prefill: prices.remote_cost_s(side, prefill))
+    order = sorted(pool, key=side.remote_cost_s)
     return _Option(prices.remote(side, order[0]), side, tuple(order))
 
 

@@ -1,0 +1,91 @@
+"""Compile every kernel for sm_90, down to machine code, on a machine without a GPU.
+
+Runs the operators' own launch code on CPU tensors with the launch itself replaced by a compilation
+of exactly the arguments it was given. Prints a line for each kernel: its name, spilled bytes,
+registers and shared memory.
+"""
+
+import contextlib
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from tests.kernels.attention_cases import AttentionCase, AttentionInputs
+from tests.kernels.rotary_cases import RotaryCase, RotaryInputs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from baton.kernels.paged_attention import paged_attention
+from baton.kernels.rms_norm import add_rms_norm
+from baton.kernels.rotary_cache import rotary_cache
+from baton.kernels.swiglu import swiglu
+
+TARGET = GPUTarget("cuda", 90, 32)
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+def compile_instead(
+    kernel: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kw: Any
+) -> None:
+    options = {name: kw.pop(name) for name in ("num_warps", "num_stages") if name in kw}
+    values = dict(zip(kernel.arg_names, args, strict=False)) | kw
+    signature, constants, hints = {}, {}, {}
+    for i, param in enumerate(kernel.params):
+        value = values[param.name]
+        if param.is_constexpr or (isinstance(value, int) and value == 1):
+            signature[param.name], constants[param.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[param.name] = TYPES[value.dtype]
+            hints[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[param.name] = "fp32" if isinstance(value, float) else "i32"
+            if isinstance(value, int) and value % 16 == 0:
+                hints[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
+    report = io.StringIO()
+    with contextlib.redirect_stdout(report):
+        built = triton.compile(source, target=TARGET, options=options)
+    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", report.getvalue()))
+    registers = re.search(r"Used (\d+) registers", report.getvalue())
+    # no report: the same arguments were compiled before
+    if registers is not None:
+        shared = f"shared {built.metadata.shared}"
+        print(kernel.__name__, spilled, registers[0], shared, sep=", ")
+
+
+def served_calls() -> list[Callable[[], object]]:
+    """The shapes of an 8B model, the options that change the kernels' code among them."""
+    case = AttentionCase(
+        name="mixed", query_lens=(1, 3), context_lens=(1040, 3), kv_heads=8, group=4, head_dim=128
+    )
+    attention = AttentionInputs(case, torch.bfloat16)
+    plain = attention.options
+    special = plain | {"sliding_window": 100, "soft_cap": 30.0}
+    rotary = RotaryInputs(
+        RotaryCase(name="norms", head_dim=128, rot_dim=64, q_norm=True, k_norm=True),
+        torch.bfloat16,
+    )
+    x, weight = torch.zeros(2, 4096, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.bfloat16)
+    return [
+        lambda: paged_attention(*attention.tensors, **plain, backend="triton"),
+        lambda: paged_attention(*attention.tensors, **special, backend="triton"),
+        lambda: rotary_cache(*rotary.tensors, **rotary.norms, backend="triton"),
+        lambda: add_rms_norm(x, x, weight, 1e-6, backend="triton"),
+        lambda: swiglu(x, backend="triton"),
+    ]
+
+
+if __name__ == "__main__":
+    triton.knobs.nvidia.dump_ptxas_log = True
+    JITFunction.run = compile_instead
+    for call in served_calls():
+        call()

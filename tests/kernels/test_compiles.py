@@ -1,0 +1,31 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_kernels_compile_for_hopper_without_spills(tmp_path: Path) -> None:
+    """In a process of its own: Triton decides at import whether it interprets."""
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": f"{root / 'src'}:{root}", "TRITON_CACHE_DIR": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compile_for_hopper"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [line.split(", ") for line in result.stdout.splitlines()]
+    assert {name for name, *_ in lines} == {
+        "decode_kernel",
+        "combine_kernel",
+        "extend_kernel",
+        "rotary_cache_kernel",
+        "rms_norm_kernel",
+        "swiglu_kernel",
+    }
+    spills = {name: spilled for name, spilled, *_ in lines if spilled != "0"}
+    assert not spills

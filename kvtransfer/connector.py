@@ -164,8 +164,8 @@ class Connector(Protocol):
     def expect(self, delta: int) -> None:
         """So many more (or, negative, fewer) hand-overs to here are open now.
 
-        While any is, arriving notices are looked for eagerly; otherwise they are delivered too, only
-        later (within the connector's idle period, some milliseconds).
+        While any is, arriving notices are looked for eagerly; otherwise they are delivered too,
+        only later (within the connector's idle period, some milliseconds).
         """
         ...
 

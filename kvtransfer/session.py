@@ -169,8 +169,8 @@ class ReceiveSession:
         end = notice.first_block + notice.num_blocks
         if notice.num_blocks < 1 or notice.first_block < self.first_block or end > self.num_blocks:
             raise StaleEpochError(
-                f"a write to blocks [{notice.first_block}, {end}) of request {self.request_id} is outside"
-                f" its reservation [{self.first_block}, {self.num_blocks})"
+                f"a write to blocks [{notice.first_block}, {end}) of request {self.request_id} is"
+                f" outside its reservation [{self.first_block}, {self.num_blocks})"
             )
         self._missing.difference_update(range(notice.first_block, end))
 

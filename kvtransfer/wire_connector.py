@@ -1,0 +1,145 @@
+"""A `Connector` on top of a `Wire`: the side that its owners call, from any thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from baton.kvtransfer.connector import ConnectorStatistics, Notice, PeerInfo, PeerKey
+from baton.kvtransfer.pump import Connect, Disconnect, Pump, Push, Wake
+from baton.kvtransfer.wire import ConnectorLimits, Wire
+from baton.protos.errors import TransferError
+
+logger = logging.getLogger(__name__)
+
+
+class WireConnector:
+    """See `Connector` for the contract. Takes over `wire` and closes it."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        on_notice: Callable[[PeerKey, Notice], None],
+        limits: ConnectorLimits | None = None,
+    ) -> None:
+        self._info = wire.info
+        self._limits = limits or ConnectorLimits()
+        self._pump = Pump(wire, on_notice, self._limits)
+        self._lock = threading.Lock()  # guards _closed, _num_pushes and the pump's num_expected
+        self._closed = False
+        self._num_pushes = 0
+        self._thread = threading.Thread(
+            target=self._run, name=f"kv-{self._info.key.worker_id}", daemon=True
+        )
+        self._thread.start()
+
+    def local_info(self) -> PeerInfo:
+        return self._info
+
+    def connect(self, peer: PeerInfo) -> None:
+        self._info.layout.check_compatible(peer.layout)
+        if peer.key == self._info.key:
+            raise TransferError(f"{peer.key} cannot connect to itself")
+        result: Future[None] = Future()
+        self._submit(Connect(peer, result))
+        result.result()
+
+    def disconnect(self, key: PeerKey) -> None:
+        result: Future[None] = Future()
+        try:
+            self._submit(Disconnect(key, result))
+        except TransferError:
+            return  # closed: every peer is disconnected
+        result.result()
+
+    def push(
+        self,
+        key: PeerKey,
+        local_blocks: Sequence[int],
+        remote_blocks: Sequence[int],
+        notice: Notice,
+        done: Callable[[TransferError | None], None],
+    ) -> None:
+        self._check_blocks(key, local_blocks, remote_blocks)
+        self._submit(Push(key, local_blocks, remote_blocks, notice, done))
+
+    def expect(self, delta: int) -> None:
+        with self._lock:
+            if self._pump.num_expected + delta < 0:
+                raise TransferError("more hand-overs ended than began")
+            self._pump.num_expected += delta
+        if delta > 0:
+            self._pump.commands.put(Wake())
+
+    def statistics(self) -> ConnectorStatistics:
+        counts = self._pump.counts
+        return ConnectorStatistics(
+            num_peers=self._pump.num_peers,
+            num_pushes=self._num_pushes,
+            num_done=counts.num_done,
+            num_failed=counts.num_failed,
+            num_in_flight=self._num_unfinished,
+            num_bytes=counts.num_bytes,
+            num_notices=counts.num_notices,
+            num_bad_notices=counts.num_bad_notices,
+            num_callback_errors=counts.num_callback_errors,
+        )
+
+    @property
+    def _num_unfinished(self) -> int:
+        return self._num_pushes - self._pump.counts.num_done - self._pump.counts.num_failed
+
+    def close(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise TransferError("a connector cannot be closed from its own callback")
+        with self._lock:
+            self._closed = True
+        self._pump.commands.put(Wake())
+        self._thread.join()
+
+    def _check_blocks(
+        self, key: PeerKey, local_blocks: Sequence[int], remote_blocks: Sequence[int]
+    ) -> None:
+        if not local_blocks or len(local_blocks) != len(remote_blocks):
+            raise TransferError(
+                f"a push needs as many local as remote blocks, at least one, not"
+                f" {len(local_blocks)} and {len(remote_blocks)}"
+            )
+        sides = [("local_blocks", local_blocks, self._info.num_blocks)]
+        num_remote_blocks = self._pump.num_blocks_of(key)
+        if num_remote_blocks is not None:
+            sides.append(("remote_blocks", remote_blocks, num_remote_blocks))
+        for name, blocks, num_blocks in sides:
+            if min(blocks) < 0 or max(blocks) >= num_blocks:
+                raise TransferError(
+                    f"{name} goes from {min(blocks)} to {max(blocks)}, but that pool has blocks"
+                    f" 0 to {num_blocks - 1}",
+                    param=name,
+                )
+
+    def _submit(self, command: Push | Connect | Disconnect) -> None:
+        with self._lock:
+            if self._closed:
+                raise TransferError(f"the connector of {self._info.key} is closed")
+            if isinstance(command, Push):
+                if self._num_unfinished >= self._limits.max_pushes:
+                    raise TransferError(
+                        f"{self._num_unfinished} pushes are unfinished already, the most allowed"
+                    )
+                self._num_pushes += 1
+            # Within the lock: once `_closed` is set, nothing is put any more.
+            self._pump.commands.put(command)
+
+    def _run(self) -> None:
+        reason = f"the connector of {self._info.key} is closed"
+        try:
+            self._pump.run(lambda: self._closed)
+        except Exception as error:
+            logger.exception("the KV connector of %s fails", self._info.key)
+            reason = f"the connector of {self._info.key} failed: {error}"
+            with self._lock:
+                self._closed = True
+        self._pump.wind_down(reason)

@@ -1,4 +1,4 @@
-"""Drives a Runner without a scheduler: slots and blocks are handed out in order, chunks as asked."""
+"""Drives a Runner without a scheduler: slots and blocks in order, prompts in chunks as asked."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class RouterConfig:
     expected_arrivals: float = 1.0
     # How much slower an idle prefill worker may be than the decode worker and still be preferred.
     remote_margin_s: float = 0.010
-    # With fewer uncached tokens than this the decode worker computes them itself.
+    # A decode worker that holds all of a prompt but fewer tokens than this computes them itself.
     min_remote_tokens: int = 16
     # Added, in proportion to what is missing, where a decode worker lacks blocks for the prompt.
     no_room_s: float = 1.0

@@ -31,14 +31,14 @@ def cost(
     remote = [
         _best_remote(side, pool, prices)
         for side in sides
-        if pool and request.num_prompt_tokens - side.num_cached_tokens >= config.min_remote_tokens
+        if pool and not _is_short_tail(side, request, config)
     ]
     best = min(local + remote, key=_cost_of)
     if _stale(sides, config):
         reason = "stale_view"
     elif not best.prefill:
         has_remote = any(option.side is best.side for option in remote)
-        reason = why_none or ("local_cheaper" if has_remote else "short_uncached_prompt")
+        reason = why_none or ("local_cheaper" if has_remote else "short_uncached_tail")
     else:
         cheapest_local = min(local, key=_cost_of).candidate.cost_s
         outright = best.candidate.cost_s + best.candidate.preference_s <= cheapest_local
@@ -138,6 +138,11 @@ def _usable(worker: WorkerView, request: RouteRequest) -> bool:
         and not worker.load.draining
         and worker.member.worker_id not in request.exclude
     )
+
+
+def _is_short_tail(side: DecodeSide, request: RouteRequest, config: RouterConfig) -> bool:
+    num_uncached = request.num_prompt_tokens - side.num_cached_tokens
+    return side.num_cached_tokens > 0 and num_uncached < config.min_remote_tokens
 
 
 def _stale(sides: Sequence[DecodeSide], config: RouterConfig) -> bool:

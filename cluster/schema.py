@@ -126,7 +126,7 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.read(child, (*path, i)) for i, child in enumerate(node.value)]
         try:
-            return self._scalars.construct_object(node)  # type: ignore[no-untyped-call]
+            return self._scalars.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             line = node.start_mark.line + 1
             raise ConfigError(f"{self._source} line {line}: {dotted(path)}: {error}") from error

@@ -51,7 +51,7 @@ def as_document(config: Any) -> dict[str, Any]:
     """A BatonConfig as the YAML values that lead to it again, secrets hidden."""
     from baton.cluster.config import GATEWAY_FIXED, WORKER_FIXED
 
-    values = _plain(config)
+    values: dict[str, Any] = _plain(config)
     for pool in ("prefill", "decode"):
         worker = values[pool].pop("worker")
         engine = {k: v for k, v in worker["engine"].items() if k not in ("model_dir", "role")}

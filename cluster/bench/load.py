@@ -23,18 +23,11 @@ TEXT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The server, the model, and what prompts are made of: token ids, or words where it tells
-    none.
-    """
+    """The server, the model, and what prompts are made of."""
 
     endpoint: Endpoint
     model: str
-    vocabulary: Sequence[int] | Sequence[str]
-
-    @property
-    def exact(self) -> bool:
-        """Whether prompts have exactly the tokens that were asked for."""
-        return isinstance(self.vocabulary[0], int)
+    vocabulary: Vocabulary
 
 
 @dataclass(slots=True, kw_only=True)

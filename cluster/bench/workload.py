@@ -91,7 +91,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """What prompts are made of: a server's token ids, or words for one that tells none. ConfigError."""
+    """What prompts are made of: a server's token ids, or words where it tells none."""
 
     token_ids: tuple[int, ...] = ()
     words: tuple[str, ...] = ()

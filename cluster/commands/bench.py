@@ -32,7 +32,7 @@ def command() -> None:
 @click.option(
     "--request-rate",
     type=click.FloatRange(min=0, min_open=True),
-    help="Requests a second, arriving at random (Poisson). Default: as fast as --concurrency allows.",
+    help="Requests a second, at random times (Poisson). Default: as --concurrency allows.",
 )
 @click.option(
     "--concurrency",

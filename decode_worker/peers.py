@@ -79,7 +79,8 @@ class PrefillPeer:
     async def _read(self, call: grpc.aio.StreamStreamCall) -> None:
         reason = "its stream ended"
         try:
-            async for message in call:
+            # Not `async for`: grpc refuses to mix it with the `read` of the greeting.
+            while (message := await call.read()) is not grpc.aio.EOF:
                 self._on_message(self, message)
         except grpc.aio.AioRpcError as error:
             reason = error.details() or error.code().name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,9 +15,8 @@ from baton.kvtransfer.session import ReceiveSession
 from baton.protos import worker_pb2 as pb
 from baton.protos.convert import generate_to_proto, logprob_from_proto
 from baton.protos.errors import BatonError, StaleEpochError
+from baton.protos.tasks import TaskSet
 from baton.protos.types import FinishReason, GenerateRequest, RequestOutput, TokenLogprob
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +53,7 @@ class RemotePrefills:
         self._block_size = block_size
         self._lease_s = lease_s
         self._attempts: dict[str, tuple[Live, PrefillPeer]] = {}
+        self._tasks = TaskSet()
         # Asked for blocks when there were none; in order of asking.
         self._waiting: dict[str, None] = {}
         # Given up while somebody may still write: their blocks are out of use.
@@ -63,11 +62,8 @@ class RemotePrefills:
     @property
     def num_leases(self) -> int:
         """Attempts whose blocks somebody may write to."""
-        return len(self._quarantined) + self._num_receiving
-
-    @property
-    def _num_receiving(self) -> int:
-        return sum(live.phase is Phase.RECEIVING for live, _ in self._attempts.values())
+        receiving = sum(live.phase is Phase.RECEIVING for live, _ in self._attempts.values())
+        return len(self._quarantined) + receiving
 
     async def ask(self, live: Live, target: pb.PrefillTarget) -> None:
         """Asks `target` to compute the prompt. Failure to reach it is reported by on_failed."""
@@ -99,7 +95,7 @@ class RemotePrefills:
         granted = live.phase is Phase.RECEIVING
         if granted:
             self._quarantine(live.attempt_id, peer)
-            self._expect()
+            self._connector.expect(-1)
         # Also when a reservation is being made just now: the engine takes calls in order.
         attempt_id = live.attempt_id
         self._loop.call(lambda engine: engine.abort(attempt_id, quarantine=granted))
@@ -125,7 +121,7 @@ class RemotePrefills:
 
     def on_lost(self, peer: PrefillPeer, reason: str) -> None:
         """A prefill worker is gone: its attempts fail, and its leases end after `lease_s`."""
-        self._spawn(asyncio.to_thread(self._connector.disconnect, peer.key))
+        self._tasks.spawn(asyncio.to_thread(self._connector.disconnect, peer.key))
         for live, owner in list(self._attempts.values()):
             if owner is peer:
                 self._on.on_failed(live, f"{peer.key.worker_id} is gone: {reason}")
@@ -151,6 +147,7 @@ class RemotePrefills:
     async def close(self) -> None:
         """Closes every connection to a prefill worker."""
         await self._peers.close()
+        await self._tasks.cancel()
 
     def _on_reserve(self, peer: PrefillPeer, attempt_id: str) -> None:
         if attempt_id in self._attempts:
@@ -194,7 +191,7 @@ class RemotePrefills:
             first_block=reservation.num_cached_tokens // self._block_size,
             num_blocks=len(reservation.block_ids),
         )
-        self._expect()
+        self._connector.expect(1)
         peer.send(
             pb.DecodeMessage(
                 reservation=pb.Reservation(
@@ -225,16 +222,13 @@ class RemotePrefills:
             return
         del self._attempts[live.attempt_id]
         live.phase = Phase.LOCAL
-        self._expect()
+        self._connector.expect(-1)
         self._on.on_ready(live, session.epoch)
 
     def _on_attempt_failed(self, message: pb.Failed) -> None:
         attempt = self._attempts.get(message.request_id)
         if attempt is not None:
             self._on.on_failed(attempt[0], f"{message.error_code}: {message.error_message}")
-
-    def _expect(self) -> None:
-        self._connector.expect(self._num_receiving)
 
     def _quarantine(self, attempt_id: str, peer: PrefillPeer) -> None:
         self._quarantined[attempt_id] = peer.key
@@ -247,10 +241,6 @@ class RemotePrefills:
     def _end_quarantine(self, attempt_id: str) -> None:
         if self._quarantined.pop(attempt_id, None) is not None:
             self._loop.call(lambda engine: engine.release(attempt_id))
-
-    def _spawn(self, coroutine: object) -> None:
-        task = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]
-        task.add_done_callback(_log_failure)
 
 
 def attempt_request(live: Live) -> GenerateRequest:
@@ -278,8 +268,3 @@ def first_output(attempt_id: str, message: pb.FirstToken) -> RequestOutput:
         logprobs=logprobs,
         finish_reason=FinishReason(message.finish_reason) if message.finish_reason else None,
     )
-
-
-def _log_failure(task: asyncio.Task[object]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("a background task failed", exc_info=task.exception())

@@ -30,6 +30,7 @@ from baton.protos.errors import (
 from baton.protos.feed import FeedHub, GatewayFeed
 from baton.protos.reporter import Reporter, with_queue
 from baton.protos.server import start_worker_server
+from baton.protos.tasks import TaskSet
 from baton.protos.types import (
     FinishReason,
     Member,
@@ -55,7 +56,7 @@ class DecodeWorker:
         self._by_attempt: dict[str, Live] = {}
         self._by_handle: dict[tuple[GatewayFeed, int], Live] = {}
         self._draining = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
 
     async def start(self) -> Member:
         """Loads the model, registers the KV pool, binds the port.
@@ -79,7 +80,7 @@ class DecodeWorker:
         self._remote = self._make_remote(self._connector)
         self._loop.start()
         self._server = await start_worker_server(DecodeService(self), config.host, config.port)
-        self._spawn(self._reporter.run(config.report_interval_s, self._remote.retry_waiting))
+        self._tasks.spawn(self._reporter.run(config.report_interval_s, self._remote.retry_waiting))
         return self.member()
 
     def member(self) -> Member:
@@ -159,8 +160,7 @@ class DecodeWorker:
     async def close(self) -> None:
         """Stops everything; requests still here are handed back to their gateways."""
         await self.drain(0.0)
-        for task in self._tasks:
-            task.cancel()
+        await self._tasks.cancel()
         self.hub.close()
         await self._server.server.stop(grace=1.0)
         await self._remote.close()
@@ -202,7 +202,7 @@ class DecodeWorker:
             # Half of what is left, so that a local prefill still fits into the deadline.
             limit_s = min(self.config.prefill_timeout_s, left_s / 2)
             self._after(live, limit_s, lambda: self._on_remote_late(live, attempt_id, limit_s))
-            self._spawn(self._remote.ask(live, live.targets.pop(0)))
+            self._tasks.spawn(self._remote.ask(live, live.targets.pop(0)))
         else:
             live.phase = Phase.LOCAL
             live.prefilled_by = ""
@@ -344,7 +344,7 @@ class DecodeWorker:
         lost = WorkerLostError(f"{self.config.worker_id}'s engine failed: {error}")
         for live in list(self._by_handle.values()):
             self._end(live, FinishReason.ERROR, lost)
-        self._spawn(self._server.set_serving(False))
+        self._tasks.spawn(self._server.set_serving(False))
 
     def _make_remote(self, connector: Connector) -> RemotePrefills:
         hello = peer_hello(
@@ -379,8 +379,3 @@ class DecodeWorker:
 
     def _after(self, live: Live, delay_s: float, action: Callable[[], None]) -> None:
         live.timers.append(self._events.call_later(delay_s, action))
-
-    def _spawn(self, coroutine: object) -> None:
-        task = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -30,6 +30,7 @@ from baton.protos.errors import (
 from baton.protos.feed import FeedHub, GatewayFeed
 from baton.protos.reporter import Reporter, with_queue
 from baton.protos.server import start_worker_server
+from baton.protos.tasks import TaskSet
 from baton.protos.types import Member, RequestOutput, Role, StepOutput, WorkerLoad
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class PrefillWorker:
         self._clock = clock or SystemClock()
         self._jobs = JobTable()
         self._draining = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
 
     async def start(self) -> Member:
         """Loads the model, registers the KV pool, binds the port.
@@ -71,7 +72,7 @@ class PrefillWorker:
         )
         self._loop.start()
         self._server = await start_worker_server(PrefillService(self), config.host, config.port)
-        self._spawn(self._reporter.run(config.report_interval_s, self._start_waiting))
+        self._tasks.spawn(self._reporter.run(config.report_interval_s, self._start_waiting))
         return self.member()
 
     def member(self) -> Member:
@@ -159,7 +160,7 @@ class PrefillWorker:
             if job.owner == owner:
                 job.reply = _drop_reply
                 self._cancel(job)
-        self._spawn(asyncio.to_thread(self._connector.disconnect, owner))
+        self._tasks.spawn(asyncio.to_thread(self._connector.disconnect, owner))
 
     async def join(self, feed: GatewayFeed) -> None:
         """Adds a gateway: its stream begins with a snapshot of this worker's prefix cache."""
@@ -178,8 +179,7 @@ class PrefillWorker:
     async def close(self) -> None:
         """Stops everything; prompts still here are refused, so that their owners go elsewhere."""
         await self.drain(0.0)
-        for task in self._tasks:
-            task.cancel()
+        await self._tasks.cancel()
         self.hub.close()
         await self._server.server.stop(grace=1.0)
         await asyncio.to_thread(self._loop.stop)
@@ -332,12 +332,7 @@ class PrefillWorker:
         lost = WorkerLostError(f"{self.config.worker_id}'s engine failed: {error}")
         for job in self._jobs:
             self._fail(job, lost)
-        self._spawn(self._server.set_serving(False))
-
-    def _spawn(self, coroutine: object) -> None:
-        task = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._server.set_serving(False))
 
 
 def failed(request_id: str, error: BatonError) -> pb.PrefillMessage:

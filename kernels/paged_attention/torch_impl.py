@@ -41,6 +41,12 @@ def paged_attention_torch(
 ) -> Tensor:
     """Attention of the whole ragged batch; arguments as the public operator's."""
     scoring = _Scoring(scale=scale, sliding_window=sliding_window, soft_cap=soft_cap)
+    num_rows, row_elements = context_lens.shape[0], 2 * kv.shape[2] * kv.shape[4]
+    if max_query_len == 1 and q.shape[0] == num_rows > 0:
+        longest = int(context_lens.max())
+        if num_rows * longest * row_elements <= _GATHER_ELEMENTS:
+            # a small decode batch in row order is one chunk as it stands
+            return _attend(q[:, None], kv, context_lens.long(), block_tables, scoring)[:, 0]
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     for query_len, rows in _rows_by_query_len(query_start, q.shape[0], max_query_len):
         lens = context_lens.long() if rows is None else context_lens[rows].long()

@@ -21,9 +21,10 @@ class TextPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPrompt:
-    """Token ids to continue."""
+    """Token ids to continue. `param` is what the request calls them."""
 
     token_ids: Sequence[int]
+    param: str = "prompt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,7 +103,7 @@ def _prompt(request: pb.GenerateRequest) -> Prompt:
     if kind == "chat":
         return chat_prompt(request.chat)
     if kind == "token_ids":
-        return TokenPrompt(token_ids=request.token_ids.ids)
+        return TokenPrompt(token_ids=request.token_ids.ids, param="token_ids")
     raise InvalidRequestError("give one of prompt, chat or token_ids", param="input")
 
 

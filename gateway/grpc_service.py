@@ -89,7 +89,7 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
     ) -> pb.DetokenizeResponse:
         async with self._rpc(context, "Detokenize"):
             self._service.check_model(request.model or None)
-            ids = await self._service.tokenize(TokenPrompt(token_ids=request.ids))
+            ids = await self._service.tokenize(TokenPrompt(token_ids=request.ids, param="ids"))
             return pb.DetokenizeResponse(text=self._service.tokenizer.decode(ids))
 
     async def Models(self, request: pb.ModelsRequest, context: Any) -> pb.ModelsResponse:

@@ -135,7 +135,7 @@ class HttpApp:
     async def _detokenize(self, exchange: Exchange) -> None:
         body = await self._read(exchange, DetokenizeBody)
         self._service.check_model(body.model)
-        token_ids = await self._service.tokenize(TokenPrompt(token_ids=body.tokens))
+        token_ids = await self._service.tokenize(TokenPrompt(token_ids=body.tokens, param="tokens"))
         decode = self._service.tokenizer.decode
         text = await self._service.off_loop(len(token_ids), lambda: decode(token_ids))
         await exchange.respond(msgspec.json.encode({"prompt": text}))

@@ -218,8 +218,9 @@ class GatewayService:
         for token_id in prompt.token_ids:
             if not 0 <= token_id < vocab_size:
                 raise InvalidRequestError(
-                    f"prompt has the token id {token_id}, but ids must be in [0, {vocab_size})",
-                    param="prompt",
+                    f"{prompt.param} has the token id {token_id}, but ids must be in "
+                    f"[0, {vocab_size})",
+                    param=prompt.param,
                 )
         return list(prompt.token_ids)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import Tokenizer as HfTokenizer
@@ -34,7 +34,6 @@ class Vocabulary:
 def read_vocabulary(tokenizer: HfTokenizer) -> Vocabulary:
     """Builds the table of every id that `tokenizer` knows; gaps are empty."""
     decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
-    strip_left = _strip_left(decoder)
     to_bytes = _byte_level_reader() if _is_byte_level(decoder) else _piece_to_bytes
     added = tokenizer.get_added_tokens_decoder()
     tokens = tokenizer.get_vocab(with_added_tokens=True)
@@ -46,11 +45,19 @@ def read_vocabulary(tokenizer: HfTokenizer) -> Vocabulary:
         if added_token.special:
             visible[token_id] = b""
     table = Vocabulary(
-        all=tuple(pieces), visible=tuple(visible), strip_left=strip_left, exact=False
+        all=tuple(pieces), visible=tuple(visible), strip_left=_strip_left(decoder), exact=True
     )
-    return Vocabulary(
-        all=table.all, visible=table.visible, strip_left=strip_left, exact=_agrees(tokenizer, table)
+    return (
+        table
+        if _concatenates(decoder) and _agrees(tokenizer, table)
+        else replace(table, exact=False)
     )
+
+
+def _concatenates(decoder: dict[str, Any]) -> bool:
+    """Whether the text is the tokens' bytes in a row, for all we know of this kind of decoder."""
+    kinds = {step.get("type") for step in decoder.get("decoders", [decoder])}
+    return _is_byte_level(decoder) or kinds == {"Metaspace"} or kinds <= _SENTENCEPIECE_STEPS
 
 
 def _agrees(tokenizer: HfTokenizer, table: Vocabulary) -> bool:

@@ -52,6 +52,7 @@ class Generation:
         "_error",
         "_finish_reason",
         "_logprobs",
+        "_loop",
         "_num_taken",
         "_owner",
         "_plan",
@@ -80,6 +81,7 @@ class Generation:
         self.stick_to = stick_to
         self.num_replays = 0
         self._owner = owner
+        self._loop = asyncio.get_running_loop()
         self._plan: Plan | None = None
         self._received: list[int] = []
         self._num_taken = 0
@@ -112,15 +114,16 @@ class Generation:
         return self
 
     async def __anext__(self) -> TokenChunk:
+        # Once a token: every call here is paid tens of thousands of times a second.
         while True:
             if len(self._received) > self._num_taken or self._finish_reason is not None:
                 return self._take()
-            if self._error is not None:
-                raise self._error
             if self._ended:
+                if self._error is not None:
+                    raise self._error
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            self._waiter = waiter = self._loop.create_future()
+            await waiter
 
     async def aclose(self) -> None:
         """Aborts the request unless it has ended; may be called any number of times."""
@@ -196,8 +199,9 @@ class Generation:
 
     def _take(self) -> TokenChunk:
         received = self._received
-        chunk = TokenChunk(received[self._num_taken :])
-        self._num_taken = len(received)
+        new = received[self._num_taken :]
+        self._num_taken += len(new)
+        chunk = TokenChunk(new)
         if self._logprobs:
             chunk.logprobs, self._logprobs = self._logprobs, []
         if self._prompt_logprobs is not None:

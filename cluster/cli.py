@@ -58,3 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BatonError as error:
         click.echo(f"baton: {error.message}", err=True)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -35,7 +35,7 @@ CALL_TIMEOUT_S = 5.0
 class Launcher:
     """One deployed application. `say` is told about progress in plain sentences.
 
-    Calls are made in this order: `start`, `wait_ready`, `wait_while_running`, and always `stop`.
+    Calls are made in this order: `start_ray`, `deploy`, `wait_ready`, and always `stop`.
     """
 
     def __init__(
@@ -53,19 +53,23 @@ class Launcher:
         self._began_s = time.monotonic()
         self._directory: Any = None
 
-    def start(self) -> None:
-        """Starts (or joins) Ray and deploys. Raises ConfigError and UnavailableError."""
+    def start_ray(self) -> None:
+        """Starts or joins Ray. Raises ConfigError and UnavailableError."""
         config = self.config
         check_ports(config)
         if self._private:
             check_memory(config)
-            if config.worker_host == "auto":
-                config = dataclasses.replace(config, worker_host="127.0.0.1")
             self._say("Starting a private Ray on this machine.")
             start_private_ray(config, self._state_dir)
         else:
             self._say(f"Joining the Ray cluster at {config.ray.address}.")
             connect_ray(config)
+
+    def deploy(self) -> None:
+        """Hands the application to Serve, and returns while it starts. Raises ConfigError."""
+        config = self.config
+        if config.worker_host == "auto" and self._private:
+            config = dataclasses.replace(config, worker_host="127.0.0.1")
         self.config = config = with_gpus(config, ray.cluster_resources().get("GPU", 0.0))
         self._say(
             f"Starting {_count(config.prefill.min_replicas, 'prefill worker')}, "

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -117,7 +116,7 @@ def run(config: BatonConfig) -> None:
 
     state_dir = make_state_dir()
     keep_logs = False
-    with Terminal(state_dir / "baton.log") as terminal, stop_signals(state_dir) as stop:
+    with Terminal(state_dir / "baton.log") as terminal, StopSignals(state_dir) as stop:
         launcher = Launcher(config, state_dir, terminal.say)
         try:
             _serve(launcher, terminal, stop)
@@ -140,56 +139,62 @@ def run(config: BatonConfig) -> None:
 
 def _serve(launcher: Launcher, terminal: Terminal, stop: StopSignals) -> None:
     terminal.say(f"Logs go to {terminal.log_path}.")
-    launcher.start()
+    launcher.start_ray()
+    # Ray has just put its own SIGTERM handler in place of ours.
+    stop.install()
+    launcher.deploy()
     listing = launcher.wait_ready()
     terminal.say(welcome(launcher.config, listing))
     stop.wait()
 
 
 def _stop(launcher: Launcher, terminal: Terminal, stop: StopSignals) -> None:
-    stop.force_next()
+    stop.stopping()
     terminal.say("Stopping: running requests may finish. Ctrl-C again stops at once.")
     launcher.stop()
     terminal.say("Stopped.")
 
 
 class StopSignals:
-    """What Ctrl-C and SIGTERM mean: interrupt the start, then end the wait, then end everything."""
+    """Ctrl-C and SIGTERM: the first stops in order, the second ends everything at once."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._event = threading.Event()
-        self._forcing = False
+        self._stopping = False
+        self._former: dict[int, Any] = {}
 
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        if self._forcing:
-            from baton.cluster.local_ray import remove_state_dir
+    def __enter__(self) -> StopSignals:
+        self._former = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.install()
+        return self
 
-            # The kernel ends Ray's processes with this one.
-            remove_state_dir(self._state_dir)
-            os._exit(128 + number)
-        self._forcing = True
-        raise KeyboardInterrupt
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
-    def force_next(self) -> None:
+    def install(self) -> None:
+        """Puts the handlers in place, again if need be."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def stopping(self) -> None:
         """From here on a signal ends the process at once."""
-        self._forcing = True
+        self._stopping = True
 
     def wait(self) -> None:
         """Sleeps until a signal raises KeyboardInterrupt."""
         self._event.wait()
 
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping:
+            from baton.cluster.local_ray import remove_state_dir
 
-@contextmanager
-def stop_signals(state_dir: Path) -> Iterator[StopSignals]:
-    """Installs the handlers and puts the former ones back."""
-    signals = StopSignals(state_dir)
-    former = {n: signal.signal(n, signals.handle) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+            # The kernel ends Ray's processes together with this one.
+            remove_state_dir(self._state_dir)
+            os._exit(128 + number)
+        self._stopping = True
+        raise KeyboardInterrupt
 
 
 def welcome(config: BatonConfig, listing: Listing) -> str:

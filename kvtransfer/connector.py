@@ -66,7 +66,7 @@ class PeerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Travels with a write and arrives after its data.
+    """Travels with a write and arrives after its data, in any order with notices of other writes.
 
     Says that blocks `[first_block, first_block + num_blocks)`, counted in the *request's* list of
     blocks (not in the pool), of the reservation `(request_id, epoch)` hold their KV now.

@@ -30,7 +30,7 @@ class LocalFabric:
         self._wires: dict[PeerKey, LocalWire] = {}
 
     def cut(self, key: PeerKey) -> None:
-        """From now on nobody reaches that incarnation, as if it had died. Unknown keys are ignored."""
+        """From now on nobody reaches that incarnation, as if it had died."""
         with self._lock:
             self._wires.pop(key, None)
 
@@ -109,7 +109,7 @@ class LocalWire:
         return _LocalTransfer(finish, time.monotonic() + self._fabric.delay_s)
 
     def put_notice(self, sender: str, notice: bytes) -> None:
-        """From another wire's thread. At most its connector's `max_pushes` wait between two looks."""
+        """From another wire's thread, whose connector's `max_pushes` bounds it."""
         self._inbox.append((sender, notice))
 
     def drop(self, key: PeerKey) -> None:

@@ -81,7 +81,7 @@ class Scheduler:
         self._arrivals = 0
         self._num_preempted = 0
         self._num_preemptions = 0
-        # Nothing can run until a command frees blocks; without it an idle loop would spin.
+        # The queue's head lacks blocks until a command frees some: an idle loop must not spin.
         self._stalled = False
 
     # The life of a request, as commands.
@@ -163,9 +163,10 @@ class Scheduler:
 
     def has_work(self) -> bool:
         """Whether the next step would do something."""
-        if self._ended or len(self._batch):
+        # What is ready has its blocks: it waits for slots only, which an empty batch has.
+        if self._ended or self._batch or self._ready:
             return True
-        return not self._stalled and bool(self._queue or self._ready)
+        return bool(self._queue) and not self._stalled
 
     def schedule(self) -> list[ScheduledRow]:
         """What to compute now. Requests enter and leave the batch here."""

@@ -8,6 +8,7 @@ published before it was written shows up at once, and every answer can be told i
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ EOS = 0
 
 def kv_of(token_ids: Iterable[int], salt: bytes = b"") -> list[int]:
     """The fake KV of each token of a sequence."""
-    value = hash(salt)
+    value = zlib.crc32(salt)
     values = []
     for token_id in token_ids:
         value = hash((value, token_id))

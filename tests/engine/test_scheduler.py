@@ -275,6 +275,16 @@ def test_a_request_preempted_in_its_prompt_still_reports_all_prompt_logprobs(bui
     assert seen == [18]
 
 
+def test_blocks_are_found_only_when_their_tokens_are_computed(build):
+    fake, collector = build.make(max_step_tokens=6)
+    fake.engine.add(generate("a", range(1, 12), max_tokens=4))
+    counts = []
+    while fake.engine.has_work():
+        collector.step()
+        counts.append(len(fake.engine.snapshot_kv().stored))
+    assert counts == [1, 2, 3, 3, 3], "6, 11, 12, 13 and 14 tokens, 4 to a block"
+
+
 def test_events_tell_what_a_router_needs(build):
     fake, collector = build.make(num_blocks=6, max_running=3)
     known: set[bytes] = set()
@@ -408,6 +418,20 @@ def test_received_requests_wait_for_a_slot_with_their_blocks(build):
         assert collector.token_ids[request.request_id] == answer(request, 64).token_ids[1:]
 
 
+def test_a_received_request_runs_though_the_queue_is_stuck_for_blocks(build):
+    fake, collector = build.make(num_blocks=4)
+    request = generate("a", [1] * 9, max_tokens=2)
+    reservation = fake.engine.reserve(request)
+    assert reservation is not None
+    fake.engine.add(generate("stuck", [2] * 9, max_tokens=1))
+    collector.step()
+    assert not fake.engine.has_work()
+    fake.engine.receive("a", reservation.epoch, fill(fake, reservation, request))
+    assert fake.engine.has_work()
+    collector.run()
+    assert set(collector.finish_reasons) == {"a", "stuck"}
+
+
 def test_a_reservation_without_room_is_none_and_keeps_nothing(build):
     fake, collector = build.make(num_blocks=4)
     fake.engine.add(generate("a", [1] * 5, max_tokens=6))
@@ -501,10 +525,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         return generate(f"r{self.count}", prompt, ignore_eos=False, **extra)
 
     @rule(
-        prompt=PROMPTS, max_tokens=st.integers(1, 8), priority=st.integers(0, 1), hold=st.booleans()
+        prompt=PROMPTS,
+        max_tokens=st.integers(1, 8),
+        priority=st.integers(0, 1),
+        salt=st.sampled_from([b"", b"tenant"]),
+        hold=st.booleans(),
     )
-    def add(self, prompt: list[int], max_tokens: int, priority: int, hold: bool) -> None:
-        request = self._request(prompt, max_tokens=max_tokens, priority=priority)
+    def add(
+        self, prompt: list[int], max_tokens: int, priority: int, salt: bytes, hold: bool
+    ) -> None:
+        request = self._request(prompt, max_tokens=max_tokens, priority=priority, cache_salt=salt)
         try:
             self.engine.add(request, hold=hold)
         except OverloadedError:

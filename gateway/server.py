@@ -115,6 +115,7 @@ class GatewayServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 backlog=_BACKLOG,
                 timeout_keep_alive=self._config.keep_alive_s,
                 timeout_graceful_shutdown=int(_CLOSE_S),

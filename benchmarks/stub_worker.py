@@ -179,12 +179,11 @@ class StubWorker(WorkerServicer):
     async def _read(self, requests: AsyncIterator[pb.GatewayMessage], feed: GatewayFeed) -> None:
         try:
             async for message in requests:
-                match message.WhichOneof("message"):
-                    case "submit":
-                        self._submit(feed, message.submit)
-                    case "abort":
-                        self.aborts.append(message.abort.handle)
-                        self._running.pop((id(feed), message.abort.handle), None)
+                for submit in message.submits:
+                    self._submit(feed, submit)
+                for handle in message.aborts:
+                    self.aborts.append(handle)
+                    self._running.pop((id(feed), handle), None)
         finally:
             feed.close()
 

@@ -41,10 +41,9 @@ class DecodeService(WorkerServicer):
     async def _read(self, requests: AsyncIterator[pb.GatewayMessage], feed: GatewayFeed) -> None:
         try:
             async for message in requests:
-                match message.WhichOneof("message"):
-                    case "submit":
-                        self._worker.submit(feed, message.submit)
-                    case "abort":
-                        self._worker.abort(feed, message.abort.handle)
+                for submit in message.submits:
+                    self._worker.submit(feed, submit)
+                for handle in message.aborts:
+                    self._worker.abort(feed, handle)
         finally:
             feed.close()

@@ -45,8 +45,9 @@ class FleetConfig:
     max_replays: int = 3
     no_worker_wait_s: float = 10.0
     max_generations: int = 4096
-    max_pending_writes: int = 8192
-    max_message_bytes: int = 64 << 20
+    # Requests that wait to be sent to one worker, and the size at which a message holds no more.
+    max_pending_submits: int = 4096
+    max_write_bytes: int = 4 << 20
     lost_after_s: float = 20.0
     connect_timeout_s: float = 5.0
     reconnect_min_s: float = 0.1

@@ -33,6 +33,11 @@ _CHANNEL_OPTIONS = (
     # Channels to one address share a connection and its back-off by default; a restarted worker
     # must not inherit the back-off of the one before it.
     ("grpc.use_local_subchannel_pool", 1),
+    # A gateway that falls behind must get larger messages, not older ones: with gRPC's own windows
+    # seconds of steps pile up between worker and gateway, with these a step or two, and the rest
+    # is merged in the worker's feed. A message that is larger still gets the window it needs.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 4096),
 )
 
 
@@ -83,8 +88,9 @@ class WorkerLink:
         self._kv_sequence: int | None = None
         self._handles = itertools.count(1)
         self._live: dict[int, Generation] = {}
-        self._outbox: deque[pb.GatewayMessage] = deque()
-        self._outbox_filled = asyncio.Event()
+        self._submits: deque[pb.Submit] = deque()
+        self._aborts: list[int] = []
+        self._to_send = asyncio.Event()
         self._call: grpc.aio.StreamStreamCall[pb.GatewayMessage, pb.WorkerMessage] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -130,9 +136,9 @@ class WorkerLink:
         """
         if self.state is not WorkerState.UP:
             raise UnavailableError(f"worker {self.member.worker_id} is {self.state}")
-        if len(self._outbox) >= self._config.max_pending_writes:
+        if len(self._submits) >= self._config.max_pending_submits:
             raise OverloadedError(
-                f"{len(self._outbox)} messages wait to be sent to worker {self.member.worker_id}"
+                f"{len(self._submits)} requests wait to be sent to worker {self.member.worker_id}"
             )
         handle = next(self._handles)
         submit = pb.Submit(
@@ -149,13 +155,15 @@ class WorkerLink:
                 address=target.address,
             )
         self._live[handle] = generation
-        self._send(pb.GatewayMessage(submit=submit))
+        self._submits.append(submit)
+        self._to_send.set()
         return handle
 
     def abort(self, handle: int) -> None:
         """Stops the request in the worker; unknown handles (it ended meanwhile) are ignored."""
         if self._live.pop(handle, None) is not None:
-            self._send(pb.GatewayMessage(abort=pb.Abort(handle=handle)))
+            self._aborts.append(handle)
+            self._to_send.set()
 
     def supersede(self, why: str) -> None:
         """Takes no new requests; ends when those that run here have ended."""
@@ -179,10 +187,6 @@ class WorkerLink:
         if self._call is not None:
             self.detail = why
             self._call.cancel()
-
-    def _send(self, message: pb.GatewayMessage) -> None:
-        self._outbox.append(message)
-        self._outbox_filled.set()
 
     async def _run(self) -> None:
         delay_s = self._config.reconnect_min_s
@@ -229,9 +233,6 @@ class WorkerLink:
     ) -> None:
         self._call = call
         self._heard_s = self._clock.now_s()
-        hello = pb.GatewayHello(gateway_id=self._gateway_id, version=VERSION)
-        self._outbox.appendleft(pb.GatewayMessage(hello=hello))
-        self._outbox_filled.set()
         writer = asyncio.create_task(self._write(call), name=f"link-write-{self.member.worker_id}")
         try:
             async with asyncio.timeout(self._config.connect_timeout_s):
@@ -251,12 +252,28 @@ class WorkerLink:
     async def _write(
         self, call: grpc.aio.StreamStreamCall[pb.GatewayMessage, pb.WorkerMessage]
     ) -> None:
+        # A broken stream ends the reader too, which owns the outcome.
+        hello = pb.GatewayHello(gateway_id=self._gateway_id, version=VERSION)
+        await call.write(pb.GatewayMessage(hello=hello))
         while True:
-            await self._outbox_filled.wait()
-            self._outbox_filled.clear()
-            while self._outbox:
-                # A broken stream ends the reader, which owns the outcome.
-                await call.write(self._outbox.popleft())
+            await self._to_send.wait()
+            self._to_send.clear()
+            while self._submits or self._aborts:
+                await call.write(self._next_message())
+
+    def _next_message(self) -> pb.GatewayMessage:
+        """All that waits to be sent. A write takes a turn of a busy loop: a burst must be one."""
+        message = pb.GatewayMessage()
+        num_bytes = 0
+        while self._submits and num_bytes < self._config.max_write_bytes:
+            submit = self._submits.popleft()
+            num_bytes += submit.ByteSize()
+            message.submits.append(submit)
+        if not self._submits:
+            # An abort must not overtake its submit.
+            message.aborts.extend(self._aborts)
+            self._aborts.clear()
+        return message
 
     def _greeted(self, hello: pb.WorkerHello) -> None:
         expected = (self.member.worker_id, self.member.incarnation)
@@ -280,7 +297,8 @@ class WorkerLink:
 
     def _stream_ended(self, why: str) -> None:
         self._call = None
-        self._outbox.clear()
+        self._submits.clear()
+        self._aborts.clear()
         self.in_flight.clear()
         was_up = self.state is WorkerState.UP
         if self.state in (WorkerState.UP, WorkerState.CONNECTING):

@@ -88,11 +88,11 @@ class PrefillService(WorkerServicer):
     ) -> None:
         try:
             async for message in requests:
-                if message.WhichOneof("message") == "submit":
+                for submit in message.submits:
                     refusal = "a prefill worker takes prompts from decode workers only"
                     feed.done(
                         pb.Done(
-                            handle=message.submit.handle,
+                            handle=submit.handle,
                             finish_reason="error",
                             error_code="invalid_value",
                             error_message=refusal,

@@ -79,11 +79,11 @@ class Probe:
             deadline_s=deadline_s,
         )
         self.answers[self._handle] = Answer()
-        self._outgoing.put_nowait(pb.GatewayMessage(submit=submit))
+        self._outgoing.put_nowait(pb.GatewayMessage(submits=[submit]))
         return self._handle
 
     def abort(self, handle: int) -> None:
-        self._outgoing.put_nowait(pb.GatewayMessage(abort=pb.Abort(handle=handle)))
+        self._outgoing.put_nowait(pb.GatewayMessage(aborts=[handle]))
 
     async def wait(self, handle: int, *, tokens: int | None = None) -> Answer:
         """Until the request is done, or has so many tokens."""

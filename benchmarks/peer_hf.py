@@ -1,4 +1,4 @@
-"""Baton's engine beside Hugging Face transformers' continuous batching: same model, CPU and requests.
+"""Baton's engine beside transformers' continuous batching: same model, CPU and requests.
 
     python benchmarks/peer_hf.py [--requests 64] [--rounds 3] [--threads 1]
 

@@ -138,7 +138,8 @@ def wait_ready(cluster: Cluster) -> None:
 
 # Small pools, so that leaks show; the rest is what a user gets by default.
 CONFIG = """
-engine:
-  num_blocks: 1024
-  max_step_tokens: 128
+prefill:
+  engine: {num_blocks: 1024, max_step_tokens: 128}
+decode:
+  engine: {num_blocks: 1024, max_step_tokens: 128}
 """

@@ -1,10 +1,10 @@
-"""What the cluster adds to the time to first token of the bare engine, on an otherwise idle machine.
+"""What the cluster adds to the bare engine's time to first token, on an otherwise idle machine.
 
     python benchmarks/cluster_overhead.py [--requests 40] [--rounds 3]
 
 One request at a time, prompts never seen before. `bare`: an engine in a process of its own, from
 `add` to the first token. `local` and `remote`: over HTTP through a running `baton serve`, from
-writing the request to the first streamed token; the policy decides where the prompt is computed, and
+writing the request to the first streamed token; the policy decides where the prompt goes, and
 `x-baton-plan` is checked. Rounds alternate, so that a noisy machine hits all sides.
 """
 

@@ -5,19 +5,36 @@ replica.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import threading
+import time
 from collections.abc import Coroutine
 from typing import TypeVar
 
 import uvloop
 
 from baton.cluster.config import BatonConfig
+from baton.gateway.config import GatewayConfig
 from baton.gateway.fleet import Fleet
 from baton.gateway.fleet_config import Directory
 from baton.gateway.server import GatewayServer
-from baton.protos.errors import UnavailableError
+from baton.protos.errors import ConfigError, UnavailableError
 
 T = TypeVar("T")
+PORTS = ("http_port", "grpc_port")
+# Between the ports of two gateways of one node: 8000 and 8001, then 8010 and 8011.
+PORT_STEP = 10
+BIND_WAIT_S = 5.0
+
+
+def with_port_offset(config: GatewayConfig, number: int) -> GatewayConfig:
+    """The configuration of a node's gateway `number`, counted from 0; free and absent ports
+    stay so.
+    """
+    ports = {name: getattr(config, name) for name in PORTS}
+    moved = {name: port + number * PORT_STEP if port else port for name, port in ports.items()}
+    return dataclasses.replace(config, **moved)
 
 
 class GatewayProcess:
@@ -75,8 +92,27 @@ class GatewayProcess:
             config=self._config.fleet,
         )
         await self._fleet.start()
-        self._server = GatewayServer(self._config.gateway, self._fleet)
-        await self._server.start()
+        self._server = await self._serve(self._fleet)
+
+    async def _serve(self, fleet: Fleet) -> GatewayServer:
+        """On the configured ports, or the next ones where another gateway of this node has those.
+
+        A gateway that this one replaces may hold them for a moment still. Raises ConfigError.
+        """
+        gateways = range(self._config.gateway_replicas)
+        choices = [with_port_offset(self._config.gateway, k) for k in gateways]
+        deadline_s = time.monotonic() + BIND_WAIT_S
+        for config in itertools.cycle(choices):
+            server = GatewayServer(config, fleet)
+            try:
+                await server.start()
+            except ConfigError as error:
+                if error.param not in PORTS or time.monotonic() > deadline_s:
+                    raise
+                await asyncio.sleep(0.2)
+            else:
+                return server
+        raise AssertionError("a cycle of one or more has no end")
 
     async def _close(self) -> None:
         if self._server is not None:

@@ -62,10 +62,10 @@ def load_exported(folder: Path) -> Qwen3:
 
 
 def load_checkpoint(path: Path) -> Qwen3:
-    """Read a model from a training checkpoint."""
+    """Read the averaged model from a training checkpoint."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     model = Qwen3(ModelConfig(**state["config"]))
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["average"])
     return model
 
 

@@ -6,6 +6,7 @@ computes its own batch and the gradients are averaged.
 """
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -24,6 +25,8 @@ from models.train.samples import draw
 from models.train.tasks import MAKERS
 from tokenizers import Tokenizer
 from torch import Tensor
+
+AVERAGE_DECAY = 0.97
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,11 +75,18 @@ def loss_of(model: Qwen3, batch: Batch) -> Tensor:
     return F.cross_entropy(model(batch).float(), batch.targets)
 
 
-def save(path: Path, model: Qwen3, optimizers: list[torch.optim.Optimizer], done: Progress) -> None:
+def save(
+    path: Path,
+    model: Qwen3,
+    average: Qwen3,
+    optimizers: list[torch.optim.Optimizer],
+    done: Progress,
+) -> None:
     """Write a checkpoint from which the run can go on."""
     state = {
         "config": model.config.to_dict(),
         "model": model.state_dict(),
+        "average": average.state_dict(),
         "optimizers": [o.state_dict() for o in optimizers],
         "progress": {"step": done.step, "num_tokens": done.num_tokens, "seconds": done.seconds},
     }
@@ -85,10 +95,13 @@ def save(path: Path, model: Qwen3, optimizers: list[torch.optim.Optimizer], done
     temporary.replace(path)
 
 
-def resume(path: Path, model: Qwen3, optimizers: list[torch.optim.Optimizer]) -> Progress:
+def resume(
+    path: Path, model: Qwen3, average: Qwen3, optimizers: list[torch.optim.Optimizer]
+) -> Progress:
     """Load a checkpoint and return how far it had come."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
+    average.load_state_dict(state.get("average", state["model"]))
     for optimizer, content in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(content)
     return Progress(**state["progress"])
@@ -123,6 +136,8 @@ class Run:
         self.tokenizer = Tokenizer.from_file(str(args.tokenizer))
         recipe = json.loads(args.recipe.read_text())
         self.model = Qwen3(ModelConfig(**recipe["model"])).to(self.device)
+        # a running mean of the weights: what is probed and exported
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizers = make_optimizers(
             self.model, matrix_lr=recipe["matrix_lr"], other_lr=recipe["other_lr"]
         )
@@ -131,7 +146,7 @@ class Run:
         self.checkpoint = args.out / "last.pt"
         args.out.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
-            self.progress = resume(self.checkpoint, self.model, self.optimizers)
+            self.progress = resume(self.checkpoint, self.model, self.average, self.optimizers)
         # this process's own clock; `progress.seconds` is the one that all share
         self.clock = self.progress.seconds
         self.mixture = Mixture(
@@ -161,6 +176,8 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        weights = [p.detach() for p in self.model.parameters()]
+        torch._foreach_lerp_(list(self.average.parameters()), weights, 1 - AVERAGE_DECAY)
         return loss.item()
 
     def report(self) -> None:
@@ -169,7 +186,7 @@ class Run:
         losses, done.losses = done.losses, []
         lines = []
         for mode, tasks in list(self.probes.items())[self.rank :: self.world_size]:
-            scores = {t: exact_share(self.model, docs, self.device) for t, docs in tasks.items()}
+            scores = {t: exact_share(self.average, docs, self.device) for t, docs in tasks.items()}
             lines.append(f"  {mode:6} " + " ".join(f"{t} {s:.2f}" for t, s in scores.items()))
         head = (
             f"step {done.step} tokens {done.num_tokens / 1e6:.2f}M {done.seconds / 60:.1f} min "
@@ -177,7 +194,7 @@ class Run:
         )
         print("\n".join([head, *lines] if self.rank == 0 else lines), flush=True)
         if self.rank == 0:
-            save(self.checkpoint, self.model, self.optimizers, done)
+            save(self.checkpoint, self.model, self.average, self.optimizers, done)
         self.mixture.shares = self.shares()
 
     def train(self) -> None:
@@ -196,7 +213,7 @@ class Run:
                 next_report += self.args.report_every
         self.report()
         if self.rank == 0:
-            export(self.model, self.args.out / "hf")
+            export(self.average, self.args.out / "hf")
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from baton.engine.block_pool import BlockPool
 from baton.engine.request import Request
 
@@ -32,9 +34,10 @@ class RequestBlocks:
             request.num_cached_tokens = request.num_computed_tokens
         return True
 
-    def is_full(self, request: Request) -> bool:
-        """Whether the next token to compute has no block yet."""
-        return request.num_computed_tokens == len(request.block_ids) * self._block_size
+    def without_room(self, requests: Iterable[Request]) -> list[Request]:
+        """Those whose next token to compute has no block yet."""
+        size = self._block_size
+        return [r for r in requests if r.num_computed_tokens == len(r.block_ids) * size]
 
     def grow(self, request: Request) -> bool:
         """One more block, if there is one."""

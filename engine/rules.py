@@ -44,9 +44,11 @@ class RequestRules:
 
     def finish_reason(self, request: Request) -> FinishReason | None:
         """Whether the last output token ends the request. `min_tokens` is the sampler's ban."""
-        if request.num_output_tokens and request.token_ids[-1] in request.stop_ids:
+        # Once for every token of every step: the rare test comes last.
+        token_ids = request.token_ids
+        if token_ids[-1] in request.stop_ids and request.num_output_tokens:
             return FinishReason.STOP
-        if len(request.token_ids) >= request.max_total_tokens:
+        if len(token_ids) >= request.max_total_tokens:
             return FinishReason.LENGTH
         return None
 

@@ -202,12 +202,14 @@ class Scheduler:
                         block_ids=request.block_ids,
                     )
                 )
-            if request.needs_prompt_logprobs:
+            if not request.prompt_logprobs_done:
                 request.prompt_logprobs += result.prompt_logprobs.get(request.request_id, ())
             if row.samples:
                 token_id, logprob = result.sampled[index], result.logprobs[index]
                 output.outputs.append(self._accept(request, token_id, logprob))
                 index += 1
+        if index != len(result.sampled):
+            raise BatonError(f"{len(result.sampled)} tokens sampled for {index} rows that sample")
         return output
 
     def _accept(
@@ -222,7 +224,7 @@ class Scheduler:
             finish_reason=reason,
             num_cached_tokens=request.num_cached_tokens,
         )
-        if request.needs_prompt_logprobs:
+        if not request.prompt_logprobs_done:
             output.prompt_logprobs = self._take_prompt_logprobs(request)
         if request.hold:
             self._leave(request)
@@ -299,7 +301,7 @@ class Scheduler:
 
     def _grow_decodes(self) -> None:
         """Gives a block to every decode whose next token needs one, the first in order first."""
-        needy = [r for r in self._batch.decoding.values() if self._blocks.is_full(r)]
+        needy = self._blocks.without_room(self._batch.decoding.values())
         needy.sort(key=lambda request: request.order)
         for request in needy:
             # It may have given way itself, to an earlier one or as the last of all.

@@ -61,8 +61,15 @@ class BatchState:
     """
 
     def __init__(
-        self, max_running: int, max_model_len: int, block_size: int, device: torch.device
+        self,
+        max_running: int,
+        max_model_len: int,
+        block_size: int,
+        device: torch.device,
+        *,
+        mirrored: bool | None = None,
     ) -> None:
+        """`mirrored` False lets host and device share the block tables (None: if they can)."""
         self.width = max_model_len + 1
         self.tokens = torch.zeros((max_running, self.width), dtype=torch.int32, device=device)
         self._block_size = block_size
@@ -70,9 +77,9 @@ class BatchState:
         max_blocks = -(-self.width // block_size)
         self._host_tables = np.zeros((max_running, max_blocks), dtype=np.int32)
         self._num_blocks = [0] * max_running
-        self._mirrored = device.type != "cpu"
+        self._mirrored = device.type != "cpu" if mirrored is None else mirrored
         host = torch.from_numpy(self._host_tables)
-        self.block_tables = host.to(device) if self._mirrored else host
+        self.block_tables = host.to(device, copy=True) if self._mirrored else host
 
     def write(self, request: Request) -> None:
         """The request entered `request.slot`: its known tokens go to the device, its blocks follow

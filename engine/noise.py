@@ -23,11 +23,16 @@ _ROUND_1: Final = 0x21F0AAAD
 _ROUND_2: Final = 0xD35A2D97 - (1 << 32)
 
 
+def seed_key(seed: int) -> np.uint64:
+    """A request's part of its keys; any whole number is a seed."""
+    return np.uint64(_splitmix(np.array([seed % (1 << 64)], dtype=np.uint64))[0])
+
+
 def row_keys(
-    seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]
+    seed_keys: npt.NDArray[np.uint64], positions: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int32]:
     """int32 [2, rows]: two keys per row, for the token that goes to `positions`."""
-    x = _splitmix(_splitmix(seeds) + positions.astype(np.uint64) * np.uint64(_GOLDEN))
+    x = _splitmix(seed_keys + positions.view(np.uint64) * np.uint64(_GOLDEN))
     return np.ascontiguousarray(x.view(np.int32).reshape(-1, 2).T)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Final
 
 import numpy as np
@@ -49,6 +50,8 @@ class Runner:
         max_model_len = _max_model_len(config, spec)
         device = platform.device
         self._device = device
+        # Kernels launch on the thread's current device, and steps run on a thread of their own.
+        self._on_device = torch.cuda.device(device) if platform.is_cuda else nullcontext()
         self._model = _load(config, spec, platform, max_model_len)
         self.model = _model_info(config, spec, platform, max_model_len)
         self._batch = BatchState(config.max_running, max_model_len, config.block_size, device)
@@ -90,6 +93,19 @@ class Runner:
         """
         if not rows:
             return PendingStep(Asked(), [])
+        with self._on_device:
+            return self._launch(rows)
+
+    def run(self, rows: Sequence[ScheduledRow]) -> RunResult:
+        """One step, start to end."""
+        return self.launch(rows).wait()
+
+    def close(self) -> None:
+        """Waits for work under way on the device."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _launch(self, rows: Sequence[ScheduledRow]) -> PendingStep:
         upload = Upload(self._device)
         shape = StepShape.of(rows)
         draft = self._batch.draft(rows, shape, upload)
@@ -118,15 +134,6 @@ class Runner:
             results += prompt_tensors(self._model, hidden, following, shares)
         num_top = tuple(rows[i].request.sampling.logprobs for i in sampling)
         return PendingStep(Asked(num_top=num_top, shares=tuple(shares)), results)
-
-    def run(self, rows: Sequence[ScheduledRow]) -> RunResult:
-        """One step, start to end."""
-        return self.launch(rows).wait()
-
-    def close(self) -> None:
-        """Waits for work under way on the device."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 def _load(

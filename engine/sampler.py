@@ -13,6 +13,7 @@ from torch import Tensor
 
 from baton.engine.noise import gumbel, token_keys
 from baton.engine.sampling_state import (
+    ALL,
     FREQUENCY,
     MIN_P,
     PRESENCE,
@@ -20,6 +21,7 @@ from baton.engine.sampling_state import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
+    Rows,
     SamplingPlan,
     SamplingState,
 )
@@ -51,19 +53,18 @@ class Sampler:
 
     def sample(self, logits: Tensor, plan: SamplingPlan) -> Sampled:
         """One token per row; penalised rows' counts are brought up to date."""
-        raw = logits.index_select(0, plan.report) if plan.report is not None else None
+        raw = None
+        if plan.report is not None:
+            raw = logits.clone() if plan.report is ALL else logits[plan.report]
         self._adjust(logits, plan)
         if plan.random is not None and plan.keys is not None:
             self._filter(logits, plan)
-            params = self._params(plan, plan.random)
-            noise = gumbel(self._token_keys, plan.keys).mul_(params[:, TEMPERATURE, None])
-            logits.index_add_(0, plan.random, noise)
+            temperatures = self._params(plan, plan.random)[:, TEMPERATURE, None]
+            logits[plan.random] += gumbel(self._token_keys, plan.keys).mul_(temperatures)
         tokens = logits.argmax(dim=-1)
         if plan.penalty is not None and self._state.counts is not None:
             places = (plan.slots[plan.penalty], tokens[plan.penalty])
-            self._state.counts.index_put_(
-                places, torch.full_like(places[0], 2, dtype=torch.int32), accumulate=True
-            )
+            self._state.counts[places] += 2
         if raw is None or plan.report is None:
             return Sampled(tokens, None)
         return Sampled(tokens, token_logprobs(raw, tokens[plan.report], plan.num_top))
@@ -72,33 +73,35 @@ class Sampler:
         for rows, table in ((plan.bias, self._state.bias), (plan.ban, self._state.banned)):
             if rows is not None:
                 slots = plan.slots[rows]
-                places = (rows[:, None], table.ids[slots])
-                logits.index_put_(places, table.values[slots], accumulate=True)
+                biased = logits[rows].scatter_add_(1, table.ids[slots], table.values[slots])
+                _put(logits, rows, biased)
         if plan.penalty is not None and self._state.counts is not None:
-            penalized = penalize(
-                logits.index_select(0, plan.penalty),
-                self._state.counts.index_select(0, plan.slots[plan.penalty]),
-                self._params(plan, plan.penalty),
-            )
-            logits.index_copy_(0, plan.penalty, penalized)
+            counts = self._state.counts[plan.slots[plan.penalty]]
+            params = self._params(plan, plan.penalty)
+            _put(logits, plan.penalty, penalize(logits[plan.penalty], counts, params))
 
     def _filter(self, logits: Tensor, plan: SamplingPlan) -> None:
         if plan.min_p is not None:
-            kept = keep_min_p(logits.index_select(0, plan.min_p), self._params(plan, plan.min_p))
-            logits.index_copy_(0, plan.min_p, kept)
+            params = self._params(plan, plan.min_p)
+            _put(logits, plan.min_p, keep_min_p(logits[plan.min_p], params))
         if plan.top is not None:
-            some = logits.index_select(0, plan.top)
-            kept = keep_top(some, self._params(plan, plan.top), plan.max_top_k)
-            logits.index_copy_(0, plan.top, kept)
+            params = self._params(plan, plan.top)
+            _put(logits, plan.top, keep_top(logits[plan.top], params, plan.max_top_k))
 
-    def _params(self, plan: SamplingPlan, rows: Tensor) -> Tensor:
+    def _params(self, plan: SamplingPlan, rows: Rows) -> Tensor:
         return self._state.params.index_select(0, plan.slots[rows])
+
+
+def _put(logits: Tensor, rows: Rows, changed: Tensor) -> None:
+    """Writes rows back, unless they were changed where they are."""
+    if changed.data_ptr() != logits.data_ptr():
+        logits[rows] = changed
 
 
 def penalize(logits: Tensor, counts: Tensor, params: Tensor) -> Tensor:
     """Repetition over prompt and output, presence and frequency over output only.
 
-    logits float32 [n, vocab], overwritten; counts int32 [n, vocab] as in SamplingState; params
+    logits float32 [n, vocab]; counts int32 [n, vocab] as in SamplingState; params
     float32 [n, 7].
     """
     repetition = params[:, REPETITION, None]
@@ -111,14 +114,15 @@ def penalize(logits: Tensor, counts: Tensor, params: Tensor) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, params: Tensor) -> Tensor:
-    """Drops tokens less likely than `min_p` times the most likely one. logits [n, vocab]."""
+    """Drops tokens below `min_p` times the likeliest one's probability, in place; [n, vocab]."""
     slack = params[:, TEMPERATURE] * params[:, MIN_P].log()
     limits = logits.amax(dim=-1) + slack
-    return logits.masked_fill(logits < limits[:, None], -torch.inf)
+    return logits.masked_fill_(logits < limits[:, None], -torch.inf)
 
 
 def keep_top(logits: Tensor, params: Tensor, max_top_k: int) -> Tensor:
-    """Keeps the `top_k` best tokens, then the fewest of them that hold `top_p` of their mass.
+    """Keeps the `top_k` best tokens, then the fewest of them that hold `top_p` of their mass, in
+    place.
 
     Both come down to "the first m in falling order"; m follows from the sorted values alone, and
     of equal logits the lower id comes first, so the result depends neither on how a device sorts
@@ -138,8 +142,8 @@ def keep_top(logits: Tensor, params: Tensor, max_top_k: int) -> Tensor:
     above = logits > last
     ties = logits == last
     room = kept - above.sum(-1, keepdim=True)
-    keep = above | (ties & (ties.cumsum(-1) <= room))
-    return logits.masked_fill(~keep, -torch.inf)
+    keep = above | (ties & (ties.cumsum(-1, dtype=torch.int32) <= room))
+    return logits.masked_fill_(~keep, -torch.inf)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> Logprobs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from baton.engine.noise import row_keys
+from baton.engine.noise import row_keys, seed_key
 from baton.engine.request import Request
 from baton.engine.transfer import Upload
 from baton.protos.types import SamplingParams
@@ -22,24 +22,29 @@ TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(7)
 RANDOM, TOP, MIN_P_BIT, PENALTY, BIAS, BAN, REPORT = (1 << bit for bit in range(7))
 
 
+# Indices into a step's logits, int64, or the slice that stands for all of them.
+Rows = Tensor | slice
+ALL: Final = slice(None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingPlan:
-    """What one step's sampled rows need. Rows are indices into the step's logits, int64.
+    """What one step's sampled rows need; a field that is None needs no work in this step.
 
-    slots: int64 [rows], slot of each. A field that is None needs no work in this step.
+    slots: int64 [rows], slot of each.
     keys: int32 [2, random rows], noise keys. max_top_k: the largest of `top` rows, or the vocab.
     num_top: the most alternatives that a reported row wants.
     """
 
     slots: Tensor
-    random: Tensor | None = None
+    random: Rows | None = None
     keys: Tensor | None = None
-    top: Tensor | None = None
-    min_p: Tensor | None = None
-    penalty: Tensor | None = None
-    bias: Tensor | None = None
-    ban: Tensor | None = None
-    report: Tensor | None = None
+    top: Rows | None = None
+    min_p: Rows | None = None
+    penalty: Rows | None = None
+    bias: Rows | None = None
+    ban: Rows | None = None
+    report: Rows | None = None
     max_top_k: int = 0
     num_top: int = 0
 
@@ -90,7 +95,7 @@ class SamplingState:
         self._eos_token_ids = eos_token_ids
         self._device = device
         self._features = np.zeros(max_running, dtype=np.int64)
-        self._seeds = np.zeros(max_running, dtype=np.uint64)
+        self._seed_keys = np.zeros(max_running, dtype=np.uint64)
         self._ban_until = np.zeros(max_running, dtype=np.int64)
         self._top_k = np.zeros(max_running, dtype=np.int64)
         self._num_top = np.zeros(max_running, dtype=np.int64)
@@ -101,7 +106,7 @@ class SamplingState:
         features = _features(sampling)
         # Off means the whole vocabulary, so that rows with and without top-k share one comparison.
         self._top_k[slot] = min(sampling.top_k or self.vocab_size, self.vocab_size)
-        self._seeds[slot] = sampling.seed % (1 << 64)
+        self._seed_keys[slot] = seed_key(sampling.seed)
         self._num_top[slot] = sampling.logprobs or 0
         self._ban_until[slot] = request.num_prompt_tokens + sampling.min_tokens
         if features & (RANDOM | PENALTY):
@@ -134,7 +139,7 @@ class SamplingState:
         """What the rows that sample in this step need; `positions` is where each token will go."""
         features = self._features[slots]
         wanted = int(np.bitwise_or.reduce(features)) if len(slots) else 0
-        draft = PlanDraft({"slots": upload.add(slots)})
+        draft = PlanDraft(slots=upload.add(slots))
         if not wanted:
             return draft
         for name, bit in _ROW_FIELDS:
@@ -144,10 +149,10 @@ class SamplingState:
                     rows = rows[positions[rows] < self._ban_until[slots[rows]]]
                 if not len(rows):
                     continue
-                draft.fields[name] = upload.add(rows)
+                draft.rows[name] = None if len(rows) == len(slots) else upload.add(rows)
                 if bit == RANDOM:
-                    keys = row_keys(self._seeds[slots[rows]], positions[rows])
-                    draft.fields["keys"] = upload.add(keys)
+                    keys = row_keys(self._seed_keys[slots[rows]], positions[rows])
+                    draft.keys = upload.add(keys)
                 elif bit == TOP:
                     draft.max_top_k = int(self._top_k[slots[rows]].max())
                 elif bit == REPORT:
@@ -167,16 +172,23 @@ class SamplingState:
 
 @dataclass(slots=True)
 class PlanDraft:
-    """A plan whose tensors are still places in an upload."""
+    """A plan whose tensors are still places in an upload; a None among `rows` stands for all."""
 
-    fields: dict[str, int]
+    slots: int
+    keys: int | None = None
+    rows: dict[str, int | None] = field(default_factory=dict)
     max_top_k: int = 0
     num_top: int = 0
 
     def finish(self, tensors: list[Tensor]) -> SamplingPlan:
         """The plan, with what `Upload.send` returned."""
-        rows = {name: tensors[place] for name, place in self.fields.items()}
-        return SamplingPlan(max_top_k=self.max_top_k, num_top=self.num_top, **rows)
+        return SamplingPlan(
+            slots=tensors[self.slots],
+            keys=None if self.keys is None else tensors[self.keys],
+            max_top_k=self.max_top_k,
+            num_top=self.num_top,
+            **{name: ALL if place is None else tensors[place] for name, place in self.rows.items()},
+        )
 
 
 _ROW_FIELDS: Final = (

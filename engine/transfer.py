@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_ALIGNMENT = 8
+Array = npt.NDArray[np.generic]
+
+# The widest type that travels is int64.
+_ALIGNMENT: Final = 8
 
 
 class Upload:
@@ -19,9 +25,9 @@ class Upload:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._arrays: list[npt.NDArray[np.generic]] = []
+        self._arrays: list[Array] = []
 
-    def add(self, array: npt.NDArray[np.generic]) -> int:
+    def add(self, array: Array) -> int:
         """Queues a contiguous array; returns its index in what `send` returns."""
         self._arrays.append(array)
         return len(self._arrays) - 1
@@ -30,20 +36,36 @@ class Upload:
         """The arrays as device tensors, in the order in which they were added."""
         if self._device.type == "cpu":
             return [torch.from_numpy(array) for array in self._arrays]
-        starts = [0]
-        for array in self._arrays:
-            starts.append(starts[-1] + -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT)
-        packed = torch.empty(max(starts[-1], 1), dtype=torch.uint8, pin_memory=True)
-        raw = packed.numpy()
-        for array, start in zip(self._arrays, starts, strict=False):
-            raw[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-        sent = packed.to(self._device, non_blocking=True)
-        return [
-            sent[start : start + array.nbytes]
-            .view(torch.from_numpy(np.empty(0, array.dtype)).dtype)
-            .view(array.shape)
-            for array, start in zip(self._arrays, starts, strict=False)
-        ]
+        packed = torch.empty(packed_bytes(self._arrays), dtype=torch.uint8, pin_memory=True)
+        pack(self._arrays, packed)
+        return unpack(packed.to(self._device, non_blocking=True), self._arrays)
+
+
+def packed_bytes(arrays: Sequence[Array]) -> int:
+    """Bytes that the arrays take one after the other, each aligned for its type."""
+    return sum(_aligned(array.nbytes) for array in arrays)
+
+
+def pack(arrays: Sequence[Array], packed: Tensor) -> None:
+    """Copies the arrays into `packed`, uint8 [packed_bytes(arrays)] in host memory."""
+    raw, start = packed.numpy(), 0
+    for array in arrays:
+        raw[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+        start += _aligned(array.nbytes)
+
+
+def unpack(packed: Tensor, arrays: Sequence[Array]) -> list[Tensor]:
+    """Views of `packed`, on any device, with the arrays' types and shapes."""
+    views, start = [], 0
+    for array in arrays:
+        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        views.append(packed[start : start + array.nbytes].view(dtype).view(array.shape))
+        start += _aligned(array.nbytes)
+    return views
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 class Download:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from tests.engine.driving import Driver, new_driver, save_model
 
 from baton.engine.batch import ScheduledRow
+from baton.engine.batch_state import BatchState
+from baton.engine.transfer import Array, pack, packed_bytes, unpack
 from baton.protos.types import SamplingParams, TokenLogprob
 
 
@@ -176,6 +179,42 @@ def test_only_the_scheduled_tokens_are_written(folder: Path) -> None:
     written = pool.tensor.abs().sum(dim=(1, 2, 3, 5)) > 0
     counts = {block: int(line.sum()) for block, line in enumerate(written) if line.any()}
     assert counts == {255: 8, 254: 5}
+
+
+def test_block_tables_kept_apart_from_the_hosts_give_the_same_tokens(folder: Path) -> None:
+    """The path of a GPU, where new blocks travel with each step."""
+    shared = new_driver(folder)
+    apart = new_driver(folder)
+    apart.runner._batch = BatchState(24, 512, 8, torch.device("cpu"), mirrored=True)
+    for driver in (shared, apart):
+        driver.add(prompt_of(30), SEEDED)
+        driver.add(prompt_of(11, seed=4), name="other")
+    assert apart.generate(30, chunk=9) == shared.generate(30, chunk=9)
+
+
+def test_an_upload_unpacks_to_what_was_packed() -> None:
+    arrays: list[Array] = [
+        np.arange(5, dtype=np.int32),
+        np.arange(6, dtype=np.int64).reshape(2, 3) - 2**40,
+        np.zeros(0, dtype=np.int64),
+        np.array([[1.5], [-2.5], [0.25]], dtype=np.float32),
+        np.array([True, False, True]),
+    ]
+    packed = torch.full((packed_bytes(arrays),), 0xFF, dtype=torch.uint8)
+    pack(arrays, packed)
+    for array, tensor in zip(arrays, unpack(packed, arrays), strict=True):
+        assert np.array_equal(tensor.numpy(), array)
+        assert tensor.numpy().dtype == array.dtype
+
+
+def test_bfloat16_runs_on_the_same_path(folder: Path) -> None:
+    driver = new_driver(folder, dtype="bfloat16")
+    driver.add(prompt_of(20), SEEDED)
+    driver.add(prompt_of(9), name="greedy")
+    assert driver.runner.pool.tensor.dtype == torch.bfloat16
+    assert driver.runner.model.dtype == driver.runner.pool.layout.dtype == "bfloat16"
+    tokens = driver.generate(5, chunk=8)
+    assert all(0 <= token < 128 for row in tokens.values() for token in row)
 
 
 def test_the_pool_is_one_contiguous_run_per_block(folder: Path) -> None:

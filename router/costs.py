@@ -86,10 +86,13 @@ class CostModel:
     def local(self, side: DecodeSide) -> Candidate:
         config = self._config
         rate = self._rate(side.worker)
-        compute_s = self._num_uncached(side.num_cached_tokens) / rate
+        num_uncached = self._num_uncached(side.num_cached_tokens)
+        compute_s = num_uncached / rate
         ttft_s = side.worker.pending_tokens / rate + compute_s + side.no_room_s
         running = side.worker.pending_requests + config.expected_arrivals
-        interference_s = config.itl_weight * running * compute_s
+        # The first few tokens ride on a step that runs anyway: nobody waits for those.
+        num_disturbing = max(0, num_uncached - config.min_remote_tokens)
+        interference_s = config.itl_weight * running * num_disturbing / rate
         return Candidate(
             side.worker.member.worker_id,
             "",
@@ -100,13 +103,20 @@ class CostModel:
             ttft_s + interference_s + side.decode_s,
         )
 
-    def prefill_side(self, worker: WorkerView, hit_blocks: int) -> PrefillSide:
+    def is_short_tail(self, side: DecodeSide) -> bool:
+        """True where the decode worker holds nearly all of the prompt."""
+        num_uncached = self._request.num_prompt_tokens - side.num_cached_tokens
+        return side.num_cached_tokens > 0 and num_uncached < self._config.min_remote_tokens
+
+    def prefill_side(
+        self, worker: WorkerView, hit_blocks: int, *, prefer_idle: bool
+    ) -> PrefillSide:
         config = self._config
         rate = self._rate(worker)
         wait_s = worker.pending_tokens / rate
         compute_s = self._num_uncached(hit_blocks * self._request.block_size) / rate
         idle = worker.pending_tokens == 0 and worker.pending_requests == 0
-        preference_s = config.remote_margin_s if idle else 0.0
+        preference_s = config.remote_margin_s if idle and prefer_idle else 0.0
         own_cost_s = wait_s + compute_s + config.handshake_s - preference_s
         return PrefillSide(worker, compute_s, preference_s, own_cost_s)
 

@@ -31,7 +31,7 @@ def cost(
     remote = [
         _best_remote(side, pool, prices)
         for side in sides
-        if pool and not _is_short_tail(side, request, config)
+        if pool and not prices.is_short_tail(side)
     ]
     best = min(local + remote, key=_cost_of)
     if _stale(sides, config):
@@ -140,11 +140,6 @@ def _usable(worker: WorkerView, request: RouteRequest) -> bool:
     )
 
 
-def _is_short_tail(side: DecodeSide, request: RouteRequest, config: RouterConfig) -> bool:
-    num_uncached = request.num_prompt_tokens - side.num_cached_tokens
-    return side.num_cached_tokens > 0 and num_uncached < config.min_remote_tokens
-
-
 def _stale(sides: Sequence[DecodeSide], config: RouterConfig) -> bool:
     # The pool mixes fresh and stale workers never: one is enough to know.
     return sides[0].worker.age_s > config.stale_after_s
@@ -192,7 +187,12 @@ def _price(
     hits = {} if request.prompt_logprobs else index.hits(request.block_hashes)
     prices = CostModel(view, request, config)
     sides = [prices.decode_side(worker, hits.get(worker.member.worker_id, 0)) for worker in decode]
-    pool = [prices.prefill_side(worker, hits.get(worker.member.worker_id, 0)) for worker in prefill]
+    # Where a decode worker has next to nothing to compute there is nobody to protect from it.
+    prefer_idle = not any(prices.is_short_tail(side) for side in sides)
+    pool = [
+        prices.prefill_side(worker, hits.get(worker.member.worker_id, 0), prefer_idle=prefer_idle)
+        for worker in prefill
+    ]
     return sides, prices, pool
 
 

@@ -100,6 +100,14 @@ def test_a_nearly_cached_prompt_stays_local() -> None:
     assert where(half)[1] == "p0"
 
 
+def test_a_cached_tail_is_not_bounced_to_another_worker_for_an_idle_prefill_worker() -> None:
+    # The tail was measured: five tokens took a whole step.
+    slow_tail = worker("d0", WorkerLoad(prefill_tokens_per_s=250, decode_step_s=0.02))
+    prefill = worker("p0", WorkerLoad(prefill_tokens_per_s=850))
+    chosen = decide([slow_tail, worker("d1"), prefill], 21, index=cached(d0=1))
+    assert where(chosen) == ("d0", "local", "short_uncached_tail")
+
+
 def test_a_long_queue_at_the_prefill_worker_makes_local_cheaper() -> None:
     queue = WorkerLoad(queued_prefill_tokens=100_000, num_waiting=9)
     assert where(decide([worker("d0"), worker("p0", queue)])) == ("d0", "local", "local_cheaper")

@@ -15,9 +15,16 @@ from dataclasses import dataclass
 from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
 from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
+from baton.engine.handover import Reservation
 from baton.engine.request import Request
 from baton.protos.clock import Clock, ManualClock
-from baton.protos.types import FinishReason, GenerateRequest, SamplingParams, TokenLogprob
+from baton.protos.types import (
+    FinishReason,
+    GenerateRequest,
+    RequestOutput,
+    SamplingParams,
+    TokenLogprob,
+)
 
 VOCAB_SIZE = 40
 EOS = 0
@@ -183,6 +190,36 @@ def make_engine(**config: object) -> FakeEngine:
     return FakeEngine(Engine(built, clock=injected, runner=runner), runner, clock)  # type: ignore[arg-type]
 
 
+class Builder:
+    """Builds fake engines, and checks them all in the end."""
+
+    def __init__(self) -> None:
+        self._built: list[FakeEngine] = []
+
+    def make(self, **config: object) -> tuple[FakeEngine, Collector]:
+        fake = make_engine(**config)
+        self._built.append(fake)
+        return fake, Collector(fake.engine)
+
+    def check(self) -> None:
+        for fake in self._built:
+            fake.engine.check_integrity()
+
+
+def fill(fake: FakeEngine, reservation: Reservation, request: GenerateRequest) -> RequestOutput:
+    """What a prefill worker does: writes the KV that is missing, and samples the first token."""
+    known = [*request.prompt_token_ids, *request.output_token_ids]
+    kv = kv_of(known, request.cache_salt)
+    for position in range(reservation.num_cached_tokens, len(known)):
+        fake.runner.pool.write(reservation.block_ids, position, kv[position])
+    expected = answer(request, fake.engine.model.max_model_len)
+    return RequestOutput(
+        request_id=request.request_id,
+        token_ids=expected.token_ids[:1],
+        finish_reason=expected.finish_reason if len(expected.token_ids) == 1 else None,
+    )
+
+
 class Collector:
     """Steps an engine and gathers what each request was told."""
 
@@ -203,6 +240,11 @@ class Collector:
                 self.finish_reasons[one.request_id] = one.finish_reason
         for progress in output.progress:
             self.progress.setdefault(progress.request_id, []).append(progress.num_computed_tokens)
+
+    def check_answer(self, request: GenerateRequest, max_model_len: int = 64) -> None:
+        expected = answer(request, max_model_len)
+        assert self.token_ids[request.request_id] == expected.token_ids
+        assert self.finish_reasons[request.request_id] is expected.finish_reason
 
     def run(self, max_steps: int = 2000) -> None:
         """Until there is no work left."""

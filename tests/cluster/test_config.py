@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from baton.cluster.commands.config import as_document
+from baton.cluster.config import (
+    BatonConfig,
+    PoolConfig,
+    load_config,
+    resolve,
+    shipped_model,
+    with_gpus,
+)
+from baton.cluster.schema import MAX_CONFIG_BYTES, Document, parse_document
+from baton.protos.errors import ConfigError
+from baton.protos.types import Role
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    folder = tmp_path / "some-model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return str(folder)
+
+
+def read(text: str, model: str) -> BatonConfig:
+    document = parse_document(text, "baton.yaml")
+    return resolve(document.override(("model",), model, "MODEL_DIR"))
+
+
+def refusal(text: str, model: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        read(text, model)
+    return caught.value
+
+
+def test_defaults_are_one_worker_of_each_kind(model: str) -> None:
+    config = read("", model)
+    assert config.prefill.max_workers == config.decode.max_workers == config.gateway_replicas == 1
+    assert config.prefill.role is Role.PREFILL
+    assert config.decode.role is Role.DECODE
+    assert config.model_name == "some-model"
+    assert config.gateway.model_names == ("some-model",)
+    assert config.decode.engine.model_dir == model
+
+
+def test_a_pool_overrides_the_common_engine_section(model: str) -> None:
+    text = """
+engine:
+  block_size: 32
+  max_running: 8
+decode:
+  engine:
+    max_running: 16
+"""
+    config = read(text, model)
+    assert config.prefill.engine.max_running == 8
+    assert config.decode.engine.max_running == 16
+    assert config.prefill.engine.block_size == config.decode.engine.block_size == 32
+
+
+def test_options_win_over_the_file(model: str, tmp_path: Path) -> None:
+    path = tmp_path / "baton.yaml"
+    path.write_text(f"model: {model}\nprefill:\n  min_replicas: 2\ngateway: {{http_port: 9000}}\n")
+    config = load_config(path, {"gateway.http_port": (9001, "--port")})
+    assert config.gateway.http_port == 9001
+    assert config.prefill.min_replicas == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "param", "hint"),
+    [
+        ("prefil:\n  min_replicas: 1\n", 1, "prefil", "did you mean prefill?"),
+        ("prefill:\n  engin: {}\n", 2, "prefill.engin", "did you mean engine?"),
+        ("decode:\n  engine:\n    blocksize: 16\n", 3, "decode.engine.blocksize", "block_size"),
+        ("\n\ngateway:\n  portt: 1\n", 4, "gateway.portt", "http_port"),
+        ("router: {polcy: cost}\n", 1, "router.polcy", "did you mean policy?"),
+        ("zzz: 1\n", 1, "zzz", "known keys:"),
+    ],
+)
+def test_unknown_keys_are_refused_by_name(
+    model: str, text: str, line: int, param: str, hint: str
+) -> None:
+    error = refusal(text, model)
+    assert error.param == param
+    assert f"baton.yaml line {line}: {param} is not a known key" in error.message
+    assert hint in error.message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("decode:\n  min_replicas: '2'\n", 'line 2: decode.min_replicas is "2"'),
+        ("decode:\n  min_replicas: true\n", "line 2: decode.min_replicas is true"),
+        ("decode:\n  min_replicas: 1.5\n", "decode.min_replicas is 1.5"),
+        ("decode: 3\n", "line 1: decode must be a mapping"),
+        ("engine: [1]\n", "line 1: engine must be a mapping"),
+        ("gateway:\n  api_keys: secret\n", "gateway.api_keys is"),
+        ("gateway:\n  host: 2026-01-01\n", "which is not a plain number"),
+        ("fleet:\n  poll_s: .nan\n", "fleet.poll_s is nan"),
+    ],
+)
+def test_wrong_types_name_line_field_and_value(model: str, text: str, said: str) -> None:
+    assert said in refusal(text, model).message
+
+
+@pytest.mark.parametrize(
+    ("text", "param", "said"),
+    [
+        ("decode: {min_replicas: 0}", "decode.min_replicas", "at least 1"),
+        ("decode: {min_replicas: 3, max_replicas: 2}", "decode.max_replicas", "at least 3"),
+        ("prefill: {min_replicas: 0, max_replicas: 2}", "prefill.min_replicas", "both to 0"),
+        ("engine: {max_running: 0}", "engine.max_running", "at least 1"),
+        ("directory: {lease_s: 1.5}", "directory.lease_s", "twice heartbeat_s"),
+        ("gateway: {http_port: 70000}", "gateway.http_port", "65535"),
+        ("router: {policy: best}", "router.policy", "cost"),
+        ("ray: {object_store_bytes: 10}", "ray.object_store_bytes", "at least"),
+        ("gateway_replicas: 0", "gateway_replicas", "at least 1"),
+        ("name: a/b", "name", "letters"),
+        ("prefill: {engine: {block_size: 8}}", "prefill.engine.block_size", "must equal"),
+    ],
+)
+def test_values_out_of_range_say_what_would_work(
+    model: str, text: str, param: str, said: str
+) -> None:
+    error = refusal(text, model)
+    assert error.param == param
+    assert said in error.message
+    assert error.message.startswith("baton.yaml line 1: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("decode:\n  worker:\n    port: 80\n", "workers bind a free port"),
+        ("engine: {model_dir: /x}", "it follows from `model`"),
+        ("engine: {role: both}", "it follows from the pool"),
+        ("gateway: {model_dir: /x}", "it follows from `model`"),
+    ],
+)
+def test_what_baton_sets_itself_cannot_be_set(model: str, text: str, said: str) -> None:
+    assert said in refusal(text, model).message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1\nb: 2\n", "baton.yaml line 2: not valid YAML"),
+        ("a: 1\n\tb: 2\n", "line 2"),
+        ("- 1\n", "a configuration is a mapping"),
+        ("name: x\nname: y\n", "line 2: name is given twice"),
+        ("name: &a [*a]\n", "16 levels"),
+        ("model: !!python/object:os.system x\n", "line 1"),
+    ],
+)
+def test_bad_yaml_names_the_line(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=r"baton.yaml") as caught:
+        resolve(parse_document(text, "baton.yaml"))
+    assert said in caught.value.message
+
+
+def test_aliases_cannot_explode() -> None:
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    with pytest.raises(ConfigError, match="values"):
+        parse_document("\n".join(levels), "baton.yaml")
+
+
+def test_an_option_is_blamed_by_its_name(model: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--decode-replicas: .*at least 1"):
+        load_config(
+            None,
+            {
+                "model": (model, "MODEL_DIR"),
+                "decode.min_replicas": (0, "--decode-replicas"),
+            },
+        )
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    for folder, said in ((tmp_path / "none", "does not exist"), (tmp_path, "no config.json")):
+        with pytest.raises(ConfigError, match=said) as caught:
+            load_config(None, {"model": (str(folder), "MODEL_DIR")})
+        assert caught.value.message.startswith("MODEL_DIR: ")
+    with pytest.raises(ConfigError, match="baton serve MODEL_DIR"):
+        shipped_model("no-such-model")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "none.yaml", {})
+    big = tmp_path / "big.yaml"
+    big.write_bytes(b"#" * (MAX_CONFIG_BYTES + 1))
+    with pytest.raises(ConfigError, match="at most"):
+        load_config(big, {})
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_config(binary, {})
+
+
+def test_show_is_input_again_and_hides_secrets(model: str) -> None:
+    config = read("gateway: {api_keys: [hunter2]}\nprefill: {min_replicas: 2}\n", model)
+    shown = as_document(config)
+    assert "hunter2" not in yaml.safe_dump(shown)
+    shown["gateway"]["api_keys"] = ["hunter2"]
+    again = resolve(Document(values=shown))
+    # Incarnations are new for every configuration, and replaced for every replica.
+    assert _stable(again) == _stable(config)
+
+
+def _stable(config: BatonConfig) -> BatonConfig:
+    def pool(value: PoolConfig) -> PoolConfig:
+        return dataclasses.replace(
+            value, worker=dataclasses.replace(value.worker, incarnation="same")
+        )
+
+    return dataclasses.replace(config, prefill=pool(config.prefill), decode=pool(config.decode))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "text", "expected"),
+    [
+        (0, "", (0.0, 0.0)),
+        (1, "", (0.5, 0.5)),
+        (8, "", (1.0, 1.0)),
+        (4, "decode: {num_gpus: 3}", (1.0, 3)),
+        (2, "decode: {min_replicas: 2}", (0.66, 0.66)),
+        (1, "prefill: {min_replicas: 0}", (1.0, 1.0)),
+    ],
+)
+def test_gpus_are_shared_out(
+    model: str, gpus: float, text: str, expected: tuple[float, float]
+) -> None:
+    config = with_gpus(read(text, model), gpus)
+    assert (config.prefill.num_gpus, config.decode.num_gpus) == expected
+
+
+def test_every_key_is_documented(model: str) -> None:
+    """docs/configuration.md has a row for every key that `baton config show` prints."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    shown = as_document(read("", model))
+    engine, sections = shown["prefill"]["engine"], {"prefill.worker": shown["prefill"]["worker"]}
+    sections |= {"decode.worker": shown["decode"]["worker"], "engine": engine, "": shown}
+    sections |= {name: value for name, value in shown.items() if isinstance(value, dict)}
+    missing = [
+        f"{name}: {key}"
+        for name, keys in sections.items()
+        for key in keys
+        if f"`{key}`" not in page
+    ]
+    assert not missing

@@ -11,7 +11,7 @@ from typing import Self
 from baton.gateway.detokenize import IncrementalText
 from baton.gateway.seam import Generation, Plan, TokenChunk
 from baton.gateway.stop_strings import StopChecker
-from baton.protos.errors import BatonError, CancelledError
+from baton.protos.errors import BatonError, UnavailableError
 from baton.protos.types import FinishReason, TokenLogprob
 
 
@@ -103,7 +103,7 @@ class Choice:
     def _take(self, chunk: TokenChunk) -> Delta:
         reason = chunk.finish_reason
         if reason is FinishReason.ABORT or reason is FinishReason.ERROR:
-            raise CancelledError(f"the worker ended the request: {reason.value}")
+            raise UnavailableError(f"the worker ended the request early: {reason.value}")
         if chunk.num_cached_tokens:
             self.num_cached_tokens = chunk.num_cached_tokens
         if chunk.prompt_logprobs is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import uuid
@@ -37,7 +38,8 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         response = pb.GenerateResponse(model=self._service.config.model_names[0])
-        async with self._rpc(context, "Generate"), self._opened(request, context) as (job, choice):
+        opened = self._opened(request, context)
+        async with self._rpc(context, "Generate", request.timeout_s), opened as (job, choice):
             response.request_id = job.call.request_id
             parts = []
             async for delta in choice:
@@ -53,7 +55,7 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
         opened = self._opened(request, context)
-        async with self._rpc(context, "GenerateStream"), opened as (job, choice):
+        async with self._rpc(context, "GenerateStream", request.timeout_s), opened as (job, choice):
             first = True
             async for delta in choice:
                 chunk = pb.GenerateChunk(
@@ -68,6 +70,8 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
                     chunk.usage.CopyFrom(usage_message(job.num_prompt_tokens, choice))
                 await context.write(chunk)
                 first = False
+                if self._service.pacer.pause_s and delta.finish_reason is None:
+                    await asyncio.sleep(self._service.pacer.pause_s)
             _explain(request, context, choice)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
@@ -100,17 +104,18 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
             )
 
     @contextlib.asynccontextmanager
-    async def _rpc(self, context: Any, method: str) -> AsyncIterator[None]:
-        """Authenticates, counts, and turns errors of the tree into the RPC's status."""
+    async def _rpc(self, context: Any, method: str, wanted_s: float = 0.0) -> AsyncIterator[None]:
+        """Authenticates, admits, counts and bounds one RPC; its errors become the RPC's status."""
+        service = self._service
         try:
-            with self._service.metrics.request(method):
-                metadata = dict(context.invocation_metadata() or ())
-                self._keys.check(metadata.get("authorization"))
-                yield
+            with service.metrics.request(method):
+                self._keys.check(dict(context.invocation_metadata() or ()).get("authorization"))
+                deadline = Deadline(self._timeout_s(context, wanted_s))
+                with service.admission.admit(deadline):
+                    async with deadline:
+                        yield
         except BatonError as error:
             await _abort(context, error)
-        except grpc.aio.AbortError:
-            raise
         except Exception:
             incident = uuid.uuid4().hex
             _log.exception("rpc %s failed unexpectedly (%s)", method, incident)
@@ -120,20 +125,19 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
     async def _opened(
         self, request: pb.GenerateRequest, context: Any
     ) -> AsyncIterator[tuple[Job, Choice]]:
-        """One admitted, prepared and started sequence within its deadline."""
-        service = self._service
-        received_s = service.clock.now_s()
-        timeout_s = service.timeout_s(request.timeout_s or None)
+        """One prepared and started sequence."""
+        received_s = self._service.clock.now_s()
+        timeout_s = self._timeout_s(context, request.timeout_s)
+        call = generate_call(request, f"gen-{uuid.uuid4().hex}", timeout_s)
+        job = await self._service.prepare(call)
+        async with self._service.open(job, received_s) as choices:
+            yield job, choices[0]
+
+    def _timeout_s(self, context: Any, wanted_s: float) -> float:
+        """The least of what the request, the client's deadline and the configuration allow."""
+        timeout_s = self._service.timeout_s(wanted_s or None)
         remaining_s = context.time_remaining()
-        if remaining_s is not None:
-            timeout_s = max(min(timeout_s, remaining_s), 1e-3)
-        deadline = Deadline(timeout_s)
-        with service.admission.admit(deadline):
-            async with deadline:
-                call = generate_call(request, f"gen-{uuid.uuid4().hex}", timeout_s)
-                job = await service.prepare(call)
-                async with service.open(job, received_s) as choices:
-                    yield job, choices[0]
+        return timeout_s if remaining_s is None else max(min(timeout_s, remaining_s), 1e-3)
 
     def _logprobs(self, entries: Any) -> list[pb.TokenLogprob]:
         return logprob_messages(self._service.tokenizer, entries)

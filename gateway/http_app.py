@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from baton.gateway.auth import ApiKeys
 from baton.gateway.call import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from baton.gateway.cluster_api import WorkersEndpoint
 from baton.gateway.errors_http import error_body
 from baton.gateway.exchange import Exchange
 from baton.gateway.http_generate import GenerateEndpoint, read_chat, read_completion
@@ -58,6 +60,7 @@ class HttpApp:
             _MODELS: Route("GET", self._models),
             "/tokenize": Route("POST", self._tokenize),
             "/detokenize": Route("POST", self._detokenize),
+            "/baton/workers": Route("GET", WorkersEndpoint(service)),
             "/health": Route("GET", self._health, open=True),
             "/ready": Route("GET", self._ready, open=True),
             "/metrics": Route("GET", self._metrics, open=True),
@@ -84,12 +87,12 @@ class HttpApp:
         exchange.use_request_id(_client_request_id(exchange))
         path, method = exchange.scope["path"], exchange.scope["method"]
         name, route = self._find(path)
-        if not route.open:
-            self._keys.check(exchange.headers.get("authorization"))
         if method != route.method and not (method == "HEAD" and route.method == "GET"):
             await _refuse_method(exchange, route.method)
             return
         with self._service.metrics.request(name):
+            if not route.open:
+                self._keys.check(exchange.headers.get("authorization"))
             await route.handler(exchange)
 
     def _find(self, path: str) -> tuple[str, Route]:
@@ -120,9 +123,10 @@ class HttpApp:
         }
 
     async def _tokenize(self, exchange: Exchange) -> None:
-        body = await self._read(exchange, TokenizeBody)
-        self._service.check_model(body.model)
-        token_ids = await self._service.tokenize(_tokenize_prompt(body))
+        async with self._admitted():
+            body = await self._read(exchange, TokenizeBody)
+            self._service.check_model(body.model)
+            token_ids = await self._service.tokenize(_tokenize_prompt(body))
         name = self._service.tokenizer.token_text
         document = {
             "count": len(token_ids),
@@ -133,21 +137,27 @@ class HttpApp:
         await exchange.respond(msgspec.json.encode(document))
 
     async def _detokenize(self, exchange: Exchange) -> None:
-        body = await self._read(exchange, DetokenizeBody)
-        self._service.check_model(body.model)
-        token_ids = await self._service.tokenize(TokenPrompt(token_ids=body.tokens, param="tokens"))
         decode = self._service.tokenizer.decode
-        text = await self._service.off_loop(len(token_ids), lambda: decode(token_ids))
+        async with self._admitted():
+            body = await self._read(exchange, DetokenizeBody)
+            self._service.check_model(body.model)
+            prompt = TokenPrompt(token_ids=body.tokens, param="tokens")
+            token_ids = await self._service.tokenize(prompt)
+            text = await self._service.off_loop(len(token_ids), lambda: decode(token_ids))
         await exchange.respond(msgspec.json.encode({"prompt": text}))
 
     async def _read(self, exchange: Exchange, model: type[Body]) -> Body:
-        """Admission is for the executor's sake: it bounds the work that may wait there."""
         config = self._service.config
-        deadline = Deadline(config.default_timeout_s)
+        raw = await exchange.read_body(config.max_body_bytes, config.body_timeout_s)
+        return await self._service.off_loop(len(raw), lambda: parse_body(model, raw))
+
+    @contextlib.asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
+        """Admission bounds the work that may wait for the tokenizer's threads."""
+        deadline = Deadline(self._service.config.default_timeout_s)
         with self._service.admission.admit(deadline):
             async with deadline:
-                raw = await exchange.read_body(config.max_body_bytes, config.body_timeout_s)
-                return await self._service.off_loop(len(raw), lambda: parse_body(model, raw))
+                yield
 
     async def _health(self, exchange: Exchange) -> None:
         await exchange.respond(b'{"status":"ok"}')

@@ -17,6 +17,7 @@ from baton.gateway.completions import CompletionAnswer, completion_call
 from baton.gateway.exchange import Exchange
 from baton.gateway.limits import Deadline
 from baton.gateway.openai_schema import ChatBody, CompletionBody
+from baton.gateway.pacer import Pacer
 from baton.gateway.parse import parse_body
 from baton.gateway.service import GatewayService
 from baton.protos.errors import InvalidRequestError
@@ -72,12 +73,14 @@ class GenerateEndpoint:
 
     async def _send(self, exchange: Exchange, answer: Answer, choices: Sequence[Choice]) -> None:
         if answer.stream:
-            await _send_events(exchange, answer, choices)
+            await _send_events(exchange, answer, choices, self._service.pacer)
         else:
             await _send_whole(exchange, answer, choices)
 
 
-async def _send_events(exchange: Exchange, answer: Answer, choices: Sequence[Choice]) -> None:
+async def _send_events(
+    exchange: Exchange, answer: Answer, choices: Sequence[Choice], pacer: Pacer
+) -> None:
     async def pump(choice: Choice) -> None:
         async for delta in choice:
             data = answer.delta(choice, delta)
@@ -85,6 +88,8 @@ async def _send_events(exchange: Exchange, answer: Answer, choices: Sequence[Cho
                 if not exchange.started:
                     _explain(exchange, choice)
                 await exchange.write_event(data)
+            if pacer.pause_s and delta.finish_reason is None:
+                await asyncio.sleep(pacer.pause_s)
 
     await for_each(choices, pump)
     await exchange.end_events(answer.closing(choices))

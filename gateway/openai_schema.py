@@ -9,6 +9,7 @@ prompt_cache_options, safety_identifier, stream_options.include_obfuscation.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -19,6 +20,7 @@ from baton.protos.errors import InvalidRequestError, UnprocessableError
 MAX_LOGPROBS = 20
 MAX_STOPS = 4
 _INT64 = 2**63
+_TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
 # Fields that are known but not done yet, with the values that ask for nothing.
 _CHAT_NOT_YET: Mapping[str, tuple[object, ...]] = {
@@ -55,7 +57,7 @@ def _stop_strings(value: object) -> tuple[str, ...]:
 
 def _logit_bias(value: dict[str, float] | None) -> dict[str, float] | None:
     for key in value or {}:
-        if not key.isdecimal():
+        if not _TOKEN_ID.fullmatch(key):
             raise ValueError(f"has the key {key!r}, but keys must be token ids such as '42'")
     return value
 
@@ -197,7 +199,7 @@ class GenerationBody(StrictModel):
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
     min_p: float | None = None
     repetition_penalty: float | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0, le=2**31 - 1)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import uvicorn
 
@@ -73,6 +74,7 @@ class GatewayServer:
             tokenizer = await asyncio.to_thread(load_tokenizer, self._config.model_dir)
         service = GatewayService(self._config, self._fleet, tokenizer, clock=self._clock)
         self._service = service
+        service.start()
         try:
             await self._start_http(service)
             if self._config.grpc_port is not None:
@@ -104,6 +106,7 @@ class GatewayServer:
         self._service = None
 
     async def _start_http(self, service: GatewayService) -> None:
+        _check_tls_files(self._config)
         listener = _bind(self._config.host, self._config.http_port)
         self._http_port = listener.getsockname()[1]
         server = _Uvicorn(
@@ -138,6 +141,13 @@ class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def _check_tls_files(config: GatewayConfig) -> None:
+    for name in ("tls_cert_path", "tls_key_path"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"{name}: {path} does not exist", param=name)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -17,6 +17,7 @@ from baton.gateway.choice import Choice, ChoiceRules
 from baton.gateway.config import GatewayConfig
 from baton.gateway.limits import Admission
 from baton.gateway.metrics import ChoiceMeter, Metrics
+from baton.gateway.pacer import Pacer
 from baton.gateway.seam import Fleet, Generation
 from baton.gateway.stop_strings import StopChecker
 from baton.gateway.tokenizer import Tokenizer
@@ -52,7 +53,8 @@ class GatewayService:
         self.tokenizer = tokenizer
         self.clock = clock or SystemClock()
         self.admission = Admission(config.max_concurrent_requests, self.clock)
-        self.metrics = Metrics(fleet, self.clock, lambda: self.admission.in_flight)
+        self.metrics = Metrics(fleet, lambda: self.admission.in_flight)
+        self.pacer = Pacer()
         # Its queue is bounded by admission: a request has at most one piece of work in it.
         self._executor = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="tokenize")
 
@@ -136,12 +138,18 @@ class GatewayService:
                 await head.begin()
             self.metrics.num_prompt_tokens += job.num_prompt_tokens
             yield choices
+            self.metrics.e2e_s.observe(self.clock.now_s() - received_s)
         finally:
             for choice in choices:
                 await choice.aclose()
 
+    def start(self) -> None:
+        """Begins to watch the running loop."""
+        self.pacer.start()
+
     def close(self) -> None:
-        """Ends the tokenizer's threads."""
+        """Ends the tokenizer's threads and the watch."""
+        self.pacer.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _group(self, job: Job, prompt_index: int, received_s: float) -> list[Choice]:
@@ -156,6 +164,7 @@ class GatewayService:
                 if i == 0:
                     return self._generate(job, prompt_index, 0, None)
                 await first_token.wait()
+                group[i].prompt_logprobs = group[0].prompt_logprobs
                 return self._generate(job, prompt_index, i, group[0].generation.worker_id)
 
             return start
@@ -191,10 +200,14 @@ class GatewayService:
     ) -> Generation:
         call = job.call
         sampling = job.sampling[prompt_index]
+        if sibling > 0:
+            # The prompt is scored once: its logprobs would cost every sibling its prefix cache.
+            seed = _next_seed(sampling.seed, sibling)
+            sampling = replace(sampling, seed=seed, prompt_logprobs=None)
         request = GenerateRequest(
             request_id=f"{call.request_id}-{prompt_index * call.n + sibling}",
             prompt_token_ids=job.prompts[prompt_index],
-            sampling=replace(sampling, seed=_next_seed(sampling.seed, sibling)),
+            sampling=sampling,
             priority=call.priority,
             cache_salt=hash_salt(call.cache_salt),
         )

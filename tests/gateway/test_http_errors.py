@@ -39,7 +39,10 @@ from baton.protos.errors import BatonError, OverloadedError, UnavailableError
         ({"stop": ""}, 400, "stop"),
         ({"logit_bias": {"x": 1}}, 400, "logit_bias"),
         ({"logit_bias": {"99999": 1}}, 400, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, 400, "logit_bias"),
+        ({"max_tokens": 10**4000}, 400, "max_tokens"),
         ({"stop_token_ids": [5000]}, 400, "stop_token_ids"),
+        ({"stop_token_ids": [10**400]}, 400, "stop_token_ids.0"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"max_tokens": 10**6}, 400, "max_tokens"),
         ({"top_logprobs": 2}, 422, "top_logprobs"),
@@ -204,7 +207,7 @@ async def test_fuzzed_bodies_are_never_a_server_error(path: str, model: Any) -> 
         loop = asyncio.get_running_loop()
 
         @settings(
-            max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), database=None
+            max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
         )
         @given(fields=st.dictionaries(st.sampled_from(names), _VALUES, max_size=3))
         def fuzz(fields: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ from tests.gateway.serving import (
     until,
 )
 
+from baton.protos.errors import BatonError, ConfigError
+
 _LONG = says("word " * 500)
 
 
@@ -149,6 +151,23 @@ async def test_many_streams_at_once_with_random_leavers() -> None:
         await until(lambda: gateway.server.service.admission.in_flight == 0)
 
 
+async def test_a_gateway_that_cannot_start_says_why_and_leaves_nothing() -> None:
+    fleet = FakeFleet(says("x"))
+    async with serving(fleet, grpc_port=0) as gateway:
+        http_port, grpc_port = gateway.server.http_port, gateway.server.grpc_port
+        for fields in (
+            {"http_port": http_port},
+            {"grpc_port": grpc_port},
+            {"tls_cert_path": "/no/cert", "tls_key_path": "/no/key"},
+        ):
+            with pytest.raises(ConfigError) as caught:
+                async with serving(fleet, **fields):
+                    pass
+            assert caught.value.param in fields
+    with pytest.raises(BatonError, match="has not started"):
+        assert gateway.server.service
+
+
 async def test_metrics() -> None:
     async with serving(FakeFleet(says("a b c"))) as gateway:
         await gateway.chat()
@@ -159,7 +178,7 @@ async def test_metrics() -> None:
             'baton_requests_total{endpoint="/v1/chat/completions",outcome="invalid_value"} 1.0',
             'baton_plans_total{kind="remote",reason="remote_cheaper"} 1.0',
             "baton_ttft_seconds_count 1.0",
-            "baton_e2e_seconds_count 2.0",
+            "baton_e2e_seconds_count 1.0",
             "baton_requests_in_flight 0.0",
             'baton_worker_kv_blocks{role="decode",worker="d0"} 64.0',
         ):

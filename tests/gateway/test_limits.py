@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from baton.gateway.config import GatewayConfig
 from baton.gateway.limits import Admission, Deadline
+from baton.gateway.openai_schema import ChatBody, CompletionBody
 from baton.protos.clock import ManualClock
 from baton.protos.errors import (
     CancelledError,
@@ -95,6 +97,12 @@ def test_configuration_is_checked(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         GatewayConfig(model_dir="m", **fields)
     assert caught.value.param in fields
+
+
+def test_every_field_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+    names = set(ChatBody.model_fields) | set(CompletionBody.model_fields)
+    assert not [name for name in names if f"`{name}`" not in page]
 
 
 def test_configuration_hides_its_keys_and_names_its_model() -> None:

@@ -105,18 +105,12 @@ def read_model_spec(model_dir: str) -> ModelSpec:
     folder = Path(model_dir)
     config = ConfigReader(_read_json(folder / "config.json"), str(folder / "config.json"))
     architecture = _architecture(config)
-    if config.values.get("quantization_config") is not None:
-        raise config.error(
-            "quantization_config", "is set, but only unquantized weights can be read"
-        )
-    if config.values.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise config.error("hidden_act", f"is {config.values['hidden_act']!r}, but must be silu")
+    _check_computable(config)
     num_layers = config.integer("num_hidden_layers")
     num_heads = config.integer("num_attention_heads")
     num_kv_heads = config.integer("num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
         raise config.error("num_key_value_heads", f"({num_kv_heads}) must divide {num_heads} heads")
-    rope = read_rope(config.values, config.where)
     return ModelSpec(
         name=folder.resolve().name,
         architecture=architecture,
@@ -129,7 +123,7 @@ def read_model_spec(model_dir: str) -> ModelSpec:
         head_dim=_head_dim(config, architecture, num_heads),
         max_model_len=config.integer("max_position_embeddings"),
         rms_norm_eps=config.number("rms_norm_eps"),
-        rope=rope,
+        rope=read_rope(config.values, config.where),
         sliding_windows=_sliding_windows(config, architecture, num_layers),
         tie_word_embeddings=config.flag("tie_word_embeddings"),
         attention_bias=config.flag("attention_bias"),
@@ -161,6 +155,15 @@ def _architecture(config: ConfigReader) -> str:
         if name in SUPPORTED:
             return str(name)
     raise config.error("architectures", f"is {names}, but supported are {', '.join(SUPPORTED)}")
+
+
+def _check_computable(config: ConfigReader) -> None:
+    if config.values.get("quantization_config") is not None:
+        raise config.error(
+            "quantization_config", "is set, but only unquantized weights can be read"
+        )
+    if config.values.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise config.error("hidden_act", f"is {config.values['hidden_act']!r}, but must be silu")
 
 
 def _head_dim(config: ConfigReader, architecture: str, num_heads: int) -> int:

@@ -11,8 +11,19 @@ import torch
 
 from baton.protos.errors import ModelLoadError
 
-KINDS: Final = ("default", "linear", "llama3")
 DEFAULT_THETA: Final = 10000.0
+# Per kind, the numbers that config.json must hold, and the fields of RopeConfig that they fill.
+_NUMBERS: Final = {
+    "default": {"rope_theta": "theta"},
+    "linear": {"rope_theta": "theta", "factor": "factor"},
+    "llama3": {
+        "rope_theta": "theta",
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_max_len",
+    },
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +35,7 @@ class RopeConfig:
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_len: int = 0
+    original_max_len: float = 0.0
 
 
 def read_rope(values: Mapping[str, Any], where: str) -> RopeConfig:
@@ -39,9 +50,9 @@ def read_rope(values: Mapping[str, Any], where: str) -> RopeConfig:
     if not isinstance(raw, dict):
         raise ModelLoadError(f"{where}: {key} is {raw!r}, but must be an object", param=key)
     kind = raw.get("rope_type") or raw.get("type") or "default"
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in _NUMBERS:
         raise ModelLoadError(
-            f"{where}: rope type {kind!r} is not supported; supported: {', '.join(KINDS)}",
+            f"{where}: rope type {kind!r} is not supported; supported: {', '.join(_NUMBERS)}",
             param=key,
         )
     partial = raw.get("partial_rotary_factor", values.get("partial_rotary_factor"))
@@ -52,34 +63,24 @@ def read_rope(values: Mapping[str, Any], where: str) -> RopeConfig:
         )
     theta = raw.get("rope_theta", values.get("rope_theta"))
     numbers = {**raw, "rope_theta": DEFAULT_THETA if theta is None else theta}
-    wanted = {"default": (), "linear": ("factor",), "llama3": _LLAMA3_KEYS}[kind]
-    for name in ("rope_theta", *wanted):
-        _check_positive(numbers.get(name), f"{where}: {key}.{name}", name)
-    if kind == "llama3" and numbers["high_freq_factor"] == numbers["low_freq_factor"]:
-        raise ModelLoadError(f"{where}: {key}: high_freq_factor must differ from low_freq_factor")
-    return RopeConfig(
+    rope = RopeConfig(
         kind=kind,
-        theta=float(numbers["rope_theta"]),
-        factor=float(numbers["factor"]) if wanted else 1.0,
-        low_freq_factor=float(numbers.get("low_freq_factor") or 1.0),
-        high_freq_factor=float(numbers.get("high_freq_factor") or 4.0),
-        original_max_len=int(numbers.get("original_max_position_embeddings") or 0),
+        **{
+            field: _positive(numbers.get(name), f"{where}: {key}.{name}", name)
+            for name, field in _NUMBERS[kind].items()
+        },
     )
+    if rope.kind == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
+        raise ModelLoadError(f"{where}: {key}: high_freq_factor must exceed low_freq_factor")
+    return rope
 
 
-_LLAMA3_KEYS: Final = (
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
-)
-
-
-def _check_positive(value: object, what: str, param: str) -> None:
+def _positive(value: object, what: str, param: str) -> float:
     if value is None:
         raise ModelLoadError(f"{what} is missing", param=param)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise ModelLoadError(f"{what} is {value!r}, but must be a positive number", param=param)
+    return float(value)
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:

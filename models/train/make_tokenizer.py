@@ -47,9 +47,7 @@ def train(vocab_size: int, num_samples: int) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    # Only the control tokens are special: decoding must keep the think and tool markers.
-    tokens = [AddedToken(t, special=True, normalized=False) for t in CONTROL]
-    tokens += [AddedToken(t, special=False, normalized=False) for t in MARKERS]
+    tokens = [AddedToken(t, special=True, normalized=False) for t in [*CONTROL, *MARKERS]]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=tokens,
@@ -83,7 +81,13 @@ def config_files(max_length: int) -> dict[str, dict[str, Any]]:
 def write(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     """Write the tokenizer's files into a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    document = json.loads(tokenizer.to_str(pretty=True))
+    # Only the control tokens are special: decoding must keep the think and tool markers. The
+    # trainer makes all of them special, whatever it is told.
+    for token in document["added_tokens"]:
+        token["special"] = token["content"] in CONTROL
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    (folder / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
     for name, content in config_files(max_length).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 

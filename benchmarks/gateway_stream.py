@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -320,6 +321,8 @@ def _row(
         "tokens_per_chunk": round(tokens / max(figures["chunks"], 1), 2),
         "gateway_cores": round(cpu_s / wall_s, 3),
         "client_cores": None if part == "fleet" else round(figures["cpu_s"] / wall_s, 3),
+        # Of the whole machine: over its number of cores, processes waited for each other.
+        "load_average_1m": round(os.getloadavg()[0], 1),
         "num_requests": len(ttft_ms),
         "ttft_ms_p50": round(statistics.median(ttft_ms), 1),
         "ttft_ms_p95": round(ttft_ms[int(0.95 * (len(ttft_ms) - 1))], 1),

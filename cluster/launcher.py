@@ -52,6 +52,7 @@ class Launcher:
         self._private = not config.ray.address
         self._began_s = time.monotonic()
         self._directory: Any = None
+        self._told: set[str] = set()
 
     def start_ray(self) -> None:
         """Starts or joins Ray. Raises ConfigError and UnavailableError."""
@@ -76,7 +77,7 @@ class Launcher:
             f"{_count(config.decode.min_replicas, 'decode worker')} and "
             f"{_count(config.gateway_replicas, 'gateway')} for the model {config.model_name}."
         )
-        self._directory = open_directory(config.name, config.directory)
+        self.reopen_directory()
         serve.start(proxy_location="Disabled")
         app = build_app(config, self._factories)
         target = serve.RunTarget(target=app, name=config.name, route_prefix=None)
@@ -117,6 +118,10 @@ class Launcher:
             raise UnavailableError(f"the directory does not answer: {error}") from error
         return answer
 
+    def reopen_directory(self) -> None:
+        """Finds the directory again after somebody removed it for good."""
+        self._directory = open_directory(self.config.name, self.config.directory)
+
     def stop(self) -> None:
         """Drains and stops what was started: the application always, Ray when it is private."""
         if not ray.is_initialized():
@@ -152,9 +157,15 @@ class Launcher:
             application = serve.status().applications.get(self.config.name)
         except RayError as error:
             raise UnavailableError(f"Serve does not answer: {error}") from error
-        if application is not None and application.status == "DEPLOY_FAILED":
-            lines = [line for line in application.message.strip().splitlines() if line.strip()]
-            raise UnavailableError(f"Serve gave up: {lines[-1] if lines else 'no reason given'}")
+        if application is None:
+            return
+        if application.status == "DEPLOY_FAILED":
+            raise UnavailableError(f"Serve gave up: {_last_line(application.message)}")
+        for name, deployment in application.deployments.items():
+            # Such as: no node has the CPUs or GPUs that a replica asks for.
+            if deployment.message and deployment.message not in self._told:
+                self._told.add(deployment.message)
+                self._say(f"  {name} waits: {_last_line(deployment.message)}")
 
 
 def check_ports(config: BatonConfig) -> None:
@@ -186,6 +197,11 @@ def is_ready(http_url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
 
 
 def _by_role(listing: Listing) -> dict[str, int]:

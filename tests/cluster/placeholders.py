@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+from baton.protos.errors import ModelLoadError
 from baton.protos.types import Member, WorkerLoad
 
 
@@ -71,3 +73,29 @@ class PlaceholderGateway:
 
     def grpc_address(self, host: str) -> str:
         return ""
+
+
+class FlaggedWorker(PlaceholderWorker):
+    """Its engine fails once the file `flag` exists, and only for the worker that is named in it."""
+
+    def __init__(self, flag: Path, config: Any) -> None:
+        super().__init__(config)
+        self._flag = flag
+
+    async def start(self) -> Member:
+        member = await super().start()
+        self._watch = asyncio.create_task(self._fail_when_told())
+        return member
+
+    async def _fail_when_told(self) -> None:
+        while self.failure is None:
+            await asyncio.sleep(0.1)
+            if self._flag.exists() and self._flag.read_text() == self.config.worker_id:
+                self.failure = RuntimeError("told to fail")
+
+
+class UnloadableWorker(PlaceholderWorker):
+    """Refuses its model."""
+
+    async def start(self) -> Member:
+        raise ModelLoadError("tensor lm_head.weight is missing", param="lm_head.weight")

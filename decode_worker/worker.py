@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import Callable
@@ -63,9 +64,16 @@ class DecodeWorker:
 
         Raises ModelLoadError or ConfigError, with nothing left running.
         """
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self.member()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
         self._events = asyncio.get_running_loop()
         self._engine = await asyncio.to_thread(Engine, config.engine)
+        stack.callback(self._engine.close)
         self._loop = EngineLoop(self._engine, self._on_step, self._on_death)
         self._reporter = Reporter(self._events, self._loop.call, self, self.hub)
         me = PeerKey(config.worker_id, config.incarnation)
@@ -77,11 +85,14 @@ class DecodeWorker:
             me,
             self._on_notice,
         )
-        self._remote = self._make_remote(self._connector)
+        stack.push_async_callback(asyncio.to_thread, self._connector.close)
         self._loop.start()
+        stack.push_async_callback(asyncio.to_thread, self._loop.stop)
+        self._remote = self._make_remote(self._connector)
+        stack.push_async_callback(self._remote.close)
         self._server = await start_worker_server(DecodeService(self), config.host, config.port)
+        stack.push_async_callback(self._server.server.stop, 1.0)
         self._tasks.spawn(self._reporter.run(config.report_interval_s, self._remote.retry_waiting))
-        return self.member()
 
     def member(self) -> Member:
         """This worker as the directory lists it."""
@@ -162,11 +173,7 @@ class DecodeWorker:
         await self.drain(0.0)
         await self._tasks.cancel()
         self.hub.close()
-        await self._server.server.stop(grace=1.0)
-        await self._remote.close()
-        await asyncio.to_thread(self._loop.stop)
-        await asyncio.to_thread(self._connector.close)
-        self._engine.close()
+        await self._stack.aclose()
 
     def num_requests(self) -> int:
         """Requests owned now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -55,9 +56,16 @@ class PrefillWorker:
 
         Raises ModelLoadError or ConfigError, with nothing left running.
         """
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self.member()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
         self._events = asyncio.get_running_loop()
         self._engine = await asyncio.to_thread(Engine, config.engine)
+        stack.callback(self._engine.close)
         self._loop = EngineLoop(self._engine, self._on_step, self._on_death)
         self._reporter = Reporter(self._events, self._loop.call, self, self.hub)
         pool = self._engine.pool
@@ -65,15 +73,17 @@ class PrefillWorker:
         self._connector = await asyncio.to_thread(
             make_connector, config.connector, pool.tensor, pool.layout, me, _ignore_notice
         )
+        stack.push_async_callback(asyncio.to_thread, self._connector.close)
         self._hello = peer_hello(
             self._connector.local_info(),
             connector=config.connector,
             model_digest=self._engine.model.digest,
         )
         self._loop.start()
+        stack.push_async_callback(asyncio.to_thread, self._loop.stop)
         self._server = await start_worker_server(PrefillService(self), config.host, config.port)
+        stack.push_async_callback(self._server.server.stop, 1.0)
         self._tasks.spawn(self._reporter.run(config.report_interval_s, self._start_waiting))
-        return self.member()
 
     def member(self) -> Member:
         """This worker as the directory lists it."""
@@ -181,10 +191,7 @@ class PrefillWorker:
         await self.drain(0.0)
         await self._tasks.cancel()
         self.hub.close()
-        await self._server.server.stop(grace=1.0)
-        await asyncio.to_thread(self._loop.stop)
-        await asyncio.to_thread(self._connector.close)
-        self._engine.close()
+        await self._stack.aclose()
 
     def num_requests(self) -> int:
         """Prompts that are waiting, running or being sent."""

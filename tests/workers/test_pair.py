@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 
 import grpc
+import pytest
 from tests.workers.conftest import Pair, engine_config
 from tests.workers.probe import Probe
 
@@ -15,6 +17,7 @@ from baton.engine.engine import Engine
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.prefill_worker.worker import PrefillWorker
 from baton.protos import worker_pb2 as pb
+from baton.protos.errors import ConfigError
 from baton.protos.server import start_worker_server
 from baton.protos.types import GenerateRequest, Member, Role, SamplingParams
 from baton.protos.worker_pb2_grpc import WorkerServicer
@@ -241,3 +244,16 @@ async def test_health_is_served(pair: Pair) -> None:
     async with grpc.aio.insecure_channel(pair.decode_member.address) as channel:
         reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_taken_port_is_named_and_leaves_nothing_running(pair: Pair) -> None:
+    port = int(pair.decode_member.address.rpartition(":")[2])
+    threads = {thread.name for thread in threading.enumerate()}
+    for worker in (
+        DecodeWorker(DecodeWorkerConfig(engine=engine_config(Role.DECODE), port=port)),
+        PrefillWorker(PrefillWorkerConfig(engine=engine_config(Role.PREFILL), port=port)),
+    ):
+        with pytest.raises(ConfigError, match=f"port is {port}"):
+            await worker.start()
+    left = {thread.name for thread in threading.enumerate()} - threads
+    assert not [name for name in left if name.startswith(("engine", "kv-"))]

@@ -54,12 +54,15 @@ class Launcher:
         self._directory: Any = None
         self._told: set[str] = set()
 
+    @property
+    def started(self) -> bool:
+        """Whether there is anything to stop."""
+        return bool(ray.is_initialized())
+
     def start_ray(self) -> None:
         """Starts or joins Ray. Raises ConfigError and UnavailableError."""
         config = self.config
-        check_ports(config)
         if self._private:
-            check_memory(config)
             self._say("Starting a private Ray on this machine.")
             start_private_ray(config, self._state_dir)
         else:
@@ -124,7 +127,7 @@ class Launcher:
 
     def stop(self) -> None:
         """Drains and stops what was started: the application always, Ray when it is private."""
-        if not ray.is_initialized():
+        if not self.started:
             return
         with contextlib.suppress(RayError, TimeoutError):
             # Serve's other applications in a shared cluster are not ours to stop.
@@ -166,6 +169,13 @@ class Launcher:
             if deployment.message and deployment.message not in self._told:
                 self._told.add(deployment.message)
                 self._say(f"  {name} waits: {_last_line(deployment.message)}")
+
+
+def check_machine(config: BatonConfig) -> None:
+    """What can be known before anything starts. Raises ConfigError."""
+    check_ports(config)
+    if not config.ray.address:
+        check_memory(config)
 
 
 def check_ports(config: BatonConfig) -> None:

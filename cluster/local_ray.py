@@ -46,6 +46,9 @@ def start_private_ray(config: BatonConfig, state_dir: Path) -> None:
     # (Ray turns token authentication on by itself, unless RAY_AUTH_MODE says otherwise.)
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray would give workers the lowest priority but four (nice 15): anything else on this machine
+    # would go before the model.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     workers = (config.prefill, config.decode)
     # Logical CPUs: they only have to be enough for every worker, for gateways and for Serve.
     num_cpus = math.ceil(sum(p.max_workers * p.num_cpus for p in workers)) + config.gateway_replicas
@@ -80,7 +83,8 @@ def check_memory(config: BatonConfig) -> None:
     """Raises ConfigError when the workers' models and KV pools cannot fit into this machine's
     memory.
     """
-    if config.prefill.num_gpus or config.decode.num_gpus:
+    wants_gpus = any(p.num_gpus != 0 and p.engine.device != "cpu" for p in _pools(config))
+    if wants_gpus and any(Path("/dev").glob("nvidia[0-9]*")):
         return
     needed = RAY_BYTES + sum(p.min_replicas * worker_bytes(p) for p in _pools(config))
     available = available_bytes()

@@ -110,10 +110,11 @@ def overrides(options: Mapping[str, Any], no_grpc: bool) -> dict[str, tuple[Any,
 
 def run(config: BatonConfig) -> None:
     """Serves until a signal comes. Raises BatonError when it cannot start."""
-    from baton.cluster.launcher import Launcher
+    from baton.cluster.launcher import Launcher, check_machine
     from baton.cluster.local_ray import make_state_dir, remove_state_dir
     from baton.cluster.terminal import Terminal
 
+    check_machine(config)
     state_dir = make_state_dir()
     keep_logs = False
     with Terminal(state_dir / "baton.log") as terminal, StopSignals(state_dir) as stop:
@@ -150,6 +151,8 @@ def _serve(launcher: Launcher, terminal: Terminal, stop: StopSignals) -> None:
 
 def _stop(launcher: Launcher, terminal: Terminal, stop: StopSignals) -> None:
     stop.stopping()
+    if not launcher.started:
+        return
     terminal.say("Stopping: running requests may finish. Ctrl-C again stops at once.")
     launcher.stop()
     terminal.say("Stopped.")

@@ -30,9 +30,9 @@ def command(endpoint: Endpoint, once: bool, as_json: bool, interval: float) -> N
 
     The table is live until Ctrl-C. Exits with 1 when the gateway cannot be reached at first.
 
-    Columns: WAITING requests and PROMPT TOKENS queued; KV the used share of cache blocks; PREFILL
-    tokens a second and STEP, the time of one decode step, both as moving averages; REPORT, the age
-    of the worker's last report.
+    Columns: requests that RUN and WAIT; QUEUED prompt tokens; the share of KV blocks in use;
+    PREFILL tokens a second and the time of one decode STEP, both as moving averages; AGE of the
+    last report.
     """
     workers = read_workers(endpoint)
     if as_json:
@@ -72,13 +72,14 @@ def _current(endpoint: Endpoint) -> Any:
 
 def table(workers: Sequence[Mapping[str, Any]]) -> Table:
     """One row for each worker."""
+    from rich import box
     from rich.table import Table
 
-    grid = Table(title=f"{len(workers)} workers", title_justify="left")
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("WORKER", "ROLE", "STATE"):
-        grid.add_column(name)
-    for name in ("RUNNING", "WAITING", "PROMPT TOKENS", "KV", "PREFILL", "STEP", "REPORT"):
-        grid.add_column(name, justify="right")
+        grid.add_column(name, no_wrap=True)
+    for name in ("RUN", "WAIT", "QUEUED", "KV", "PREFILL", "STEP", "AGE"):
+        grid.add_column(name, justify="right", no_wrap=True)
     for worker in workers:
         grid.add_row(*_row(worker))
     return grid

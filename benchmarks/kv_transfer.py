@@ -1,6 +1,6 @@
 """How fast blocks move between two processes: our connector, raw NIXL, and memcpy, side by side.
 
-    python -m benchmarks.kv_transfer [--repeats 15] [--output benchmarks/results/kv_cpu.json]
+    python -m benchmarks.kv_transfer [--repeats 15] [--device cuda] [--output FILE]
 
 Ours is `Connector.push` of scattered blocks, from the call to its `done`: thread hand-over, index
 lists, merging, notice and all. Raw is one NIXL WRITE of one flat run of the same bytes between
@@ -25,7 +25,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
@@ -55,6 +54,7 @@ class Raw:
 
         self.name = name
         self.address = pool.data_ptr()
+        self.memory = "VRAM" if pool.is_cuda else "DRAM"
         config = nixl_agent_config(enable_prog_thread=False, backends=["UCX"])
         self.agent = nixl_agent(name, config)
         self.agent.register_memory(pool)
@@ -69,8 +69,8 @@ class Raw:
     def write(self, offset: int, num_bytes: int) -> None:
         assert self._remote is not None
         name, address = self._remote
-        local = self.agent.get_xfer_descs([(self.address + offset, num_bytes, 0)], "DRAM")
-        remote = self.agent.get_xfer_descs([(address + offset, num_bytes, 0)], "DRAM")
+        local = self.agent.get_xfer_descs([(self.address + offset, num_bytes, 0)], self.memory)
+        remote = self.agent.get_xfer_descs([(address + offset, num_bytes, 0)], self.memory)
         handle = self.agent.initialize_xfer("WRITE", local, remote, name)
         state = self.agent.transfer(handle)
         while state == "PROC":
@@ -79,15 +79,16 @@ class Raw:
         self.agent.release_xfer_handle(handle)
 
 
-def make_pool(layout: KVLayout) -> torch.Tensor:
+def make_pool(layout: KVLayout, device: str) -> torch.Tensor:
     dtype = getattr(torch, layout.dtype)
-    return torch.zeros(POOL_BYTES // layout.block_bytes, *layout.block_shape, dtype=dtype)
+    shape = (POOL_BYTES // layout.block_bytes, *layout.block_shape)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
-def receive(pipe: Connection, layout: KVLayout) -> None:
+def receive(pipe: Connection, layout: KVLayout, device: str) -> None:
     """The receiving process: two agents over one pool, until the pipe says something."""
     torch.set_num_threads(1)
-    pool = make_pool(layout)
+    pool = make_pool(layout, device)
     key = PeerKey("receiver", "1")
     connector = NixlConnector(pool, layout, key, on_notice=lambda key, notice: None)
     connector.expect(1)
@@ -138,12 +139,11 @@ def label(num_bytes: int) -> str:
 class Sender:
     """This process's side of one layout: everything connected and warm."""
 
-    def __init__(self, layout: KVLayout, peer: PeerInfo, raw_metadata: bytes) -> None:
-        self.pool = make_pool(layout)
+    def __init__(self, layout: KVLayout, device: str, peer: PeerInfo, raw_metadata: bytes) -> None:
+        self.pool = make_pool(layout, device)
         self.pool.view(-1).view(torch.int16).random_()
-        self.copy = np.zeros(POOL_BYTES, dtype=np.uint8)
-        self.bytes = self.pool.view(-1).view(torch.uint8).numpy()
-        self.copy[:] = self.bytes
+        self.bytes = self.pool.view(-1).view(torch.uint8)
+        self.copy = self.bytes.clone()
         self.raw = Raw(self.pool, "raw-sender")
         self.raw.connect("raw-receiver", raw_metadata, peer.pool_address)
         self.connector = NixlConnector(
@@ -176,7 +176,9 @@ class Sender:
     def copy_memory(self, offsets: list[int], num_bytes: int) -> None:
         for offset in offsets:
             end = offset + num_bytes
-            np.copyto(self.copy[offset:end], self.bytes[offset:end])
+            self.copy[offset:end].copy_(self.bytes[offset:end])
+        if self.copy.is_cuda:
+            torch.cuda.synchronize()
 
     def close(self) -> None:
         self.connector.close()
@@ -235,13 +237,13 @@ def cases(layout: KVLayout) -> Iterator[Case]:
                 yield Case(num_bytes, layout, scattered=True, num_pushes=QUEUED)
 
 
-def run_layout(layout: KVLayout, repeats: int) -> Iterator[dict[str, Any]]:
+def run_layout(layout: KVLayout, device: str, repeats: int) -> Iterator[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=receive, args=(theirs, layout))
+    process = context.Process(target=receive, args=(theirs, layout, device))
     process.start()
     try:
-        sender = Sender(layout, *ours.recv())
+        sender = Sender(layout, device, *ours.recv())
         for case in cases(layout):
             big = case.num_bytes * case.num_pushes >= 64 << 20
             found = measure(sender, case, repeats if big else 3 * repeats)
@@ -262,17 +264,24 @@ def run_layout(layout: KVLayout, repeats: int) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="KV pushes between two processes against NIXL.")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--output", default="benchmarks/results/kv_cpu.json")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--output", help="default: benchmarks/results/kv_DEVICE.json")
     arguments = parser.parse_args()
+    device = arguments.device
+    output = arguments.output or f"benchmarks/results/kv_{device}.json"
+    # As the connector sets them, but before raw NIXL is loaded.
     os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "on")
     torch.set_num_threads(1)
-    rows = [found for layout in LAYOUTS for found in run_layout(layout, arguments.repeats)]
+    repeats = arguments.repeats
+    rows = [found for layout in LAYOUTS for found in run_layout(layout, device, repeats)]
     settings = {
-        "repeats_of_64_mib": arguments.repeats,
+        "device": device,
+        "repeats_of_64_mib": repeats,
         "warm_ups": WARM_UPS,
         "pool_bytes": POOL_BYTES,
     }
-    write_results(arguments.output, rows, settings)
+    write_results(output, rows, settings)
 
 
 if __name__ == "__main__":

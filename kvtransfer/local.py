@@ -9,16 +9,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Final
 
+import numpy as np
 import torch
 
 from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
 from baton.kvtransfer.layout import KVLayout
 from baton.kvtransfer.pool import check_pool
-from baton.kvtransfer.wire import ConnectorLimits, Transfer
+from baton.kvtransfer.wire import BlockIds, ConnectorLimits, Transfer
 from baton.kvtransfer.wire_connector import WireConnector
 from baton.protos.errors import PeerLostError, TransferError
+
+_NO_BLOCKS: Final = np.empty(0, dtype=np.int32)
 
 
 class LocalFabric:
@@ -87,22 +91,23 @@ class LocalWire:
         """Nothing here belongs to a thread."""
 
     def open(self, peer: PeerInfo) -> Transfer:
-        return self._transfer(peer.key, (), (), None)
+        return self._transfer(peer.key, _NO_BLOCKS, _NO_BLOCKS, None)
 
     def write(
-        self, key: PeerKey, local_blocks: Sequence[int], remote_blocks: Sequence[int], notice: bytes
+        self, key: PeerKey, local_blocks: BlockIds, remote_blocks: BlockIds, notice: bytes
     ) -> Transfer:
         return self._transfer(key, local_blocks, remote_blocks, notice)
 
     def _transfer(
-        self, key: PeerKey, local: Sequence[int], remote: Sequence[int], notice: bytes | None
+        self, key: PeerKey, local: BlockIds, remote: BlockIds, notice: bytes | None
     ) -> Transfer:
         self._fabric.find(key)
 
         def finish() -> None:
             peer = self._fabric.find(key)
-            if local:
-                peer.pool[list(remote)] = self.pool[list(local)]
+            if local.size:
+                source = self.pool[torch.from_numpy(local)]
+                peer.pool[torch.from_numpy(remote)] = source
             if notice is not None:
                 peer.put_notice(str(self.info.key), notice)
 

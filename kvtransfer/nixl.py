@@ -23,7 +23,7 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
@@ -34,7 +34,7 @@ import torch
 from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
 from baton.kvtransfer.layout import KVLayout
 from baton.kvtransfer.pool import check_pool, prefault
-from baton.kvtransfer.wire import ConnectorLimits, Transfer
+from baton.kvtransfer.wire import BlockIds, ConnectorLimits, Transfer
 from baton.kvtransfer.wire_connector import WireConnector
 from baton.protos.errors import ConfigError, PeerLostError, TransferError
 
@@ -146,15 +146,15 @@ class NixlWire:
                 raise
 
     def write(
-        self, key: PeerKey, local_blocks: Sequence[int], remote_blocks: Sequence[int], notice: bytes
+        self, key: PeerKey, local_blocks: BlockIds, remote_blocks: BlockIds, notice: bytes
     ) -> Transfer:
         with self._mapped(f"writing to {key}"):
             handle = self._agent.make_prepped_xfer(
                 "WRITE",
                 self._local_list,
-                np.asarray(local_blocks, dtype=np.int32),
+                local_blocks,
                 self._remote_lists[key],
-                np.asarray(remote_blocks, dtype=np.int32),
+                remote_blocks,
                 notice,
             )
             return self._post(handle, str(key))

@@ -7,11 +7,15 @@ the contract is written once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from baton.kvtransfer.connector import PeerInfo, PeerKey
+
+BlockIds = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,7 @@ class Wire(Protocol):
         ...
 
     def write(
-        self, key: PeerKey, local_blocks: Sequence[int], remote_blocks: Sequence[int], notice: bytes
+        self, key: PeerKey, local_blocks: BlockIds, remote_blocks: BlockIds, notice: bytes
     ) -> Transfer:
         """Posts a write to an open peer; `notice` arrives after its data. TransferError."""
         ...

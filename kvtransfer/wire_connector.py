@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+import numpy as np
+
 from baton.kvtransfer.connector import ConnectorStatistics, Notice, PeerInfo, PeerKey
 from baton.kvtransfer.pump import Connect, Disconnect, Pump, Push, Wake
-from baton.kvtransfer.wire import ConnectorLimits, Wire
+from baton.kvtransfer.wire import BlockIds, ConnectorLimits, Wire
 from baton.protos.errors import TransferError
 
 logger = logging.getLogger(__name__)
@@ -63,8 +65,8 @@ class WireConnector:
         notice: Notice,
         done: Callable[[TransferError | None], None],
     ) -> None:
-        self._check_blocks(key, local_blocks, remote_blocks)
-        self._submit(Push(key, local_blocks, remote_blocks, notice, done))
+        local, remote = self._checked_blocks(key, local_blocks, remote_blocks)
+        self._submit(Push(key, local, remote, notice, done))
 
     def expect(self, delta: int) -> None:
         with self._lock:
@@ -100,25 +102,21 @@ class WireConnector:
         self._pump.commands.put(Wake())
         self._thread.join()
 
-    def _check_blocks(
+    def _checked_blocks(
         self, key: PeerKey, local_blocks: Sequence[int], remote_blocks: Sequence[int]
-    ) -> None:
+    ) -> tuple[BlockIds, BlockIds]:
+        """Both lists as arrays, in ascending local order; TransferError if they are bad."""
         if not local_blocks or len(local_blocks) != len(remote_blocks):
             raise TransferError(
                 f"a push needs as many local as remote blocks, at least one, not"
                 f" {len(local_blocks)} and {len(remote_blocks)}"
             )
-        sides = [("local_blocks", local_blocks, self._info.num_blocks)]
-        num_remote_blocks = self._pump.num_blocks_of(key)
-        if num_remote_blocks is not None:
-            sides.append(("remote_blocks", remote_blocks, num_remote_blocks))
-        for name, blocks, num_blocks in sides:
-            if min(blocks) < 0 or max(blocks) >= num_blocks:
-                raise TransferError(
-                    f"{name} goes from {min(blocks)} to {max(blocks)}, but that pool has blocks"
-                    f" 0 to {num_blocks - 1}",
-                    param=name,
-                )
+        local = _in_pool("local_blocks", local_blocks, self._info.num_blocks)
+        remote = _in_pool("remote_blocks", remote_blocks, self._pump.num_blocks_of(key))
+        # Adjacent blocks make one descriptor, but only where both sides ascend: pools that hand
+        # out their highest free block first would otherwise pay for each block.
+        order = np.argsort(local, kind="stable")
+        return local[order], remote[order]
 
     def _submit(self, command: Push | Connect | Disconnect) -> None:
         with self._lock:
@@ -143,3 +141,15 @@ class WireConnector:
             with self._lock:
                 self._closed = True
         self._pump.wind_down(reason)
+
+
+def _in_pool(name: str, blocks: Sequence[int], num_blocks: int | None) -> BlockIds:
+    """`blocks` as an array. With None, of a peer that is not open, the push fails later anyhow."""
+    found = np.asarray(blocks, dtype=np.int64)
+    low, high = int(found.min()), int(found.max())
+    if num_blocks is not None and (low < 0 or high >= num_blocks):
+        raise TransferError(
+            f"{name} goes from {low} to {high}, but that pool has blocks 0 to {num_blocks - 1}",
+            param=name,
+        )
+    return found.astype(np.int32)

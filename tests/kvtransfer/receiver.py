@@ -16,7 +16,9 @@ from tests.kvtransfer.sides import PATIENCE_S
 from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
 
 
-def serve(pipe: Connection, name: str, incarnation: str, num_blocks: int, expect: int) -> None:
+def serve(
+    pipe: Connection, name: str, incarnation: str, num_blocks: int, expect: int, device: str
+) -> None:
     """The child's main function: answers which notices came and what its blocks hold."""
     import torch
     from tests.kvtransfer.sides import Side
@@ -24,7 +26,7 @@ def serve(pipe: Connection, name: str, incarnation: str, num_blocks: int, expect
     from baton.kvtransfer.nixl import NixlConnector
 
     torch.set_num_threads(1)
-    side = Side(NixlConnector, name, incarnation=incarnation, num_blocks=num_blocks)
+    side = Side(NixlConnector, name, incarnation=incarnation, num_blocks=num_blocks, device=device)
     side.connector.expect(expect)
     pipe.send(side.info)
     while True:
@@ -32,19 +34,25 @@ def serve(pipe: Connection, name: str, incarnation: str, num_blocks: int, expect
         if command == "notices":
             pipe.send(list(side.notices))
         else:
-            pipe.send(side.pool[command].numpy().tobytes())
+            pipe.send(side.pool[command].cpu().numpy().tobytes())
 
 
 class Receiver:
     """The test's side of the pipe. `info` waits for the process to be ready."""
 
     def __init__(
-        self, name: str, *, incarnation: str = "1", num_blocks: int = 32, expect: int = 1
+        self,
+        name: str,
+        *,
+        incarnation: str = "1",
+        num_blocks: int = 32,
+        expect: int = 1,
+        device: str = "cpu",
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=serve, args=(theirs, name, incarnation, num_blocks, expect)
+            target=serve, args=(theirs, name, incarnation, num_blocks, expect, device)
         )
         self.process.start()
         theirs.close()

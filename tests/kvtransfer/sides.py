@@ -32,9 +32,10 @@ class Side:
         layout: KVLayout = LAYOUT,
         num_blocks: int = NUM_BLOCKS,
         limits: ConnectorLimits | None = None,
+        device: str = "cpu",
     ) -> None:
         generator = torch.Generator().manual_seed(sum(name.encode()))
-        self.pool = torch.randn(num_blocks, *layout.block_shape, generator=generator)
+        self.pool = torch.randn(num_blocks, *layout.block_shape, generator=generator).to(device)
         self.notices: list[tuple[PeerKey, Notice]] = []
         self.seen: list[torch.Tensor] = []
         self.key = PeerKey(name, incarnation)

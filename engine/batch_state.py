@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from baton.engine.batch import ScheduledRow
 from baton.engine.models.forward_batch import ForwardBatch
 from baton.engine.request import Request
 from baton.engine.transfer import Upload
+from baton.kernels.paged_attention import plan_attention
 
 Ints = npt.NDArray[np.int64]
 
@@ -115,23 +116,39 @@ class BatchState:
         )
 
     def forward_batch(
-        self, draft: StepDraft, tensors: list[Tensor], kv_layers: tuple[Tensor, ...]
+        self,
+        draft: StepDraft,
+        tensors: list[Tensor],
+        kv_layers: tuple[Tensor, ...],
+        windows: Collection[int | None],
     ) -> ForwardBatch:
-        """The step's batch, with what `Upload.send` returned."""
+        """The step's batch, with what `Upload.send` returned; `windows` are those of the layers."""
         if draft.new_blocks is not None:
             slots, columns, blocks = tensors[draft.new_blocks]
             self.block_tables.index_put_((slots, columns), blocks.to(torch.int32))
         columns = -(-draft.max_context_len // self._block_size)
         tables = self.block_tables[:, :columns].index_select(0, tensors[draft.slots])
+        query_start, context_lens = tensors[draft.query_start], tensors[draft.context_lens]
         return ForwardBatch(
             kv_layers=kv_layers,
             positions=tensors[draft.positions],
             slot_mapping=tensors[draft.slot_mapping],
-            query_start=tensors[draft.query_start],
-            context_lens=tensors[draft.context_lens],
+            query_start=query_start,
+            context_lens=context_lens,
             block_tables=tables,
             max_query_len=draft.max_query_len,
             max_context_len=draft.max_context_len,
+            plans={
+                window: plan_attention(
+                    kv_layers[0],
+                    query_start,
+                    context_lens,
+                    tables,
+                    max_query_len=draft.max_query_len,
+                    sliding_window=window,
+                )
+                for window in windows
+            },
         )
 
     def _take_new_blocks(self, rows: Sequence[ScheduledRow], upload: Upload) -> int | None:

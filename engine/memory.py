@@ -50,6 +50,7 @@ def _free_bytes(config: EngineConfig, layout: KVLayout, model: CausalLM, platfor
         block_tables=torch.arange(num_blocks, dtype=torch.int32, device=device)[None],
         max_query_len=num_tokens,
         max_context_len=num_tokens,
+        plans={},
     )
     hidden = model.forward(torch.zeros(num_tokens, dtype=torch.int32, device=device), batch)
     logits = model.logits(hidden[: config.max_running])

@@ -119,7 +119,8 @@ class Runner:
         tokens = self._batch.tokens.view(-1)
         token_places = sent[draft.token_places]
         hidden = self._model.forward(
-            tokens[token_places], self._batch.forward_batch(draft, sent, self.pool.layers)
+            tokens[token_places],
+            self._batch.forward_batch(draft, sent, self.pool.layers, self._model.windows),
         )
         results: list[Tensor] = []
         if len(sampling):

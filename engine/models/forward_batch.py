@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from baton.kernels.paged_attention import AttentionPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +20,7 @@ class ForwardBatch:
     query_start: int32 [num_rows + 1]. context_lens: int32 [num_rows], the new tokens included.
     block_tables: int32 [num_rows, max_blocks].
     max_query_len, max_context_len: host bounds on the rows' lengths.
+    plans: what attention worked out of all this, by sliding window; a missing one is made anew.
     """
 
     kv_layers: tuple[Tensor, ...]
@@ -27,3 +31,4 @@ class ForwardBatch:
     block_tables: Tensor
     max_query_len: int
     max_context_len: int
+    plans: Mapping[int | None, AttentionPlan | None]

@@ -92,6 +92,7 @@ class Attention:
             max_query_len=batch.max_query_len,
             max_context_len=batch.max_context_len,
             sliding_window=self.sliding_window,
+            plan=batch.plans.get(self.sliding_window),
         )
         return self.out(mixed.view(x.shape[0], -1))
 
@@ -157,6 +158,7 @@ class CausalLM:
         """`cos_sin` is float32 [max positions, head_dim]: cosines in the first half, then sines."""
         self.spec = spec
         self.layers = tuple(layers)
+        self.windows = frozenset(spec.sliding_windows)
         self.cos_sin = cos_sin
         shape = (spec.vocab_size, spec.hidden_size)
         self.embed = weights.tensor("model.embed_tokens.weight", *shape)

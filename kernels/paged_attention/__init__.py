@@ -1,13 +1,15 @@
 """Attention of a ragged batch of tokens over a paged KV pool."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, int32
 
 from baton.kernels.backend import Backend, runs_triton
+from baton.kernels.paged_attention.plan import AttentionPlan, Pages, build_plan
 from baton.kernels.paged_attention.torch_impl import paged_attention_torch
 
-__all__ = ["paged_attention"]
+__all__ = ["AttentionPlan", "paged_attention", "plan_attention"]
 
 
 def paged_attention(
@@ -22,6 +24,7 @@ def paged_attention(
     max_context_len: int,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
+    plan: AttentionPlan | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Causal attention of each row's newest tokens over that row's cached keys and values.
@@ -44,6 +47,8 @@ def paged_attention(
         max_context_len: host bound on context_lens.
         sliding_window: each token sees at most this many positions, its own counted.
         soft_cap: scores become `soft_cap * tanh(score / soft_cap)`.
+        plan: what `plan_attention` made of the same batch and window; spares working it out anew
+            for each layer. It must belong to these arguments: that is not checked.
         backend: forces an implementation; "auto" goes by the device of q.
 
     Returns:
@@ -65,7 +70,7 @@ def paged_attention(
         raise ValueError(f"sliding_window must be positive, got {sliding_window}")
     if soft_cap is not None and soft_cap <= 0:
         raise ValueError(f"soft_cap must be positive, got {soft_cap}")
-    implementation: Callable[..., Tensor] = paged_attention_torch
+    implementation: Callable[..., Tensor] = partial(paged_attention_torch, plan=plan)
     if runs_triton(q, backend):
         from baton.kernels.paged_attention.launch import paged_attention_triton
 
@@ -81,6 +86,32 @@ def paged_attention(
         max_context_len=max_context_len,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
+    )
+
+
+def plan_attention(
+    kv: Tensor,
+    query_start: Tensor,
+    context_lens: Tensor,
+    block_tables: Tensor,
+    *,
+    max_query_len: int,
+    sliding_window: int | None = None,
+) -> AttentionPlan | None:
+    """Work out once, for all layers of a step, what depends on the batch alone.
+
+    Arguments as for `paged_attention`; `kv` is any layer's view. On CUDA there is nothing to work
+    out (the kernels read the tables themselves) and the answer is None.
+    """
+    if runs_triton(kv, "auto") or int(query_start[-1]) == 0:
+        return None
+    return build_plan(
+        query_start,
+        context_lens,
+        block_tables,
+        pages=Pages.of(kv),
+        max_query_len=max_query_len,
+        sliding_window=sliding_window,
     )
 
 

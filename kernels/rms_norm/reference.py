@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+from torch.nn.functional import rms_norm
 
 
 class AddNorm(NamedTuple):
@@ -15,9 +15,7 @@ class AddNorm(NamedTuple):
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise the last dimension of x [..., hidden] and multiply by weight [hidden]."""
-    wide = x.float()
-    inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * inverse_rms * weight.float()).to(x.dtype)
+    return rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
 
 def add_rms_norm_reference(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> AddNorm:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import rms_norm
 
 
 def build_cos_sin(inv_freq: Tensor, max_pos: int, *, scaling: float = 1.0) -> Tensor:
@@ -39,13 +40,17 @@ def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     wide = x.float()
     if weight is None:
         return wide
-    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()
+    return rms_norm(wide, weight.shape, weight.float(), eps)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    turned = [
+        torch.addcmul(first * cos, second, sin, value=-1),
+        torch.addcmul(second * cos, first, sin),
+    ]
+    return torch.cat(turned if rest.shape[-1] == 0 else [*turned, rest], dim=-1)
 
 
 def _write(kv: Tensor, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:

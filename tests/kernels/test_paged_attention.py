@@ -7,7 +7,7 @@ import torch
 from tests.kernels.attention_cases import CASES, AttentionCase, AttentionInputs
 from tests.kernels.closeness import TOLERANCES, TRITON_DTYPES, assert_close
 
-from baton.kernels.paged_attention import paged_attention, torch_impl
+from baton.kernels.paged_attention import paged_attention, plan, plan_attention, torch_impl
 
 MIXED = next(case for case in CASES if case.name == "mixed")
 DECODE = next(case for case in CASES if case.name == "decode-window")
@@ -19,6 +19,23 @@ def test_torch_matches_reference(case: AttentionCase, dtype: torch.dtype) -> Non
     inputs = AttentionInputs(case, dtype)
     out = paged_attention(*inputs.tensors, **inputs.options, backend="torch")
     assert_close(case.name, out, inputs.expected(), dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_plan_serves_every_layer(case: AttentionCase) -> None:
+    inputs = AttentionInputs(case, torch.float32)
+    q, _, *tables = inputs.tensors
+    made = plan_attention(
+        inputs.kv,
+        *tables,
+        max_query_len=max(case.query_lens),
+        sliding_window=case.sliding_window,
+    )
+    for shift in (0.0, 1.0):
+        kv = inputs.kv + shift
+        out = paged_attention(q, kv, *tables, **inputs.options, plan=made)
+        inputs.kv = kv
+        assert_close(case.name, out, inputs.expected(), torch.float32)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -68,7 +85,7 @@ def test_splits_fill_the_device_and_no_more() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_torch_chunks_and_tiles(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random batches with limits so small that every chunk and tile boundary is crossed."""
-    monkeypatch.setattr(torch_impl, "_GATHER_ELEMENTS", 1 << 13)
+    monkeypatch.setattr(plan, "_GATHER_ELEMENTS", 1 << 13)
     monkeypatch.setattr(torch_impl, "_SCORE_ELEMENTS", 1 << 8)
     monkeypatch.setattr(torch_impl, "_MIN_QUERY_TILE", 5)
     draw = random.Random(seed)

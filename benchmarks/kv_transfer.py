@@ -271,7 +271,8 @@ def main() -> None:
     output = arguments.output or f"benchmarks/results/kv_{device}.json"
     # As the connector sets them, but before raw NIXL is loaded.
     os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "on")
+    if device == "cuda":
+        os.environ.setdefault("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "on")
     torch.set_num_threads(1)
     repeats = arguments.repeats
     rows = [found for layout in LAYOUTS for found in run_layout(layout, device, repeats)]

@@ -1,0 +1,133 @@
+"""What a format declares besides its machine, and how parsers are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from baton.gateway.parsers.events import ContentDelta, Event, Parsed, collect, joined
+from baton.gateway.parsers.machine import Machine, MachineParser
+from baton.gateway.parsers.reasoning import ThoughtTags
+from baton.gateway.parsers.schema import ToolSchemas
+
+
+class StreamParser(Protocol):
+    """One answer's text in, events out, in the order of the text."""
+
+    def feed(self, text: str) -> list[Event]:
+        """What became certain with this text. Never raises for what a model wrote."""
+
+    def finish(self) -> list[Event]:
+        """The rest; nothing may be fed afterwards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFormat:
+    """A format of tool calls, by all its `names`, the first being Baton's own.
+
+    `template_marks`: strings of which each must be in a chat template that asks for this format.
+    `model_types`: `model_type` of configurations whose models use it. `thinks`: names of the
+    reasoning formats that this machine reads itself.
+    """
+
+    names: tuple[str, ...]
+    machine: Machine
+    example: str
+    models: str
+    template_marks: tuple[str, ...] = ()
+    model_types: tuple[str, ...] = ()
+    thinks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningFormat:
+    """A format of thoughts, by all its `names`. `optional`: with thinking off, text is taken as it
+    is; otherwise tags still count. `default_thinking` goes for requests that do not say.
+    """
+
+    names: tuple[str, ...]
+    machine: Machine
+    example: str
+    models: str
+    template_marks: tuple[str, ...] = ()
+    model_types: tuple[str, ...] = ()
+    optional: bool = False
+
+    def for_thinking(self, thinking: bool | None) -> Machine:
+        """The machine for a request that has thinking on, off, or says nothing."""
+        machine = self.machine
+        if thinking is None or not isinstance(machine, ThoughtTags):
+            return machine
+        return machine.switched(thinking, plain=self.optional)
+
+
+class Pipeline:
+    """Thoughts taken out first, then calls from what is left."""
+
+    def __init__(self, reasoning: StreamParser, tools: StreamParser) -> None:
+        self._reasoning = reasoning
+        self._tools = tools
+
+    def feed(self, text: str) -> list[Event]:
+        return joined(self._passed(self._reasoning.feed(text)))
+
+    def finish(self) -> list[Event]:
+        return joined([*self._passed(self._reasoning.finish()), *self._tools.finish()])
+
+    def _passed(self, events: list[Event]) -> list[Event]:
+        passed: list[Event] = []
+        for event in events:
+            if isinstance(event, ContentDelta):
+                passed += self._tools.feed(event.text)
+            else:
+                passed.append(event)
+        return passed
+
+
+def tool_parser(
+    form: ToolFormat, tools: Sequence[Mapping[str, Any]] | None = None
+) -> StreamParser:
+    """A parser of one answer's calls. `tools` as in a chat request; they type untyped values."""
+    return MachineParser(form.machine, ToolSchemas(tools))
+
+
+def reasoning_parser(form: ReasoningFormat, thinking: bool | None = None) -> StreamParser:
+    """A parser of one answer's thoughts."""
+    machine = form.for_thinking(thinking)
+    return MachineParser(machine, ToolSchemas(None), keeps_blanks=True)
+
+
+def answer_parser(
+    tool_form: ToolFormat,
+    reasoning_form: ReasoningFormat,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    thinking: bool | None = None,
+) -> StreamParser:
+    """A parser of both."""
+    calls = tool_parser(tool_form, tools)
+    if any(name in tool_form.thinks for name in reasoning_form.names):
+        return calls
+    return Pipeline(reasoning_parser(reasoning_form, thinking), calls)
+
+
+def parse(parser: StreamParser, chunks: Sequence[str]) -> Parsed:
+    """All of an answer at once."""
+    events: list[Event] = []
+    for chunk in chunks:
+        events += parser.feed(chunk)
+    return collect([*events, *parser.finish()])
+
+
+def thinking_of(template_kwargs: Mapping[str, Any]) -> bool | None:
+    """Whether a request's `chat_template_kwargs` turn thinking on or off; None if they say
+    nothing.
+    """
+    for key in ("enable_thinking", "thinking"):
+        if isinstance(template_kwargs.get(key), bool):
+            return bool(template_kwargs[key])
+    mode = template_kwargs.get("thinking_mode")
+    if mode in ("enabled", "disabled"):
+        return bool(mode == "enabled")
+    effort = template_kwargs.get("reasoning_effort")
+    return None if effort is None else effort not in ("none", "no_think")

@@ -1,0 +1,93 @@
+"""What every format is: a frozen declaration that can run over a Reader; and the loop they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from baton.gateway.parsers.events import Event, joined
+from baton.gateway.parsers.output import Output
+from baton.gateway.parsers.reader import MAX_HELD_CHARS, MalformedError, Reader, Wait, stops
+from baton.gateway.parsers.schema import ToolSchemas
+
+# Reads the call that a start announces, which is still in the reader's text. Raises MalformedError
+# if it is none; what it consumed after its last `reader.mark()` is then text.
+ReadCall = Callable[[str], Wait[None]]
+
+
+class Machine(Protocol):
+    """A format of tool calls."""
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Strings that must reach the parser even where they are special tokens."""
+
+    def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
+        """Reads one answer to its end."""
+
+
+class MachineParser:
+    """One answer's text in, events out. Not shared between answers."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        tools: ToolSchemas,
+        *,
+        keeps_blanks: bool = False,
+        max_held: int = MAX_HELD_CHARS,
+    ) -> None:
+        self._reader = Reader(max_held)
+        self._out = Output(keeps_blanks=keeps_blanks)
+        self._running = machine.run(self._reader, self._out, tools)
+        self._done = False
+
+    def feed(self, text: str) -> list[Event]:
+        """What became certain with this text."""
+        if text and not self._done:
+            self._reader.text += text
+            self._step()
+        return joined(self._out.drain())
+
+    def finish(self) -> list[Event]:
+        """The rest; nothing may be fed afterwards."""
+        self._reader.ended = True
+        while not self._done:
+            self._step()
+        self._out.close()
+        return joined(self._out.drain())
+
+    def _step(self) -> None:
+        try:
+            next(self._running)
+        except StopIteration:
+            self._done = True
+
+
+def content_and_calls(
+    reader: Reader,
+    out: Output,
+    starts: tuple[str, ...],
+    read_call: ReadCall,
+    ignored: tuple[str, ...] = (),
+) -> Wait[None]:
+    """Content with calls in it, to the end. `ignored` strings are dropped where they are content; a
+    start whose call is malformed is content, and what follows it is read again.
+    """
+    found = stops(*starts, *ignored)
+    while True:
+        stop = yield from reader.pass_until(found, out.content)
+        if stop is None:
+            return
+        if stop in ignored:
+            reader.take(len(stop))
+            continue
+        num_calls = out.num_calls
+        reader.mark()
+        try:
+            yield from read_call(stop)
+        except MalformedError:
+            reader.put_back()
+            if out.num_calls == num_calls:
+                out.content(reader.take(len(stop)))
+        reader.unmark()

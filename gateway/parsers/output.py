@@ -1,0 +1,67 @@
+"""Where a machine says what it found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from baton.gateway.parsers.events import (
+    ArgumentsDelta,
+    ContentDelta,
+    Event,
+    ReasoningDelta,
+    ToolCallStart,
+)
+from baton.gateway.parsers.json_text import dumps
+
+MAX_BLANK_CHARS = 4096
+
+
+class Output:
+    """Collects events. White space that only parts calls from each other or from the start is
+    dropped: a client sees no empty content beside calls.
+    """
+
+    __slots__ = ("_blank", "_keeps_blanks", "_plain", "events", "num_calls")
+
+    def __init__(self, *, keeps_blanks: bool = False) -> None:
+        self.events: list[Event] = []
+        self.num_calls = 0
+        self._blank = ""
+        self._keeps_blanks = keeps_blanks
+        self._plain = keeps_blanks
+
+    def content(self, text: str) -> None:
+        """More of the answer."""
+        if not self._plain:
+            text = self._blank + text
+            self._blank = ""
+            if not text.strip() and len(text) <= MAX_BLANK_CHARS:
+                self._blank = text
+                return
+            self._plain = True
+        if text:
+            self.events.append(ContentDelta(text))
+
+    def reasoning(self, text: str) -> None:
+        """More of the thought."""
+        if text:
+            self.events.append(ReasoningDelta(text))
+
+    def call(self, name: str, arguments: Any, call_id: str | None = None) -> None:
+        """A call whose arguments are complete."""
+        self.events.append(ToolCallStart(self.num_calls, call_id, name))
+        self.events.append(ArgumentsDelta(self.num_calls, dumps(arguments)))
+        self.num_calls += 1
+        self._blank = ""
+        self._plain = self._keeps_blanks
+
+    def close(self) -> None:
+        """The text is over."""
+        if self._blank and not self.num_calls:
+            self.events.append(ContentDelta(self._blank))
+        self._blank = ""
+
+    def drain(self) -> list[Event]:
+        """The events since the last drain."""
+        events, self.events = self.events, []
+        return events

@@ -1,0 +1,210 @@
+"""Calls between sentinel tokens: `call` name `separator` JSON `call_end`, often inside a section."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from baton.gateway.parsers.json_calls import ARGUMENT_KEYS, NAME_KEYS, call_of
+from baton.gateway.parsers.json_text import read_json
+from baton.gateway.parsers.machine import content_and_calls
+from baton.gateway.parsers.output import Output
+from baton.gateway.parsers.reader import MalformedError, Reader, Wait, stops
+from baton.gateway.parsers.schema import ToolSchemas
+
+_NUMBERED = re.compile(r"^(?:functions?\.)?(?P<name>.*?)(?::(?P<number>\d+))?$", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SectionCalls:
+    """`section` (`call` name `separator` JSON `call_end`)* `section_end`, in content.
+
+    `kinds`: what may stand between `call` and the name. `fences`: wrapping of the JSON. `numbered`:
+    the name is `functions.NAME:N`, which is the call's id too. `name_last`: nothing separates the
+    name from the JSON. `bare`: calls count outside a section too. `fused`: after `call`, JSON with
+    name and arguments may stand instead. `after`: what follows a section is content.
+    """
+
+    sections: tuple[str, ...] = ()
+    section_ends: tuple[str, ...] = ()
+    calls: tuple[str, ...]
+    kinds: tuple[str, ...] = ()
+    separators: tuple[str, ...]
+    fences: tuple[str, ...] = ()
+    call_ends: tuple[str, ...]
+    numbered: bool = False
+    fused: bool = False
+    bare: bool = True
+    cut: bool = False
+    no_arguments: bool = True
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        return (
+            *self.sections, *self.section_ends, *self.calls, *self.kinds, *self.separators,
+            *self.call_ends, *self.ignored,
+        )  # fmt: skip
+
+    def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
+        def read(start: str) -> Wait[None]:
+            if start in self.sections:
+                yield from self._section(reader, out)
+            else:
+                yield from self._call(reader, out)
+
+        starts = (*self.sections, *(self.calls if self.bare or not self.sections else ()))
+        ignored = (*self.ignored, *self.section_ends)
+        yield from content_and_calls(reader, out, starts, read, ignored)
+
+    def _section(self, reader: Reader, out: Output) -> Wait[None]:
+        yield from reader.accept(*self.sections)
+        found = stops(*self.calls, *self.section_ends)
+        while True:
+            hit = yield from reader.find(found)
+            if hit is None:
+                if reader.text.strip():
+                    raise MalformedError
+                reader.take(len(reader.text))
+                return
+            noise = reader.take(hit[0])
+            if hit[1] in self.section_ends:
+                reader.take(len(hit[1]))
+                if noise.strip():
+                    out.content(noise)
+                reader.mark()
+                return
+            yield from self._call(reader, out)
+            reader.mark()
+
+    def _call(self, reader: Reader, out: Output) -> Wait[None]:
+        yield from reader.accept(*self.calls)
+        yield from reader.accept(*self.kinds) if self.kinds else _nothing()
+        if self.fused:
+            yield from reader.skip_space()
+            if reader.text[:1] in ("{", "["):
+                value = yield from read_json(reader)
+                out.call(*call_of(value))
+                return
+        ends = (*self.separators, *self.call_ends, *self.calls, *self.section_ends)
+        hit = yield from reader.find(stops(*ends))
+        if hit is None:
+            raise MalformedError
+        raw_name = reader.take(hit[0]).strip()
+        arguments: Any = {}
+        if hit[1] in self.separators:
+            reader.take(len(hit[1]))
+            arguments = yield from self._json(reader)
+        elif not self.no_arguments:
+            raise MalformedError
+        name, call_id = self._named(raw_name)
+        if not name or not isinstance(arguments, dict):
+            raise MalformedError
+        out.call(name, arguments, call_id)
+        reader.mark()
+        yield from self._end(reader)
+
+    def _json(self, reader: Reader) -> Wait[Any]:
+        yield from reader.skip_space()
+        if self.fences:
+            yield from reader.accept(*self.fences)
+            yield from reader.skip_space()
+        if self.no_arguments and (yield from _at(reader, self.call_ends)):
+            return {}
+        return (yield from read_json(reader, complete=self.cut))
+
+    def _end(self, reader: Reader) -> Wait[None]:
+        """Whatever stands between the JSON and the call's end is dropped, if it is short."""
+        yield from reader.skip_space()
+        if self.fences:
+            yield from reader.accept("```")
+            yield from reader.skip_space()
+        yield from reader.accept(*self.call_ends)
+
+    def _named(self, text: str) -> tuple[str, str | None]:
+        if not self.numbered:
+            return text, None
+        match = _NUMBERED.match(text)
+        if match is None:
+            raise MalformedError
+        return match["name"], text
+
+
+def _nothing() -> Wait[str]:
+    return ""
+    yield
+
+
+def _at(reader: Reader, strings: tuple[str, ...]) -> Wait[bool]:
+    while not reader.ended and any(
+        s.startswith(reader.text) and s != reader.text for s in strings
+    ):
+        yield
+    return any(reader.text.startswith(s) for s in strings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedJson:
+    """Mistral's: `start` and then name and JSON (`name{...}`, `name[ARGS]{...}`,
+    `name[CALL_ID]id[ARGS]{...}`), or JSON calls.
+    """
+
+    start: str = "[TOOL_CALLS]"
+    separator: str = "[ARGS]"
+    id_start: str = "[CALL_ID]"
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        return (self.start, self.separator, self.id_start)
+
+    def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
+        def read(start: str) -> Wait[None]:
+            reader.take(len(start))
+            yield from reader.skip_space()
+            while (yield from reader.accept(self.start)):
+                yield from reader.skip_space()
+            while not reader.text and (yield from reader.more()):
+                pass
+            if reader.text[:1] in ("[", "{"):
+                yield from self._json(reader, out)
+            else:
+                yield from self._named(reader, out)
+
+        yield from content_and_calls(reader, out, (self.start,), read)
+
+    def _json(self, reader: Reader, out: Output) -> Wait[None]:
+        in_list = yield from reader.accept("[")
+        while True:
+            yield from reader.skip_space()
+            value = yield from read_json(reader, complete=True)
+            if not isinstance(value, dict):
+                raise MalformedError
+            if not any(k in value for k in (*NAME_KEYS, *ARGUMENT_KEYS)):
+                raise MalformedError
+            out.call(*call_of(value))
+            reader.mark()
+            yield from reader.skip_space()
+            if not (yield from reader.accept(",")):
+                if in_list:
+                    yield from reader.accept("]")
+                return
+
+    def _named(self, reader: Reader, out: Output) -> Wait[None]:
+        hit = yield from reader.find(stops("{", self.separator, self.id_start, self.start))
+        if hit is None or hit[1] == self.start:
+            raise MalformedError
+        name = reader.take(hit[0]).strip()
+        call_id = None
+        if hit[1] == self.id_start:
+            reader.take(len(self.id_start))
+            call_id, _ = yield from reader.until(stops(self.separator))
+        elif hit[1] == self.separator:
+            reader.take(len(self.separator))
+        yield from reader.skip_space()
+        if not name or any(c.isspace() for c in name):
+            raise MalformedError
+        arguments = yield from read_json(reader, complete=True)
+        if not isinstance(arguments, dict):
+            raise MalformedError
+        out.call(name, arguments, call_id)

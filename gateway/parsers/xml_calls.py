@@ -1,0 +1,272 @@
+"""Calls written as tags: `<function=name><parameter=key>value</parameter></function>`, its relatives
+with attributes, and `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from baton.gateway.parsers.json_calls import call_of
+from baton.gateway.parsers.json_text import read_json
+from baton.gateway.parsers.machine import content_and_calls
+from baton.gateway.parsers.output import Output
+from baton.gateway.parsers.reader import MalformedError, Reader, Wait, stops
+from baton.gateway.parsers.schema import ToolSchemas, coerce, convert
+
+_ATTRIBUTE = re.compile(r"""([\w:-]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'/>]+)""")
+_CDATA = re.compile(r"\s*<!\[CDATA\[(.*?)\]\]>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XmlCalls:
+    """`section` (`call` name `name_ends` (`param` key `key_end` [`value_start`] value `param_end`)*
+    `call_end`)* `section_end`, in content.
+
+    `attributes`: name and key are in name="..." attributes of their tags. `bare`: calls count
+    outside a section too. `json_body`: arguments may stand as one JSON object instead. `wrappers`:
+    parameters which, unknown to the tool and holding an object, stand for all arguments. `typed_by`:
+    an attribute or tag saying how to read a value without a schema. `json_call`: a call's inside may
+    be JSON with its name. `between`: dropped around calls in a section. `unknown`: what a call of a
+    tool that the request does not have is. `cut`: what a call is that the end of the text cuts off.
+    """
+
+    sections: tuple[str, ...] = ()
+    section_ends: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ("<function=",)
+    name_ends: tuple[str, ...] = (">",)
+    call_ends: tuple[str, ...] = ("</function>",)
+    params: tuple[str, ...] = ("<parameter=",)
+    key_end: str = ">"
+    value_start: str = ""
+    param_end: str = "</parameter>"
+    attributes: bool = False
+    type_tags: tuple[str, str] | None = None
+    bare: bool = True
+    json_body: bool = False
+    wrappers: tuple[str, ...] = ()
+    trim: Literal["none", "newline"] = "newline"
+    untyped: Literal["string", "json"] = "string"
+    cdata: bool = False
+    unknown: Literal["call", "content", "drop"] = "call"
+    cut: Literal["call", "content"] = "call"
+    json_call: bool = False
+    between: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        tags = self.type_tags or ()
+        return (
+            *self.sections, *self.section_ends, *self.calls, *self.name_ends, *self.call_ends,
+            *self.params, self.key_end, self.value_start, self.param_end, *tags, *self.ignored,
+        )  # fmt: skip
+
+    def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
+        def read(start: str) -> Wait[None]:
+            if start in self.sections:
+                yield from self._section(reader, out, tools)
+            else:
+                yield from self._call(reader, out, tools)
+
+        starts = (*self.sections, *(self.calls if self.bare or not self.sections else ()))
+        # An end without its start is noise that models do make.
+        ignored = (*self.ignored, *self.section_ends)
+        yield from content_and_calls(reader, out, starts, read, ignored)
+
+    def _section(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
+        yield from reader.accept(*self.sections)
+        while True:
+            yield from reader.skip_space()
+            found = yield from _next(reader, (*self.calls, *self.section_ends, *self.between))
+            if found in self.between:
+                reader.take(len(found))
+                continue
+            if found in self.calls:
+                yield from self._call(reader, out, tools)
+                reader.mark()
+                continue
+            if found:
+                reader.take(len(found))
+                reader.mark()
+            elif self.json_body and reader.text[:1] == "{":
+                out.call(*call_of((yield from read_json(reader))))
+                reader.mark()
+                continue
+            elif reader.text:
+                raise MalformedError
+            return
+
+    def _call(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
+        yield from reader.accept(*self.calls)
+        if self.json_call:
+            yield from reader.skip_space()
+            if reader.text[:1] in ("{", "["):
+                yield from self._json_call(reader, out, tools)
+                return
+        name, end = yield from self._name(reader)
+        self._check_name(name, end, tools)
+        arguments: dict[str, Any] = {}
+        if not end.startswith("/"):
+            arguments = yield from self._arguments(reader, name, tools)
+        if self.unknown == "content" and not _allowed(name, arguments, tools):
+            raise MalformedError
+        if self.unknown == "call" or not tools.known or tools.has(name):
+            out.call(name, arguments)
+
+    def _json_call(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
+        value = yield from read_json(reader)
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(v, dict) for v in values):
+            raise MalformedError
+        for name, arguments in [call_of(v, no_arguments=True) for v in values]:
+            known = tools.properties(name)
+            out.call(name, {k: coerce(v, known.get(k)) for k, v in arguments.items()})
+        yield from reader.skip_space()
+        yield from reader.accept(*self.call_ends)
+
+    def _check_name(self, name: str, end: str, tools: ToolSchemas) -> None:
+        if not name or (not end and self.cut == "content"):
+            raise MalformedError
+        if self.unknown == "content" and tools.known and not tools.has(name):
+            raise MalformedError
+
+    def _name(self, reader: Reader) -> Wait[tuple[str, str]]:
+        ends = (*self.name_ends, *(("/>",) if self.attributes else ()))
+        others = (*self.params, *self.call_ends)
+        hit = yield from reader.find(stops(*ends, *others))
+        if hit is None:
+            return self._named(reader.take(len(reader.text))), ""
+        text = reader.take(hit[0])
+        if hit[1] in ends:
+            reader.take(len(hit[1]))
+        return self._named(text), hit[1]
+
+    def _named(self, text: str) -> str:
+        if not self.attributes:
+            return text.strip().strip("\"'")
+        return attributes_of(text).get("name", "")
+
+    def _arguments(self, reader: Reader, name: str, tools: ToolSchemas) -> Wait[dict[str, Any]]:
+        """Up to and with the call's end; a section's end or another call ends it too."""
+        arguments: dict[str, Any] = {}
+        found = stops(*self.params, *self.call_ends, *self.section_ends, *self.calls)
+        while True:
+            yield from reader.skip_space()
+            if self.json_body and not arguments and reader.text[:1] == "{":
+                arguments = yield from read_json(reader)
+                continue
+            hit = yield from reader.find(found)
+            if hit is None:
+                if self.cut == "content":
+                    raise MalformedError
+                reader.take(len(reader.text))
+                return self._unwrapped(arguments, name, tools)
+            reader.take(hit[0])
+            if hit[1] in self.params:
+                reader.take(len(hit[1]))
+                yield from self._parameter(reader, arguments, name, tools)
+                continue
+            if hit[1] in self.call_ends:
+                reader.take(len(hit[1]))
+            return self._unwrapped(arguments, name, tools)
+
+    def _parameter(
+        self, reader: Reader, arguments: dict[str, Any], name: str, tools: ToolSchemas
+    ) -> Wait[None]:
+        head, _ = yield from reader.until(stops(self.key_end))
+        attributes = attributes_of(head) if self.attributes else {}
+        key = attributes.get("name", "") if self.attributes else head.strip().strip("\"'")
+        kind = attributes.get("string")
+        if self.value_start:
+            yield from reader.skip_space()
+            kind = yield from self._type_tag(reader)
+            if not (yield from reader.accept(self.value_start)):
+                return
+        text = yield from self._value(reader)
+        if not key:
+            raise MalformedError
+        if key in arguments and self.unknown == "content":
+            raise MalformedError
+        arguments[key] = self._typed(text, kind, tools.parameter(name, key))
+
+    def _type_tag(self, reader: Reader) -> Wait[str | None]:
+        if not self.type_tags or not (yield from reader.accept(self.type_tags[0])):
+            return None
+        kind, _ = yield from reader.until(stops(self.type_tags[1]))
+        yield from reader.skip_space()
+        return kind.strip()
+
+    def _value(self, reader: Reader) -> Wait[str]:
+        if self.cdata and (yield from reader.accept("<![CDATA[")):
+            text, _ = yield from reader.until(stops("]]>"))
+            yield from reader.skip_space()
+            yield from reader.accept(self.param_end)
+            return text
+        found = stops(self.param_end, *self.params, *self.call_ends)
+        hit = yield from reader.find(found)
+        if hit is None:
+            if self.cut == "content":
+                raise MalformedError
+            return self._trimmed(reader.take(len(reader.text)))
+        text = reader.take(hit[0])
+        if hit[1] == self.param_end:
+            reader.take(len(hit[1]))
+        return self._trimmed(text)
+
+    def _trimmed(self, text: str) -> str:
+        if self.trim == "none":
+            return text
+        return text.removeprefix("\n").removesuffix("\n")
+
+    def _typed(self, text: str, kind: str | None, schema: Any) -> Any:
+        untyped = self.untyped
+        if kind in ("false", "integer", "number", "boolean", "object", "array", "null"):
+            untyped = "json"
+        elif kind is not None:
+            untyped = "string"
+        if self.cdata:
+            text = html.unescape(text)
+        return convert(text, schema, untyped=untyped)
+
+    def _unwrapped(
+        self, arguments: dict[str, Any], name: str, tools: ToolSchemas
+    ) -> dict[str, Any]:
+        if len(arguments) != 1 or not self.wrappers:
+            return arguments
+        ((key, value),) = arguments.items()
+        known = tools.properties(name)
+        if key not in self.wrappers or key in known or not known:
+            return arguments
+        if isinstance(value, str):
+            value = convert(value, None, untyped="json")
+        return value if isinstance(value, dict) else arguments
+
+
+def attributes_of(text: str) -> dict[str, str]:
+    """The attributes of a tag's inside, unquoted."""
+    found = {}
+    for key, value in _ATTRIBUTE.findall(text):
+        quoted = value[:1] in "\"'" and value[:1] == value[-1:]
+        found[key] = value[1:-1] if quoted else value
+    return found
+
+
+def _allowed(name: str, arguments: dict[str, Any], tools: ToolSchemas) -> bool:
+    """Whether the tool has all of these parameters; so if nothing is known of it."""
+    known = tools.properties(name)
+    return not known or all(key in known for key in arguments)
+
+
+def _next(reader: Reader, strings: tuple[str, ...]) -> Wait[str]:
+    """Which of these comes next, consuming nothing; "" if none."""
+    while True:
+        fitting = [s for s in strings if reader.text.startswith(s)]
+        if fitting:
+            return max(fitting, key=len)
+        if not any(s.startswith(reader.text) for s in strings):
+            return ""
+        if not (yield from reader.more()):
+            return ""

@@ -38,7 +38,8 @@ from baton.kvtransfer.wire import BlockIds, ConnectorLimits, Transfer
 from baton.kvtransfer.wire_connector import WireConnector
 from baton.protos.errors import ConfigError, PeerLostError, TransferError
 
-_METADATA: Final = struct.Struct("<4sQ")
+# Magic, memory kind of the pool, address of the scratch bytes; NIXL's own metadata follows.
+_METADATA: Final = struct.Struct("<4s4sQ")
 _METADATA_MAGIC: Final = b"BNX1"
 _SCRATCH_BYTES: Final = 64
 _CLOSE_PROGRESS_S: Final = 0.05
@@ -77,7 +78,6 @@ class NixlWire:
         self._memory = "VRAM" if pool.is_cuda else "DRAM"
         self._scratch = np.zeros(_SCRATCH_BYTES, dtype=np.uint8)
         self._remote_lists: dict[PeerKey, Any] = {}
-        device_id = max(pool.get_device(), 0)
         if not pool.is_cuda:
             prefault(pool)
         try:
@@ -88,22 +88,15 @@ class NixlWire:
                 self._agent.register_memory(pool),
                 self._agent.register_memory(scratch, "DRAM"),
             ]
-            self._local_list = self._prepare(
-                "NIXL_INIT_AGENT", pool.data_ptr(), num_blocks, layout.block_bytes, device_id
-            )
-            metadata = self._agent.get_agent_metadata()
+            head = _METADATA.pack(_METADATA_MAGIC, self._memory.encode(), self._scratch.ctypes.data)
+            metadata = head + self._agent.get_agent_metadata()
+            device_id = max(pool.get_device(), 0)
+            self._info = PeerInfo(key, metadata, layout, pool.data_ptr(), num_blocks, device_id)
+            self._local_list = self._prepare("NIXL_INIT_AGENT", self._info, self._memory)
         except self._errors as error:
             raise ConfigError(
                 f"NIXL cannot register the KV pool of {key}: {error}", param="connector"
             ) from error
-        self._info = PeerInfo(
-            key=key,
-            agent_metadata=_METADATA.pack(_METADATA_MAGIC, self._scratch.ctypes.data) + metadata,
-            layout=layout,
-            pool_address=pool.data_ptr(),
-            num_blocks=num_blocks,
-            device_id=device_id,
-        )
 
     @property
     def info(self) -> PeerInfo:
@@ -116,7 +109,7 @@ class NixlWire:
 
     def open(self, peer: PeerInfo) -> Transfer:
         """Writes into the peer's scratch bytes: when they are there, the wire is up."""
-        scratch_address, metadata = _unpack_metadata(peer)
+        memory, scratch_address, metadata = _unpack_metadata(peer)
         name = str(peer.key)
         with self._mapped(f"connecting to {name}"):
             found = self._agent.add_remote_agent(metadata)
@@ -125,13 +118,7 @@ class NixlWire:
                 self._agent.remove_remote_agent(found)
                 raise TransferError(f"the NIXL agent of {name} says that it is {found}")
             try:
-                self._remote_lists[peer.key] = self._prepare(
-                    name,
-                    peer.pool_address,
-                    peer.num_blocks,
-                    peer.layout.block_bytes,
-                    peer.device_id,
-                )
+                self._remote_lists[peer.key] = self._prepare(name, peer, memory)
                 handle = self._agent.initialize_xfer(
                     "WRITE",
                     self._agent.get_xfer_descs(
@@ -187,14 +174,12 @@ class NixlWire:
             logger.warning("NIXL agent %s did not close cleanly: %s", self._info.key, error)
         del self._agent
 
-    def _prepare(
-        self, agent_name: str, address: int, num_blocks: int, block_bytes: int, device_id: int
-    ) -> Any:
+    def _prepare(self, agent_name: str, of: PeerInfo, memory: str) -> Any:
         """A descriptor list over all blocks of a pool; writes pick from it by index."""
-        blocks = np.array(
-            [(address, block_bytes, device_id, block_bytes, num_blocks)], dtype=np.uint64
-        )
-        return self._agent.prep_xfer_dlist(agent_name, blocks, self._memory)
+        size = of.layout.block_bytes
+        strided = [(of.pool_address, size, of.device_id, size, of.num_blocks)]
+        blocks = np.array(strided, dtype=np.uint64)
+        return self._agent.prep_xfer_dlist(agent_name, blocks, memory)
 
     def _post(self, handle: Any, name: str) -> Transfer:
         transfer = _NixlTransfer(self, handle, name)
@@ -251,12 +236,14 @@ class _NixlTransfer:
         self._wire.release(self._handle)
 
 
-def _unpack_metadata(peer: PeerInfo) -> tuple[int, bytes]:
+def _unpack_metadata(peer: PeerInfo) -> tuple[str, int, bytes]:
+    """The peer's memory kind, scratch address and NIXL metadata; TransferError."""
     data = peer.agent_metadata
-    if len(data) <= _METADATA.size or data[:4] != _METADATA_MAGIC:
-        raise TransferError(f"the metadata of {peer.key} is not that of a NIXL connector")
-    _, scratch_address = _METADATA.unpack_from(data)
-    return scratch_address, data[_METADATA.size :]
+    if len(data) > _METADATA.size:
+        magic, memory, scratch_address = _METADATA.unpack_from(data)
+        if magic == _METADATA_MAGIC and memory in (b"DRAM", b"VRAM"):
+            return memory.decode(), scratch_address, data[_METADATA.size :]
+    raise TransferError(f"the metadata of {peer.key} is not that of a NIXL connector")
 
 
 def _load_nixl(*, on_gpu: bool) -> tuple[ModuleType, tuple[type[Exception], ...]]:

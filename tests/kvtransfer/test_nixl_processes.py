@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from tests.kvtransfer.receiver import Receiver
 from tests.kvtransfer.sides import Side, eventually
 
+from baton.kvtransfer.connector import PeerKey
 from baton.kvtransfer.nixl import NixlConnector
 from baton.kvtransfer.wire import ConnectorLimits
-from baton.protos.errors import PeerLostError
+from baton.protos.errors import PeerLostError, TransferError
 
 # 6 MiB in all: a hundred pushes of it take long enough to be hit by a kill.
 NUM_BLOCKS = 4096
@@ -51,6 +53,20 @@ def test_blocks_and_notices_reach_another_process(
     # In any order: notices of several writes may overtake each other, never their own data.
     assert {notice.request_id for _, notice in other.notices()} == {f"r{i}" for i in range(8)}
     assert other.block_bytes([1, 3, 2]) == sender.pool[[9, 5, 6]].numpy().tobytes()
+
+
+def test_metadata_that_is_not_its_own_is_refused(sender: Side) -> None:
+    own = sender.info
+    stranger = PeerKey("stranger", "1")
+    for metadata, words in (
+        (b"", "not that of a NIXL connector"),
+        (b"x" * 400, "not that of a NIXL connector"),
+        (own.agent_metadata[:40], "connecting to stranger@1"),
+        (own.agent_metadata, "connecting to stranger@1|says that it is sender@1"),
+    ):
+        with pytest.raises(TransferError, match=words):
+            sender.connector.connect(replace(own, key=stranger, agent_metadata=metadata))
+    assert sender.connector.statistics().num_peers == 0
 
 
 def test_a_peer_that_stands_still_cannot_hold_connect_or_close(

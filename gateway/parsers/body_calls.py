@@ -11,7 +11,7 @@ from typing import Any
 from baton.gateway.parsers.json_text import MAX_DEPTH
 from baton.gateway.parsers.machine import content_and_calls
 from baton.gateway.parsers.output import Output
-from baton.gateway.parsers.reader import MalformedError, Reader, Wait, stops
+from baton.gateway.parsers.reader import CutOffError, MalformedError, Reader, Wait, stops
 from baton.gateway.parsers.schema import ToolSchemas, convert, types_of
 
 # Name and arguments of each call in a body; the flag says whether the body was ended.
@@ -42,7 +42,9 @@ class BodyCalls:
             reader.take(len(start))
             body, end = yield from reader.until(stops(*self.ends))
             if not end and not self.cut:
-                raise MalformedError
+                raise CutOffError
+            if not body.strip():
+                return
             for name, arguments in self.decode(body, tools, bool(end)):
                 out.call(name, arguments)
 
@@ -52,9 +54,7 @@ class BodyCalls:
 def gemma(quote: str) -> Decode:
     """Bodies like `call:name{key:<quote>text<quote>,n:[1,2],o:{...}}`."""
 
-    def decode(
-        body: str, tools: ToolSchemas, ended: bool
-    ) -> list[tuple[str, dict[str, Any]]]:
+    def decode(body: str, tools: ToolSchemas, ended: bool) -> list[tuple[str, dict[str, Any]]]:
         match = _GEMMA_CALL.match(body)
         if match is None:
             raise MalformedError
@@ -125,7 +125,9 @@ class _Gemma:
         match = _GEMMA_BARE.match(self.text, self.at)
         bare = match.group() if match else ""
         self.at += len(bare)
-        return convert(bare.strip(), schema, untyped="json")
+        # Text is quoted here, so that a bare null is null whatever the schema says.
+        bare = bare.strip()
+        return None if bare == "null" else convert(bare, schema, untyped="json")
 
     def _items(self, schema: Any, depth: int) -> list[Any]:
         self.at += 1
@@ -164,9 +166,7 @@ def minimax_m3(mark: str) -> Decode:
     """
     invoke = re.compile(r'<invoke\s+name="([^"]*)">')
 
-    def decode(
-        body: str, tools: ToolSchemas, ended: bool
-    ) -> list[tuple[str, dict[str, Any]]]:
+    def decode(body: str, tools: ToolSchemas, ended: bool) -> list[tuple[str, dict[str, Any]]]:
         pieces = body.split(mark)
         calls = []
         i = 1

@@ -103,9 +103,7 @@ class Channels:
             yield from self._body(reader, emit, keep_end=False)
         reader.unmark()
 
-    def _emitter(
-        self, out: Output, kind: Kind, said: dict[Kind, bool]
-    ) -> Callable[[str], None]:
+    def _emitter(self, out: Output, kind: Kind, said: dict[Kind, bool]) -> Callable[[str], None]:
         if kind == "drop":
             return lambda text: None
         first = True
@@ -120,9 +118,7 @@ class Channels:
 
         return emit
 
-    def _body(
-        self, reader: Reader, emit: Callable[[str], None], *, keep_end: bool
-    ) -> Wait[None]:
+    def _body(self, reader: Reader, emit: Callable[[str], None], *, keep_end: bool) -> Wait[None]:
         stop = yield from reader.pass_until(stops(*self.ends, *self.starts), emit)
         if stop in self.ends:
             end = reader.take(len(stop or ""))

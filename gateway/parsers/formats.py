@@ -85,9 +85,7 @@ class Pipeline:
         return passed
 
 
-def tool_parser(
-    form: ToolFormat, tools: Sequence[Mapping[str, Any]] | None = None
-) -> StreamParser:
+def tool_parser(form: ToolFormat, tools: Sequence[Mapping[str, Any]] | None = None) -> StreamParser:
     """A parser of one answer's calls. `tools` as in a chat request; they type untyped values."""
     return MachineParser(form.machine, ToolSchemas(tools))
 
@@ -123,11 +121,13 @@ def thinking_of(template_kwargs: Mapping[str, Any]) -> bool | None:
     """Whether a request's `chat_template_kwargs` turn thinking on or off; None if they say
     nothing.
     """
+    effort = template_kwargs.get("reasoning_effort")
+    if effort in ("none", "no_think"):
+        return False
     for key in ("enable_thinking", "thinking"):
         if isinstance(template_kwargs.get(key), bool):
             return bool(template_kwargs[key])
     mode = template_kwargs.get("thinking_mode")
     if mode in ("enabled", "disabled"):
         return bool(mode == "enabled")
-    effort = template_kwargs.get("reasoning_effort")
-    return None if effort is None else effort not in ("none", "no_think")
+    return None if effort is None else True

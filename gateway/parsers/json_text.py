@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from baton.gateway.parsers.reader import MalformedError, Reader, Wait
+from baton.gateway.parsers.reader import CutOffError, MalformedError, Reader, Wait
 
 MAX_DEPTH = 128
 _STRUCTURE = re.compile(r'["{}\[\]]')
@@ -74,7 +74,7 @@ def read_json(reader: Reader, *, complete: bool = False) -> Wait[Any]:
     """
     while not reader.text:
         if not (yield from reader.more()):
-            raise MalformedError
+            raise CutOffError
     if reader.text[0] not in _CLOSERS:
         raise MalformedError
     outline = Outline()
@@ -86,7 +86,7 @@ def read_json(reader: Reader, *, complete: bool = False) -> Wait[Any]:
             return value
         if not (yield from reader.more()):
             if not complete:
-                raise MalformedError
+                raise CutOffError
             value = loads(completed(reader.text, outline))
             reader.take(len(reader.text))
             return value

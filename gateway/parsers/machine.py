@@ -1,4 +1,4 @@
-"""What every format is: a frozen declaration that can run over a Reader; and the loop they share."""
+"""What every format is: a declaration that can run over a Reader; and the loop they share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Protocol
 
 from baton.gateway.parsers.events import Event, joined
 from baton.gateway.parsers.output import Output
-from baton.gateway.parsers.reader import MAX_HELD_CHARS, MalformedError, Reader, Wait, stops
+from baton.gateway.parsers.reader import (
+    MAX_HELD_CHARS,
+    CutOffError,
+    MalformedError,
+    Reader,
+    Wait,
+    stops,
+)
 from baton.gateway.parsers.schema import ToolSchemas
 
 # Reads the call that a start announces, which is still in the reader's text. Raises MalformedError
@@ -70,24 +77,35 @@ def content_and_calls(
     starts: tuple[str, ...],
     read_call: ReadCall,
     ignored: tuple[str, ...] = (),
+    *,
+    drop_cut: bool = False,
 ) -> Wait[None]:
     """Content with calls in it, to the end. `ignored` strings are dropped where they are content; a
-    start whose call is malformed is content, and what follows it is read again.
+    start whose call is malformed is content, what follows it is read again, and the next ignored
+    string is kept, for it is its end. `drop_cut`: a call that the end cuts off is dropped.
     """
     found = stops(*starts, *ignored)
+    refused = False
     while True:
         stop = yield from reader.pass_until(found, out.content)
         if stop is None:
             return
         if stop in ignored:
-            reader.take(len(stop))
+            text = reader.take(len(stop))
+            if refused:
+                out.content(text)
+            refused = False
             continue
         num_calls = out.num_calls
         reader.mark()
         try:
             yield from read_call(stop)
-        except MalformedError:
+            refused = False
+        except MalformedError as error:
             reader.put_back()
-            if out.num_calls == num_calls:
+            if drop_cut and isinstance(error, CutOffError):
+                reader.take(len(reader.text))
+            elif out.num_calls == num_calls:
+                refused = True
                 out.content(reader.take(len(stop)))
         reader.unmark()

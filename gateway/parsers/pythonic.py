@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from baton.gateway.parsers.json_calls import call_of
 from baton.gateway.parsers.json_text import MAX_DEPTH, loads
 from baton.gateway.parsers.machine import content_and_calls
-from baton.gateway.parsers.json_calls import call_of
 from baton.gateway.parsers.output import Output
 from baton.gateway.parsers.reader import MalformedError, Reader, Wait, stops
 from baton.gateway.parsers.schema import ToolSchemas
@@ -242,10 +242,9 @@ class PythonCalls:
     def _tagged(self, reader: Reader, out: Output, start: str) -> Wait[None]:
         reader.take(len(start))
         text, end = yield from reader.until(stops(*self.ends))
-        text = text.strip()
-        if not text and end:
+        if not text.strip() and end:
             return
-        for name, arguments in _either(text):
+        for name, arguments in _either(text.strip()):
             out.call(name, arguments)
 
     def _bare(self, reader: Reader, out: Output) -> Wait[None]:

@@ -25,6 +25,10 @@ class MalformedError(Exception):
     """Raised and caught inside a machine: what began like a call is none."""
 
 
+class CutOffError(MalformedError):
+    """The text ended inside what began like a call."""
+
+
 class Stops:
     """Strings to look for at once; the one that begins first wins, then the longest."""
 

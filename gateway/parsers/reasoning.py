@@ -19,7 +19,8 @@ class ThoughtTags:
     begins. `again`: thoughts may follow in the answer. `tail`: white space dropped at a thought's
     end; `head`: white space dropped where the answer begins. `wrappers`: tags dropped around the
     answer. `prefix`: put before everything, which is all content then. `stray`: an end without a
-    start is dropped.
+    start is dropped. `prompted`: with thinking on, the prompt opens the thought. `dropped`: taken
+    out everywhere. `off`: there are no thoughts.
     """
 
     starts: tuple[str, ...] = ("<think>",)
@@ -35,14 +36,17 @@ class ThoughtTags:
     prefix: str = ""
     stray: bool = True
     off: bool = False
+    prompted: bool = True
+    dropped: tuple[str, ...] = ()
 
     @property
     def markers(self) -> tuple[str, ...]:
-        return (*self.starts, *self.ends, *self.calls, *self.wrappers)
+        return (*self.starts, *self.ends, *self.calls, *self.wrappers, *self.dropped)
 
     def switched(self, thinking: bool, *, plain: bool) -> ThoughtTags:
         """For a request with thinking on or off; off, and `plain`: all text is the answer."""
-        return replace(self, inside=thinking, off=plain and not thinking)
+        inside = thinking and (self.prompted or self.inside)
+        return replace(self, inside=inside, off=plain and not thinking)
 
     def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         if self.prefix:
@@ -71,13 +75,14 @@ class ThoughtTags:
                 reader.take(blank + len(start))
                 seen = True
                 continue
-            waits = not rest or any(s.startswith(rest) for s in self.starts)
+            openings = (*self.starts, *self.ends, *self.labels)
+            waits = not rest or any(s.startswith(rest) and s != rest for s in openings)
             if not (waits and (yield from reader.more())):
                 break
-        if seen or self.inside:
+        if seen or self.inside or any(rest.startswith(s) for s in self.labels):
             return True
         end = next((s for s in self.ends if rest.startswith(s)), None)
-        if end is not None and self.stray:
+        if end is not None:
             reader.take(blank + len(end))
         return False
 
@@ -85,15 +90,16 @@ class ThoughtTags:
         if self.labels:
             yield from reader.accept(*self.labels)
         emit = _Trimmed(out.reasoning, self.lead, self.tail)
-        found = stops(*self.ends, *self.starts, *self.calls)
+        skipped = (*self.starts, *self.dropped)
+        found = stops(*self.ends, *skipped, *self.calls)
         while True:
             stop = yield from reader.pass_until(found, emit)
-            if stop in self.starts:
-                reader.take(len(stop))
+            if stop in skipped:
+                reader.take(len(stop or ""))
                 continue
             break
         if stop in self.ends:
-            reader.take(len(stop))
+            reader.take(len(stop or ""))
         elif stop is None:
             emit.flush()
 
@@ -102,7 +108,7 @@ class ThoughtTags:
         emit = _Trimmed(out.content, self.head, "")
         starts = self.starts if self.again else ()
         ends = self.ends if self.stray else ()
-        found = stops(*starts, *ends, *self.wrappers)
+        found = stops(*starts, *ends, *self.wrappers, *self.dropped)
         while True:
             stop = yield from reader.pass_until(found, emit)
             if stop is None:

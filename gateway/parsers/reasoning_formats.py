@@ -1,14 +1,17 @@
 """Every format of thoughts that Baton knows."""
 
+# DeepSeek's and Step's tokens are written with full-width bars.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 from dataclasses import replace
 
 from baton.gateway.parsers.blocks import Xtml
+from baton.gateway.parsers.channels import beam_decode
 from baton.gateway.parsers.formats import ReasoningFormat
 from baton.gateway.parsers.reasoning import ThoughtTags
 from baton.gateway.parsers.tool_formats import COHERE, HARMONY, INKLING, MUSE, MUSE_GLIMMER
-from baton.gateway.parsers.channels import beam_decode
 
 THINK = ThoughtTags()
 OUTSIDE = ThoughtTags(inside=False)
@@ -30,7 +33,9 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
     ),
     ReasoningFormat(
         names=("deepseek_v4", "deepseek_v41", "deepseek-v4", "deepseek-v41"),
-        machine=replace(OUTSIDE, calls=("<｜DSML｜tool_calls>",)),
+        machine=replace(
+            OUTSIDE, calls=("<｜DSML｜tool_calls>", "<｜DSML｜toolcalls>", "<｜DSML｜tool>")
+        ),
         optional=True,
         example=_EXAMPLE,
         models="DeepSeek V4, V4.1",
@@ -47,15 +52,27 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
         template_marks=("<think>", "</think>"),
     ),
     ReasoningFormat(
-        names=("mimo", "minicpmv"),
+        names=("minicpmv",),
+        machine=replace(
+            THINK,
+            calls=("<tool_call>",),
+            dropped=tuple(f"<{bar}reserved_{n}{bar}>" for n in range(12, 16) for bar in ("", "|")),
+        ),
+        example=_EXAMPLE,
+        models="MiniCPM-V 4",
+        model_types=("minicpmv",),
+    ),
+    ReasoningFormat(
+        names=("mimo",),
         machine=replace(THINK, calls=("<tool_call>",)),
         example=_EXAMPLE,
-        models="MiMo, MiniCPM-V",
+        models="MiMo",
         model_types=("mimo", "mimo_v2_flash"),
     ),
     ReasoningFormat(
         names=("glm45", "glm47", "ling3"),
         machine=replace(THINK, calls=("<tool_call>",)),
+        optional=True,
         example=_EXAMPLE,
         models="GLM-4.5 to GLM-5, Ling 3",
         model_types=("glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
@@ -63,6 +80,7 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
     ReasoningFormat(
         names=("nemotron_v3", "nemotron_3"),
         machine=replace(THINK, calls=("<tool_call>",)),
+        optional=True,
         example=_EXAMPLE,
         models="Nemotron 3",
         model_types=("nemotron_h",),
@@ -107,6 +125,7 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
             calls=("<|tool_call>",),
             wrappers=("<turn|>",),
             inside=False,
+            prompted=False,
             again=True,
         ),
         example="<|channel>thought\na thought<channel|>an answer",
@@ -130,8 +149,8 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
         model_types=("hunyuan_v1_moe",),
     ),
     ReasoningFormat(
-        names=("hunyuan", "hy_v3", "hy_v4"),
-        machine=replace(THINK, calls=("<tool_calls>",)),
+        names=("hy_v3", "hy_v4", "hunyuan"),
+        machine=replace(OUTSIDE, calls=("<tool_calls>",)),
         optional=True,
         example=_EXAMPLE,
         models="Hunyuan V3, V4",
@@ -189,6 +208,7 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
             ends=("</mm:think>",),
             calls=("]<]minimax[>[<tool_call>",),
             inside=False,
+            stray=False,
         ),
         example="<mm:think>a thought</mm:think>an answer",
         models="MiniMax M3",
@@ -197,7 +217,12 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
     ReasoningFormat(
         names=("mistral",),
         machine=ThoughtTags(
-            starts=("[THINK]",), ends=("[/THINK]",), calls=("[TOOL_CALLS]",), inside=False, again=True
+            starts=("[THINK]",),
+            ends=("[/THINK]",),
+            calls=("[TOOL_CALLS]",),
+            inside=False,
+            prompted=False,
+            again=True,
         ),
         example="[THINK]a thought[/THINK]an answer",
         models="Magistral, Mistral Small 4, Ministral 3",

@@ -58,6 +58,14 @@ class ToolSchemas:
         return self._parameters.get(name, {})
 
 
+# Names of other schema dialects that tools are declared with.
+_DIALECT = {
+    "int": "integer", "long": "integer", "float": "number", "double": "number", "bool": "boolean",
+    "str": "string", "text": "string", "dict": "object", "map": "object", "list": "array",
+    "tuple": "array",
+}  # fmt: skip
+
+
 def types_of(schema: Any, depth: int = 0) -> frozenset[str]:
     """The JSON types that a schema allows as far as it says; empty if it says nothing."""
     if not isinstance(schema, Mapping) or depth > 16:
@@ -81,7 +89,7 @@ def types_of(schema: Any, depth: int = 0) -> frozenset[str]:
         found.add("object")
     if not found and "items" in schema:
         found.add("array")
-    return frozenset(found)
+    return frozenset(_DIALECT.get(name, name) for name in found)
 
 
 def _type_name(value: Any) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from baton.gateway.parsers.json_calls import ARGUMENT_KEYS, NAME_KEYS, call_of
 from baton.gateway.parsers.json_text import read_json
 from baton.gateway.parsers.machine import content_and_calls
 from baton.gateway.parsers.output import Output
-from baton.gateway.parsers.reader import MalformedError, Reader, Wait, stops
+from baton.gateway.parsers.reader import CutOffError, MalformedError, Reader, Stops, Wait, stops
 from baton.gateway.parsers.schema import ToolSchemas
 
 _NUMBERED = re.compile(r"^(?:functions?\.)?(?P<name>.*?)(?::(?P<number>\d+))?$", re.DOTALL)
@@ -36,7 +36,7 @@ class SectionCalls:
     numbered: bool = False
     fused: bool = False
     bare: bool = True
-    cut: bool = False
+    cut: Literal["content", "call"] = "content"
     no_arguments: bool = True
     ignored: tuple[str, ...] = ()
 
@@ -56,7 +56,8 @@ class SectionCalls:
 
         starts = (*self.sections, *(self.calls if self.bare or not self.sections else ()))
         ignored = (*self.ignored, *self.section_ends)
-        yield from content_and_calls(reader, out, starts, read, ignored)
+        drop_cut = self.cut != "content"
+        yield from content_and_calls(reader, out, starts, read, ignored, drop_cut=drop_cut)
 
     def _section(self, reader: Reader, out: Output) -> Wait[None]:
         yield from reader.accept(*self.sections)
@@ -65,7 +66,7 @@ class SectionCalls:
             hit = yield from reader.find(found)
             if hit is None:
                 if reader.text.strip():
-                    raise MalformedError
+                    raise CutOffError
                 reader.take(len(reader.text))
                 return
             noise = reader.take(hit[0])
@@ -90,7 +91,8 @@ class SectionCalls:
         ends = (*self.separators, *self.call_ends, *self.calls, *self.section_ends)
         hit = yield from reader.find(stops(*ends))
         if hit is None:
-            raise MalformedError
+            self._cut_name(reader, out, stops(*ends, *self.kinds))
+            return
         raw_name = reader.take(hit[0]).strip()
         arguments: Any = {}
         if hit[1] in self.separators:
@@ -105,6 +107,14 @@ class SectionCalls:
         reader.mark()
         yield from self._end(reader)
 
+    def _cut_name(self, reader: Reader, out: Output, found: Stops) -> None:
+        """The text ended in a call's name."""
+        name = reader.text[: found.held_from(reader.text)].strip()
+        if self.cut != "call" or not name:
+            raise CutOffError
+        reader.take(len(reader.text))
+        out.call(name, {})
+
     def _json(self, reader: Reader) -> Wait[Any]:
         yield from reader.skip_space()
         if self.fences:
@@ -112,7 +122,10 @@ class SectionCalls:
             yield from reader.skip_space()
         if self.no_arguments and (yield from _at(reader, self.call_ends)):
             return {}
-        return (yield from read_json(reader, complete=self.cut))
+        if self.cut == "call" and reader.ended and _is_part(reader.text, self.fences):
+            reader.take(len(reader.text))
+            return {}
+        return (yield from read_json(reader, complete=self.cut == "call"))
 
     def _end(self, reader: Reader) -> Wait[None]:
         """Whatever stands between the JSON and the call's end is dropped, if it is short."""
@@ -120,7 +133,9 @@ class SectionCalls:
         if self.fences:
             yield from reader.accept("```")
             yield from reader.skip_space()
-        yield from reader.accept(*self.call_ends)
+        if not (yield from reader.accept(*self.call_ends)):
+            if self.cut == "call" and reader.ended and _is_part(reader.text, self.call_ends):
+                reader.take(len(reader.text))
 
     def _named(self, text: str) -> tuple[str, str | None]:
         if not self.numbered:
@@ -131,15 +146,18 @@ class SectionCalls:
         return match["name"], text
 
 
+def _is_part(text: str, strings: tuple[str, ...]) -> bool:
+    """Whether the text is empty or what an end left of one of these."""
+    return any(s.startswith(text) for s in strings)
+
+
 def _nothing() -> Wait[str]:
     return ""
     yield
 
 
 def _at(reader: Reader, strings: tuple[str, ...]) -> Wait[bool]:
-    while not reader.ended and any(
-        s.startswith(reader.text) and s != reader.text for s in strings
-    ):
+    while not reader.ended and any(s.startswith(reader.text) and s != reader.text for s in strings):
         yield
     return any(reader.text.startswith(s) for s in strings)
 

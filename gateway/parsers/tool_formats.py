@@ -1,5 +1,8 @@
 """Every format of tool calls that Baton knows."""
 
+# DeepSeek's and Step's tokens are written with full-width bars.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -34,6 +37,7 @@ GLM = XmlCalls(
     key_end="</arg_key>",
     value_start="<arg_value>",
     param_end="</arg_value>",
+    next_param_ends=False,
     trim="none",
 )
 HY = replace(
@@ -44,9 +48,9 @@ HY = replace(
     bare=False,
 )
 INVOKE = XmlCalls(
-    calls=("<invoke",),
+    calls=("<invoke name=",),
     call_ends=("</invoke>",),
-    params=("<parameter",),
+    params=("<parameter name=",),
     attributes=True,
     trim="none",
 )
@@ -59,9 +63,9 @@ def _dsml(section: str, space: str = "", *sections: str) -> XmlCalls:
     return XmlCalls(
         sections=tuple(f"<{mark}{name}>" for name in names),
         section_ends=tuple(f"</{mark}{name}>" for name in names),
-        calls=(f"<{mark}invoke",),
+        calls=(f"<{mark}invoke name=",),
         call_ends=(f"</{mark}invoke>",),
-        params=(f"<{mark}parameter",),
+        params=(f"<{mark}parameter name=",),
         param_end=f"</{mark}parameter>",
         attributes=True,
         json_body=True,
@@ -129,6 +133,7 @@ PLAMO3 = SectionCalls(
         "<|plamo:end_tool_arguments:plamo|><|plamo:end_tool_request:plamo|>",
         "<|plamo:end_tool_request:plamo|>",
     ),
+    cut="call",
     ignored=("<|plamo:tag|>",),
 )
 GEMMA4 = BodyCalls(
@@ -291,7 +296,7 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     ),
     ToolFormat(
         names=("poolside_v1",),
-        machine=GLM,
+        machine=replace(GLM, cut="drop"),
         example="<tool_call>f\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n</tool_call>",
         models="Poolside Laguna",
     ),
@@ -379,7 +384,7 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
             INVOKE,
             sections=("<dots_function_call>",),
             section_ends=("</dots_function_call>",),
-            json_body=True,
+            json_section=True,
             bare=False,
             untyped="json",
             unknown="content",
@@ -395,9 +400,9 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
         machine=XmlCalls(
             sections=("<｜tool_calls_begin｜>",),
             section_ends=("<｜tool_calls_end｜>",),
-            calls=("<steptml:invoke",),
+            calls=("<steptml:invoke name=",),
             call_ends=("</steptml:invoke>",),
-            params=("<steptml:parameter",),
+            params=("<steptml:parameter name=",),
             param_end="</steptml:parameter>",
             attributes=True,
             bare=False,
@@ -431,7 +436,9 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     ),
     ToolFormat(
         names=("granite",),
-        machine=JsonCalls(starts=("<|tool_call|>", "<tool_call>"), bare="["),
+        machine=replace(
+            QWEN_XML, sections=("<|tool_call|>", "<tool_call>"), json_section=True, cut="content"
+        ),
         example='<|tool_call|> [{"name": "f", "arguments": {"city": "Paris"}}]',
         models="Granite 3.0 to 3.3",
         template_marks=("<|tool_call|>",),

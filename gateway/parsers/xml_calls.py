@@ -13,7 +13,7 @@ from baton.gateway.parsers.json_calls import call_of
 from baton.gateway.parsers.json_text import read_json
 from baton.gateway.parsers.machine import content_and_calls
 from baton.gateway.parsers.output import Output
-from baton.gateway.parsers.reader import MalformedError, Reader, Wait, stops
+from baton.gateway.parsers.reader import CutOffError, MalformedError, Reader, Wait, stops
 from baton.gateway.parsers.schema import ToolSchemas, coerce, convert
 
 _ATTRIBUTE = re.compile(r"""([\w:-]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'/>]+)""")
@@ -26,7 +26,7 @@ class XmlCalls:
     `call_end`)* `section_end`, in content.
 
     `attributes`: name and key are in name="..." attributes of their tags. `bare`: calls count
-    outside a section too. `json_body`: arguments may stand as one JSON object instead. `wrappers`:
+    outside a section too. `json_body`: arguments may stand as one JSON object instead; `json_section`: whole calls may. `wrappers`:
     parameters which, unknown to the tool and holding an object, stand for all arguments. `typed_by`:
     an attribute or tag saying how to read a value without a schema. `json_call`: a call's inside may
     be JSON with its name. `between`: dropped around calls in a section. `unknown`: what a call of a
@@ -46,12 +46,14 @@ class XmlCalls:
     type_tags: tuple[str, str] | None = None
     bare: bool = True
     json_body: bool = False
+    json_section: bool = False
     wrappers: tuple[str, ...] = ()
     trim: Literal["none", "newline"] = "newline"
     untyped: Literal["string", "json"] = "string"
     cdata: bool = False
     unknown: Literal["call", "content", "drop"] = "call"
-    cut: Literal["call", "content"] = "call"
+    cut: Literal["call", "content", "drop"] = "call"
+    next_param_ends: bool = True
     json_call: bool = False
     between: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -74,7 +76,8 @@ class XmlCalls:
         starts = (*self.sections, *(self.calls if self.bare or not self.sections else ()))
         # An end without its start is noise that models do make.
         ignored = (*self.ignored, *self.section_ends)
-        yield from content_and_calls(reader, out, starts, read, ignored)
+        drop_cut = self.cut != "content"
+        yield from content_and_calls(reader, out, starts, read, ignored, drop_cut=drop_cut)
 
     def _section(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         yield from reader.accept(*self.sections)
@@ -91,12 +94,12 @@ class XmlCalls:
             if found:
                 reader.take(len(found))
                 reader.mark()
-            elif self.json_body and reader.text[:1] == "{":
-                out.call(*call_of((yield from read_json(reader))))
+            elif self.json_section and reader.text[:1] in ("{", "["):
+                yield from self._json_call(reader, out, tools)
                 reader.mark()
                 continue
             elif reader.text:
-                raise MalformedError
+                _refuse(reader, (*self.calls, *self.section_ends))
             return
 
     def _call(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
@@ -111,8 +114,8 @@ class XmlCalls:
         arguments: dict[str, Any] = {}
         if not end.startswith("/"):
             arguments = yield from self._arguments(reader, name, tools)
-        if self.unknown == "content" and not _allowed(name, arguments, tools):
-            raise MalformedError
+        if self.unknown == "content":
+            arguments = _known(name, arguments, tools)
         if self.unknown == "call" or not tools.known or tools.has(name):
             out.call(name, arguments)
 
@@ -128,7 +131,9 @@ class XmlCalls:
         yield from reader.accept(*self.call_ends)
 
     def _check_name(self, name: str, end: str, tools: ToolSchemas) -> None:
-        if not name or (not end and self.cut == "content"):
+        if not end and (not name or self.cut != "call"):
+            raise CutOffError
+        if not name:
             raise MalformedError
         if self.unknown == "content" and tools.known and not tools.has(name):
             raise MalformedError
@@ -138,7 +143,8 @@ class XmlCalls:
         others = (*self.params, *self.call_ends)
         hit = yield from reader.find(stops(*ends, *others))
         if hit is None:
-            return self._named(reader.take(len(reader.text))), ""
+            cut = stops(*ends, *others).held_from(reader.text)
+            return self._named(reader.take(len(reader.text))[:cut]), ""
         text = reader.take(hit[0])
         if hit[1] in ends:
             reader.take(len(hit[1]))
@@ -147,7 +153,7 @@ class XmlCalls:
     def _named(self, text: str) -> str:
         if not self.attributes:
             return text.strip().strip("\"'")
-        return attributes_of(text).get("name", "")
+        return attributes_of("name=" + text).get("name", "")
 
     def _arguments(self, reader: Reader, name: str, tools: ToolSchemas) -> Wait[dict[str, Any]]:
         """Up to and with the call's end; a section's end or another call ends it too."""
@@ -160,11 +166,13 @@ class XmlCalls:
                 continue
             hit = yield from reader.find(found)
             if hit is None:
-                if self.cut == "content":
-                    raise MalformedError
+                if self.cut != "call":
+                    raise CutOffError
                 reader.take(len(reader.text))
                 return self._unwrapped(arguments, name, tools)
-            reader.take(hit[0])
+            noise = reader.take(hit[0])
+            if noise.strip() and self.unknown == "content":
+                raise MalformedError
             if hit[1] in self.params:
                 reader.take(len(hit[1]))
                 yield from self._parameter(reader, arguments, name, tools)
@@ -177,11 +185,13 @@ class XmlCalls:
         self, reader: Reader, arguments: dict[str, Any], name: str, tools: ToolSchemas
     ) -> Wait[None]:
         head, _ = yield from reader.until(stops(self.key_end))
-        attributes = attributes_of(head) if self.attributes else {}
+        attributes = attributes_of("name=" + head) if self.attributes else {}
         key = attributes.get("name", "") if self.attributes else head.strip().strip("\"'")
         kind = attributes.get("string")
         if self.value_start:
             yield from reader.skip_space()
+            if (yield from reader.accept("\\n")):
+                yield from reader.skip_space()
             kind = yield from self._type_tag(reader)
             if not (yield from reader.accept(self.value_start)):
                 return
@@ -205,12 +215,14 @@ class XmlCalls:
             yield from reader.skip_space()
             yield from reader.accept(self.param_end)
             return text
-        found = stops(self.param_end, *self.params, *self.call_ends)
+        others = self.params if self.next_param_ends else ()
+        found = stops(self.param_end, *others, *self.call_ends)
         hit = yield from reader.find(found)
         if hit is None:
-            if self.cut == "content":
-                raise MalformedError
-            return self._trimmed(reader.take(len(reader.text)))
+            if self.cut != "call":
+                raise CutOffError
+            cut = found.held_from(reader.text)
+            return self._trimmed(reader.take(len(reader.text))[:cut])
         text = reader.take(hit[0])
         if hit[1] == self.param_end:
             reader.take(len(hit[1]))
@@ -254,10 +266,20 @@ def attributes_of(text: str) -> dict[str, str]:
     return found
 
 
-def _allowed(name: str, arguments: dict[str, Any], tools: ToolSchemas) -> bool:
-    """Whether the tool has all of these parameters; so if nothing is known of it."""
+def _known(name: str, arguments: dict[str, Any], tools: ToolSchemas) -> dict[str, Any]:
+    """The arguments that the tool has. Raises MalformedError if it has none of them."""
     known = tools.properties(name)
-    return not known or all(key in known for key in arguments)
+    kept = {k: v for k, v in arguments.items() if k in known} if known else arguments
+    if arguments and not kept:
+        raise MalformedError
+    return kept
+
+
+def _refuse(reader: Reader, expected: tuple[str, ...]) -> None:
+    """Raises what says why none of the expected comes next."""
+    if reader.ended and any(s.startswith(reader.text) for s in expected):
+        raise CutOffError
+    raise MalformedError
 
 
 def _next(reader: Reader, strings: tuple[str, ...]) -> Wait[str]:

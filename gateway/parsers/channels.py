@@ -207,7 +207,7 @@ def _muse_calls(
     for name, inside in _INVOKE.findall(body):
         if not tools.has(name):
             head, _, tail = name.rpartition(".")
-            if head and head == tail and (tools.has(tail) or not tools.known):
+            if head and head == tail and tools.has(tail):
                 name = tail
         arguments = {}
         for key, text in _PARAMETER.findall(inside):

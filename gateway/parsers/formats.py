@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from baton.gateway.parsers.events import ContentDelta, Event, Parsed, collect, joined
@@ -54,6 +54,15 @@ class ReasoningFormat:
     model_types: tuple[str, ...] = ()
     optional: bool = False
 
+    def for_prompt(self, prompt: str, thinking: bool | None = None) -> Machine:
+        """The machine for a request whose prompt, as rendered, ends like this."""
+        machine = self.machine
+        if isinstance(machine, ThoughtTags):
+            opened = machine.opened_by(prompt)
+            if opened is not None:
+                return replace(machine, inside=opened)
+        return self.for_thinking(thinking)
+
     def for_thinking(self, thinking: bool | None) -> Machine:
         """The machine for a request that has thinking on, off, or says nothing."""
         machine = self.machine
@@ -90,9 +99,11 @@ def tool_parser(form: ToolFormat, tools: Sequence[Mapping[str, Any]] | None = No
     return MachineParser(form.machine, ToolSchemas(tools))
 
 
-def reasoning_parser(form: ReasoningFormat, thinking: bool | None = None) -> StreamParser:
-    """A parser of one answer's thoughts."""
-    machine = form.for_thinking(thinking)
+def reasoning_parser(
+    form: ReasoningFormat, thinking: bool | None = None, prompt: str = ""
+) -> StreamParser:
+    """A parser of one answer's thoughts. `prompt`: how the rendered prompt ends, if known."""
+    machine = form.for_prompt(prompt, thinking)
     return MachineParser(machine, ToolSchemas(None), keeps_blanks=True)
 
 
@@ -101,12 +112,13 @@ def answer_parser(
     reasoning_form: ReasoningFormat,
     tools: Sequence[Mapping[str, Any]] | None = None,
     thinking: bool | None = None,
+    prompt: str = "",
 ) -> StreamParser:
     """A parser of both."""
     calls = tool_parser(tool_form, tools)
     if any(name in tool_form.thinks for name in reasoning_form.names):
         return calls
-    return Pipeline(reasoning_parser(reasoning_form, thinking), calls)
+    return Pipeline(reasoning_parser(reasoning_form, thinking, prompt), calls)
 
 
 def parse(parser: StreamParser, chunks: Sequence[str]) -> Parsed:

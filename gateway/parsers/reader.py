@@ -65,12 +65,15 @@ def stops(*strings: str) -> Stops:
 class Reader:
     """The text of one answer between the one who feeds it and the machine that reads it."""
 
-    __slots__ = ("_kept", "_size", "ended", "max_held", "text")
+    __slots__ = ("_kept", "_size", "drops_partial", "ended", "max_held", "text")
 
     def __init__(self, max_held: int = MAX_HELD_CHARS) -> None:
         self.text = ""
         self.ended = False
         self.max_held = max_held
+        # Whether what may be the beginning of a stop is dropped where the text ends: so where stops
+        # are special tokens, which text cannot resemble.
+        self.drops_partial = False
         self._kept: list[str] | None = None
         self._size = 0
 
@@ -113,13 +116,14 @@ class Reader:
         while True:
             hit = found.search(self.text, 0, self.ended)
             held = hit[0] if hit else len(self.text)
-            if not hit and not self.ended:
+            if not hit and (not self.ended or self.drops_partial):
                 held = found.held_from(self.text)
             if held:
                 emit(self.take(held))
             if hit:
                 return hit[1]
             if self.ended:
+                self.take(len(self.text))
                 return None
             yield
 

@@ -20,7 +20,7 @@ class ThoughtTags:
     end; `head`: white space dropped where the answer begins. `wrappers`: tags dropped around the
     answer. `prefix`: put before everything, which is all content then. `stray`: an end without a
     start is dropped. `prompted`: with thinking on, the prompt opens the thought. `dropped`: taken
-    out everywhere. `off`: there are no thoughts.
+    out everywhere. `drops_partial`: half a marker at the end is dropped. `off`: there are no thoughts.
     """
 
     starts: tuple[str, ...] = ("<think>",)
@@ -37,6 +37,7 @@ class ThoughtTags:
     stray: bool = True
     off: bool = False
     prompted: bool = True
+    drops_partial: bool = False
     dropped: tuple[str, ...] = ()
 
     @property
@@ -48,12 +49,19 @@ class ThoughtTags:
         inside = thinking and (self.prompted or self.inside)
         return replace(self, inside=inside, off=plain and not thinking)
 
+    def opened_by(self, prompt: str) -> bool | None:
+        """Whether a prompt ends inside a thought; None if it says nothing."""
+        start = max(prompt.rfind(s) for s in self.starts)
+        end = max(prompt.rfind(s) for s in self.ends)
+        return None if start == end else start > end
+
     def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         if self.prefix:
             out.content(self.prefix)
         if self.prefix or self.off:
             yield from reader.pass_until(stops(), out.content)
             return
+        reader.drops_partial = self.drops_partial
         inside = yield from self._begins(reader, out)
         while True:
             if inside:

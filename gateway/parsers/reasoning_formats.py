@@ -266,6 +266,7 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
             ends=("<|plamo:end_think:plamo|>",),
             calls=("<|plamo:begin_tool_requests:plamo|>",),
             again=True,
+            drops_partial=True,
         ),
         optional=True,
         example="<|plamo:begin_think:plamo|>a thought<|plamo:end_think:plamo|>an answer",

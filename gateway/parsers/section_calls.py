@@ -38,13 +38,14 @@ class SectionCalls:
     bare: bool = True
     cut: Literal["content", "call"] = "content"
     no_arguments: bool = True
+    drops_partial: bool = False
     ignored: tuple[str, ...] = ()
 
     @property
     def markers(self) -> tuple[str, ...]:
         return (
             *self.sections, *self.section_ends, *self.calls, *self.kinds, *self.separators,
-            *self.call_ends, *self.ignored,
+            *self.call_ends, *self.fences, *self.ignored,
         )  # fmt: skip
 
     def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
@@ -54,6 +55,7 @@ class SectionCalls:
             else:
                 yield from self._call(reader, out)
 
+        reader.drops_partial = self.drops_partial
         starts = (*self.sections, *(self.calls if self.bare or not self.sections else ()))
         ignored = (*self.ignored, *self.section_ends)
         drop_cut = self.cut != "content"

@@ -134,6 +134,7 @@ PLAMO3 = SectionCalls(
         "<|plamo:end_tool_request:plamo|>",
     ),
     cut="call",
+    drops_partial=True,
     ignored=("<|plamo:tag|>",),
 )
 GEMMA4 = BodyCalls(

@@ -63,7 +63,7 @@ class XmlCalls:
         tags = self.type_tags or ()
         return (
             *self.sections, *self.section_ends, *self.calls, *self.name_ends, *self.call_ends,
-            *self.params, self.key_end, self.value_start, self.param_end, *tags, *self.ignored,
+            *self.params, self.key_end, self.value_start, self.param_end, *tags, *self.between, *self.ignored,
         )  # fmt: skip
 
     def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
@@ -110,7 +110,7 @@ class XmlCalls:
                 yield from self._json_call(reader, out, tools)
                 return
         name, end = yield from self._name(reader)
-        self._check_name(name, end, tools)
+        self._check_name(reader, name, end, tools)
         arguments: dict[str, Any] = {}
         if not end.startswith("/"):
             arguments = yield from self._arguments(reader, name, tools)
@@ -130,8 +130,9 @@ class XmlCalls:
         yield from reader.skip_space()
         yield from reader.accept(*self.call_ends)
 
-    def _check_name(self, name: str, end: str, tools: ToolSchemas) -> None:
-        if not end and (not name or self.cut != "call"):
+    def _check_name(self, reader: Reader, name: str, end: str, tools: ToolSchemas) -> None:
+        over = not end or (reader.ended and not reader.text.strip())
+        if over and (not name or self.cut != "call"):
             raise CutOffError
         if not name:
             raise MalformedError

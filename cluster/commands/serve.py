@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from baton.protos.errors import BatonError
-
 if TYPE_CHECKING:
     from baton.cluster.config import BatonConfig
     from baton.cluster.directory import Listing
@@ -111,31 +109,28 @@ def overrides(options: Mapping[str, Any], no_grpc: bool) -> dict[str, tuple[Any,
 def run(config: BatonConfig) -> None:
     """Serves until a signal comes. Raises BatonError when it cannot start."""
     from baton.cluster.launcher import Launcher, check_machine
-    from baton.cluster.local_ray import make_state_dir, remove_state_dir
+    from baton.cluster.local_ray import make_state_dir
+    from baton.cluster.reaper import Reaper
     from baton.cluster.terminal import Terminal
 
     check_machine(config)
     state_dir = make_state_dir()
-    keep_logs = False
-    with Terminal(state_dir / "baton.log") as terminal, StopSignals(state_dir) as stop:
-        launcher = Launcher(config, state_dir, terminal.say)
-        try:
-            _serve(launcher, terminal, stop)
-        except KeyboardInterrupt:
-            pass
-        except BatonError:
-            keep_logs = True
-            raise
-        except BaseException as error:
-            keep_logs = True
-            terminal.say(f"baton: {type(error).__name__}: {error}")
-            raise
-        finally:
-            _stop(launcher, terminal, stop)
-            if keep_logs:
-                terminal.say(f"Logs are kept in {state_dir}.")
-    if not keep_logs:
-        remove_state_dir(state_dir)
+    reaper = Reaper(state_dir)
+    keep_logs = True
+    try:
+        with Terminal(state_dir / "baton.log") as terminal, StopSignals() as stop:
+            launcher = Launcher(config, state_dir, terminal.say)
+            try:
+                _serve(launcher, terminal, stop)
+            except (KeyboardInterrupt, SystemExit):
+                # The second is what Ray makes of a SIGTERM while it starts.
+                keep_logs = False
+            finally:
+                _stop(launcher, terminal, stop)
+    finally:
+        reaper.finish(keep_logs)
+        if keep_logs:
+            click.echo(f"Logs are kept in {state_dir}.")
 
 
 def _serve(launcher: Launcher, terminal: Terminal, stop: StopSignals) -> None:
@@ -161,8 +156,7 @@ def _stop(launcher: Launcher, terminal: Terminal, stop: StopSignals) -> None:
 class StopSignals:
     """Ctrl-C and SIGTERM: the first stops in order, the second ends everything at once."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
+    def __init__(self) -> None:
         self._event = threading.Event()
         self._stopping = False
         self._former: dict[int, Any] = {}
@@ -191,10 +185,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._stopping:
-            from baton.cluster.local_ray import remove_state_dir
-
-            # The kernel ends Ray's processes together with this one.
-            remove_state_dir(self._state_dir)
+            # The reaper ends what is left.
             os._exit(128 + number)
         self._stopping = True
         raise KeyboardInterrupt

@@ -98,7 +98,12 @@ def _milliseconds(summary: Summary | None) -> dict[str, float] | None:
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
     """Two tables for the terminal: totals, and latencies in milliseconds."""
+    return [_totals(report), _latencies(report["results"])]
+
+
+def _totals(report: Mapping[str, Any]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     results = report["results"]
     totals = Table(title=f"{report['model']} at {report['url']}", title_justify="left")
@@ -116,7 +121,12 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     if report["num_late"]:
         totals.add_row("late: concurrency reached", str(report["num_late"]))
     for reason, count in results["errors"].items():
-        totals.add_row(f"[red]failed[/red] {reason}", str(count))
+        totals.add_row(Text(f"failed: {reason}", style="red"), str(count))
+    return totals
+
+
+def _latencies(results: Mapping[str, Any]) -> Table:
+    from rich.table import Table
 
     columns = ("mean", *(f"p{p}" for p in PERCENTILES), "max")
     latencies = Table(title="milliseconds", title_justify="left")
@@ -132,4 +142,4 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     for key, name in names.items():
         if results[key] is not None:
             latencies.add_row(name, *(f"{results[key][column]:,.2f}" for column in columns))
-    return [totals, latencies]
+    return latencies

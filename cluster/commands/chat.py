@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from baton.cluster.client import Endpoint, model_name, server_error
 from baton.cluster.options import endpoint_options
 from baton.protos.errors import BatonError, UnavailableError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HELP = """/exit          leave (also Ctrl-D)
 /reset         forget the conversation
@@ -51,7 +54,12 @@ def command(
         settings={k: v for k, v in settings.items() if v is not None},
         show_plan=plan,
     )
-    console.print(f"[dim]{conversation.model} at {endpoint.base}. /help lists commands.[/dim]")
+    say(console, f"{conversation.model} at {endpoint.base}. /help lists commands.")
+    talk(conversation, console)
+
+
+def talk(conversation: Conversation, console: Console) -> None:
+    """Reads lines and answers them until /exit or the end of input."""
     while True:
         try:
             line = input("> ").strip()
@@ -59,14 +67,19 @@ def command(
             console.print()
             return
         except KeyboardInterrupt:
-            console.print("\n[dim]/exit leaves[/dim]")
+            say(console, "\n/exit leaves")
             continue
         if line == "/exit":
             return
         if line.startswith("/"):
-            console.print(f"[dim]{conversation.obey(line)}[/dim]", markup=True)
+            say(console, conversation.obey(line))
         elif line:
             _answer(conversation, line, console)
+
+
+def say(console: Console, text: str, style: str = "dim") -> None:
+    """Baton's own words, set apart from the model's."""
+    console.print(text, style=style, markup=False)
 
 
 class Conversation:
@@ -162,7 +175,7 @@ def _pieces(lines: Iterator[str]) -> Iterator[tuple[str, bool]]:
                 yield delta["content"], False
 
 
-def _answer(conversation: Conversation, line: str, console: Any) -> None:
+def _answer(conversation: Conversation, line: str, console: Console) -> None:
     def show(piece: str, is_thought: bool) -> None:
         console.print(piece, end="", markup=False, style="dim" if is_thought else None)
 
@@ -170,8 +183,8 @@ def _answer(conversation: Conversation, line: str, console: Any) -> None:
         conversation.ask(line, show)
         console.print()
     except KeyboardInterrupt:
-        console.print("\n[dim](stopped)[/dim]")
+        say(console, "\n(stopped)")
     except BatonError as error:
-        console.print(f"\n[red]{error.message}[/red]", markup=True)
+        say(console, f"\n{error.message}", "red")
     if conversation.show_plan and conversation.plan:
-        console.print(conversation.plan, style="dim", markup=False)
+        say(console, conversation.plan)

@@ -83,6 +83,8 @@ class Blocks:
         try:
             reader.take(len(opening))
             yield from reader.skip_space()
+            if (yield from reader.accept(*self.ends)):
+                return
             value = yield from read_json(reader)
             values = value if isinstance(value, list) else [value]
             if not all(isinstance(v, dict) for v in values):
@@ -92,7 +94,8 @@ class Blocks:
         except MalformedError:
             reader.put_back()
             out.content(reader.take(len(opening)))
-        reader.unmark()
+        finally:
+            reader.unmark()
 
 
 _OPEN, _CLOSE, _SEP = "<|open|>", "<|close|>", "<|sep|>"

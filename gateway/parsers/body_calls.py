@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from baton.gateway.parsers.json_text import MAX_DEPTH
 from baton.gateway.parsers.machine import content_and_calls
@@ -51,14 +51,16 @@ class BodyCalls:
         yield from content_and_calls(reader, out, self.starts, read, (*self.ignored, *self.ends))
 
 
-def gemma(quote: str) -> Decode:
-    """Bodies like `call:name{key:<quote>text<quote>,n:[1,2],o:{...}}`."""
+def gemma(quote: str, *, typed: bool = False) -> Decode:
+    """Bodies like `call:name{key:<quote>text<quote>,n:[1,2],o:{...}}`. `typed`: what is not quoted is
+    JSON even for a tool that the request does not have.
+    """
 
     def decode(body: str, tools: ToolSchemas, ended: bool) -> list[tuple[str, dict[str, Any]]]:
         match = _GEMMA_CALL.match(body)
         if match is None:
             raise MalformedError
-        source = _Gemma(body, match.end(), quote, ended)
+        source = _Gemma(body, match.end(), quote, ended, typed=typed or tools.has(match["name"]))
         value = source.mapping(tools.only_parameters(match["name"]), 0)
         if source.text[source.at :].strip():
             raise MalformedError
@@ -70,11 +72,13 @@ def gemma(quote: str) -> Decode:
 class _Gemma:
     """Recursive descent over one body. Past its end, everything closes if it was cut off."""
 
-    def __init__(self, text: str, at: int, quote: str, ended: bool) -> None:
+    def __init__(self, text: str, at: int, quote: str, ended: bool, *, typed: bool) -> None:
         self.text = text
         self.at = at
         self._quote = quote
         self._ended = ended
+        # Of a tool that the request does not have nothing is known: its values stay text.
+        self._untyped: Literal["string", "json"] = "json" if typed else "string"
 
     def _peek(self) -> str:
         while self.text[self.at : self.at + 1].isspace():
@@ -127,7 +131,7 @@ class _Gemma:
         self.at += len(bare)
         # Text is quoted here, so that a bare null is null whatever the schema says.
         bare = bare.strip()
-        return None if bare == "null" else convert(bare, schema, untyped="json")
+        return None if bare == "null" else convert(bare, schema, untyped=self._untyped)
 
     def _items(self, schema: Any, depth: int) -> list[Any]:
         self.at += 1

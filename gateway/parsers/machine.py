@@ -79,10 +79,12 @@ def content_and_calls(
     ignored: tuple[str, ...] = (),
     *,
     drop_cut: bool = False,
+    drop_refused: bool = False,
 ) -> Wait[None]:
     """Content with calls in it, to the end. `ignored` strings are dropped where they are content; a
     start whose call is malformed is content, what follows it is read again, and the next ignored
     string is kept, for it is its end. `drop_cut`: a call that the end cuts off is dropped.
+    `drop_refused`: of a malformed call only the markers are, for they are no text.
     """
     found = stops(*starts, *ignored)
     refused = False
@@ -106,6 +108,8 @@ def content_and_calls(
             if drop_cut and isinstance(error, CutOffError):
                 reader.take(len(reader.text))
             elif out.num_calls == num_calls:
-                refused = True
-                out.content(reader.take(len(stop)))
+                refused = not drop_refused
+                marker = reader.take(len(stop))
+                if refused:
+                    out.content(marker)
         reader.unmark()

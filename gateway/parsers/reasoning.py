@@ -95,8 +95,8 @@ class ThoughtTags:
         return False
 
     def _thought(self, reader: Reader, out: Output) -> Wait[None]:
-        if self.labels:
-            yield from reader.accept(*self.labels)
+        if self.labels and not (yield from reader.accept(*self.labels)) and reader.ended:
+            reader.text = "" if reader.text + "\n" in self.labels else reader.text
         emit = _Trimmed(out.reasoning, self.lead, self.tail)
         skipped = (*self.starts, *self.dropped)
         found = stops(*self.ends, *skipped, *self.calls)

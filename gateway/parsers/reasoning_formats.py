@@ -34,7 +34,9 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
     ReasoningFormat(
         names=("deepseek_v4", "deepseek_v41", "deepseek-v4", "deepseek-v41"),
         machine=replace(
-            OUTSIDE, calls=("<｜DSML｜tool_calls>", "<｜DSML｜toolcalls>", "<｜DSML｜tool>")
+            OUTSIDE,
+            calls=("<｜DSML｜tool_calls>", "<｜DSML｜toolcalls>", "<｜DSML｜tool>"),
+            dropped=("<｜end▁of▁sentence｜>",),
         ),
         optional=True,
         example=_EXAMPLE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from baton.gateway.parsers.json_text import literal
 
@@ -53,6 +53,13 @@ class ToolSchemas:
         extra = self._parameters.get(name, {}).get("additionalProperties")
         return extra if isinstance(extra, Mapping) else None
 
+    def only_tool_with(self, arguments: Any) -> str | None:
+        """The one tool that takes these arguments, where a model left out the name."""
+        if not isinstance(arguments, dict):
+            return None
+        fitting = [n for n in self._parameters if arguments.keys() <= self.properties(n).keys()]
+        return fitting[0] if len(fitting) == 1 and arguments else None
+
     def only_parameters(self, name: str) -> Mapping[str, Any]:
         """A tool's whole parameter schema."""
         return self._parameters.get(name, {})
@@ -99,7 +106,7 @@ def _type_name(value: Any) -> str:
     return names.get(type(value), "object")
 
 
-def convert(text: str, schema: Any, *, untyped: str = "string") -> Any:
+def convert(text: str, schema: Any, *, untyped: Literal["string", "json"] = "string") -> Any:
     """The value that `text` stands for under `schema`; as text if it fits no type of it. Without a
     type, `untyped` says: "string" keeps the text, "json" reads JSON where it is some.
     """

@@ -51,9 +51,9 @@ class SectionCalls:
     def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         def read(start: str) -> Wait[None]:
             if start in self.sections:
-                yield from self._section(reader, out)
+                yield from self._section(reader, out, tools)
             else:
-                yield from self._call(reader, out)
+                yield from self._call(reader, out, tools)
 
         reader.drops_partial = self.drops_partial
         starts = (*self.sections, *(self.calls if self.bare or not self.sections else ()))
@@ -61,7 +61,7 @@ class SectionCalls:
         drop_cut = self.cut != "content"
         yield from content_and_calls(reader, out, starts, read, ignored, drop_cut=drop_cut)
 
-    def _section(self, reader: Reader, out: Output) -> Wait[None]:
+    def _section(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         yield from reader.accept(*self.sections)
         found = stops(*self.calls, *self.section_ends)
         while True:
@@ -78,10 +78,10 @@ class SectionCalls:
                     out.content(noise)
                 reader.mark()
                 return
-            yield from self._call(reader, out)
+            yield from self._call(reader, out, tools)
             reader.mark()
 
-    def _call(self, reader: Reader, out: Output) -> Wait[None]:
+    def _call(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         yield from reader.accept(*self.calls)
         yield from reader.accept(*self.kinds) if self.kinds else _nothing()
         if self.fused:
@@ -103,6 +103,8 @@ class SectionCalls:
         elif not self.no_arguments:
             raise MalformedError
         name, call_id = self._named(raw_name)
+        if self.numbered and name.isdigit():
+            name = tools.only_tool_with(arguments) or ""
         if not name or not isinstance(arguments, dict):
             raise MalformedError
         out.call(name, arguments, call_id)
@@ -191,7 +193,7 @@ class NamedJson:
             else:
                 yield from self._named(reader, out)
 
-        yield from content_and_calls(reader, out, (self.start,), read)
+        yield from content_and_calls(reader, out, (self.start,), read, drop_refused=True)
 
     def _json(self, reader: Reader, out: Output) -> Wait[None]:
         in_list = yield from reader.accept("[")

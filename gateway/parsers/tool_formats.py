@@ -125,7 +125,7 @@ INKLING = Blocks(
 PLAMO3 = SectionCalls(
     sections=("<|plamo:begin_tool_requests:plamo|>",),
     section_ends=("<|plamo:end_tool_requests:plamo|>",),
-    calls=("<|plamo:begin_tool_request:plamo|>",),
+    calls=("<|plamo:begin_tool_request:plamo|>", "<|plamo:begin_tool_name:plamo|>"),
     kinds=("<|plamo:begin_tool_name:plamo|>",),
     separators=("<|plamo:end_tool_name:plamo|>",),
     fences=("<|plamo:begin_tool_arguments:plamo|><|plamo:constrain|>json<|plamo:msg|>",),
@@ -386,6 +386,7 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
             sections=("<dots_function_call>",),
             section_ends=("</dots_function_call>",),
             json_section=True,
+            special=True,
             bare=False,
             untyped="json",
             unknown="content",
@@ -553,7 +554,13 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
         template_marks=("<start_function_call>",),
     ),
     ToolFormat(
-        names=("gemma4", "hf", "response_template"),
+        names=("hf", "response_template"),
+        machine=replace(GEMMA4, decode=gemma('<|"|>', typed=True), cut=False),
+        example='<|tool_call>call:f{city:<|"|>Paris<|"|>}<tool_call|>',
+        models="Gemma 4, by its response template",
+    ),
+    ToolFormat(
+        names=("gemma4",),
         machine=GEMMA4,
         example='<|tool_call>call:f{city:<|"|>Paris<|"|>}<tool_call|>',
         models="Gemma 4",

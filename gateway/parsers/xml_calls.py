@@ -29,7 +29,7 @@ class XmlCalls:
     outside a section too. `json_body`: arguments may stand as one JSON object instead; `json_section`: whole calls may. `wrappers`:
     parameters which, unknown to the tool and holding an object, stand for all arguments. `typed_by`:
     an attribute or tag saying how to read a value without a schema. `json_call`: a call's inside may
-    be JSON with its name. `between`: dropped around calls in a section. `unknown`: what a call of a
+    be JSON with its name. `special`: the section's markers are no text. `between`: dropped around calls in a section. `unknown`: what a call of a
     tool that the request does not have is. `cut`: what a call is that the end of the text cuts off.
     """
 
@@ -55,6 +55,7 @@ class XmlCalls:
     cut: Literal["call", "content", "drop"] = "call"
     next_param_ends: bool = True
     json_call: bool = False
+    special: bool = False
     between: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
@@ -76,8 +77,15 @@ class XmlCalls:
         starts = (*self.sections, *(self.calls if self.bare or not self.sections else ()))
         # An end without its start is noise that models do make.
         ignored = (*self.ignored, *self.section_ends)
-        drop_cut = self.cut != "content"
-        yield from content_and_calls(reader, out, starts, read, ignored, drop_cut=drop_cut)
+        yield from content_and_calls(
+            reader,
+            out,
+            starts,
+            read,
+            ignored,
+            drop_cut=self.cut != "content",
+            drop_refused=self.special,
+        )
 
     def _section(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         yield from reader.accept(*self.sections)
@@ -255,7 +263,8 @@ class XmlCalls:
             return arguments
         if isinstance(value, str):
             value = convert(value, None, untyped="json")
-        return value if isinstance(value, dict) else arguments
+        stands = isinstance(value, dict) and value.keys() <= known.keys()
+        return value if stands else arguments
 
 
 def attributes_of(text: str) -> dict[str, str]:

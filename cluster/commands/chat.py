@@ -138,7 +138,7 @@ class Conversation:
 
         system = [{"role": "system", "content": self._system}] if self._system else []
         body = {"model": self.model, "messages": system + messages, "stream": True}
-        headers = self._endpoint.headers | ({"x-baton-plan": "1"} if self.show_plan else {})
+        headers = self._endpoint.headers | ({"x-baton-explain": "1"} if self.show_plan else {})
         path = "/v1/chat/completions"
         try:
             with httpx.stream(

@@ -149,6 +149,7 @@ def test_a_conversation_remembers(server: FakeServer) -> None:
     assert "".join(pieces) == "Hello!Hello!"
     assert talk.plan == "decode=d0 reason=test"
     assert server.headers[0]["authorization"] == "Bearer k"
+    assert server.headers[0]["x-baton-explain"] == "1"
     assert [m["content"] for m in server.bodies[1]["messages"]] == [
         "Be brief.",
         "Hi",

@@ -18,6 +18,8 @@ COMMANDS = {
     "bench": ("bench", "Measure latency and throughput of a server under load."),
     "status": ("status", "Show workers, queues and KV use, live."),
     "config": ("config", "Show or check a configuration."),
+    "tools": ("tools", "Try a parser of tool calls on recorded answers."),
+    "reasoning": ("reasoning", "Try a parser of thoughts on recorded answers."),
     "version": ("version", "Print versions of Baton and of what it runs on."),
 }
 

@@ -24,9 +24,9 @@ _CITATION_START = ("<co>", "</co: ", "</co:")
 class Blocks:
     """(`open` text `end`)*; what is in no block is content.
 
-    `kinds` says what an opening token opens; a "skip" block ends where the next one opens. A "calls"
-    block holds JSON calls. `cited`: `<co>` marks are taken out. `begins`: what comes before the
-    first token. `raw_calls`: blocks of calls stay text.
+    `kinds` says what an opening token opens: a "skip" block ends where the next one opens, and a
+    "calls" block holds JSON calls. `cited`: `<co>` marks are taken out. `begins`: what comes before
+    the first token. `raw_calls`: blocks of calls stay text.
     """
 
     kinds: tuple[tuple[str, BlockKind], ...]

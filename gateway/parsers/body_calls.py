@@ -52,8 +52,8 @@ class BodyCalls:
 
 
 def gemma(quote: str, *, typed: bool = False) -> Decode:
-    """Bodies like `call:name{key:<quote>text<quote>,n:[1,2],o:{...}}`. `typed`: what is not quoted is
-    JSON even for a tool that the request does not have.
+    """Bodies like `call:name{key:<quote>text<quote>,n:[1,2],o:{...}}`. `typed`: what is not quoted
+    is JSON even for a tool that the request does not have.
     """
 
     def decode(body: str, tools: ToolSchemas, ended: bool) -> list[tuple[str, dict[str, Any]]]:

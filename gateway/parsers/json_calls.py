@@ -1,5 +1,5 @@
-"""Calls written as JSON: `{"name": ..., "arguments": {...}}`, one, several or a list of them, behind
-a marker or bare.
+"""Calls written as JSON: `{"name": ..., "arguments": {...}}`, one, several or a list of them,
+behind a marker or bare.
 """
 
 from __future__ import annotations

@@ -81,6 +81,7 @@ def read_json(reader: Reader, *, complete: bool = False) -> Wait[Any]:
     while True:
         end = outline.end_in(reader.text)
         if end is not None:
+            reader.check_held(end)
             value = loads(reader.text[:end])
             reader.take(end)
             return value

@@ -46,7 +46,7 @@ class MachineParser:
     ) -> None:
         self._reader = Reader(max_held)
         self._out = Output(keeps_blanks=keeps_blanks)
-        self._running = machine.run(self._reader, self._out, tools)
+        self._running: Wait[object] = machine.run(self._reader, self._out, tools)
         self._done = False
 
     def feed(self, text: str) -> list[Event]:
@@ -69,6 +69,11 @@ class MachineParser:
             next(self._running)
         except StopIteration:
             self._done = True
+        except MalformedError:
+            # Too much was held outside a call: the rest is content.
+            self._reader.put_back()
+            self._running = self._reader.pass_until(stops(), self._out.content)
+            self._step()
 
 
 def content_and_calls(

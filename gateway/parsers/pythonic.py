@@ -289,6 +289,7 @@ def _balanced(reader: Reader) -> Wait[str]:
                 depth -= 1
             at += 1
             if depth == 0 and not quote:
+                reader.check_held(at)
                 return reader.text[:at]
         if not (yield from reader.more()):
             raise MalformedError

@@ -32,12 +32,13 @@ class CutOffError(MalformedError):
 class Stops:
     """Strings to look for at once; the one that begins first wins, then the longest."""
 
-    __slots__ = ("_longest", "_pattern", "_strings")
+    __slots__ = ("_firsts", "_longest", "_pattern", "_strings")
 
     def __init__(self, strings: tuple[str, ...]) -> None:
         self._strings = tuple(sorted((s for s in strings if s), key=len, reverse=True))
         self._pattern = re.compile("|".join(map(re.escape, self._strings)) or r"(?!)")
         self._longest = len(self._strings[0]) if self._strings else 0
+        self._firsts = frozenset(s[0] for s in self._strings)
 
     def search(self, text: str, start: int, ended: bool) -> tuple[int, str] | None:
         """The first stop from `start` on that no further text could displace."""
@@ -50,6 +51,8 @@ class Stops:
         """Where the part begins that may turn into a stop; len(text) if there is none."""
         size = len(text)
         for i in range(max(start, size - self._longest + 1), size):
+            if text[i] not in self._firsts:
+                continue
             tail = text[i:]
             if any(len(s) > size - i and s.startswith(tail) for s in self._strings):
                 return i
@@ -102,12 +105,18 @@ class Reader:
 
     def more(self) -> Wait[bool]:
         """Waits for more text; False at the end. Raises MalformedError if too much is held."""
-        if len(self.text) + self._size > self.max_held:
-            raise MalformedError
+        self.check_held(len(self.text))
         if self.ended:
             return False
         yield
         return True
+
+    def check_held(self, size: int) -> None:
+        """Raises MalformedError if a call that has so much of `text` takes more than is held for
+        one. Checked where one ends too, so that it is refused however its text arrived.
+        """
+        if size + self._size > self.max_held:
+            raise MalformedError
 
     def pass_until(self, found: Stops, emit: Callable[[str], None]) -> Wait[str | None]:
         """Emits text as it comes, up to a stop, which is left in `text` and returned; None at the
@@ -132,6 +141,7 @@ class Reader:
         while True:
             hit = found.search(self.text, start, self.ended)
             if hit:
+                self.check_held(hit[0] + len(hit[1]))
                 return hit
             searched = found.held_from(self.text, start)
             if not (yield from self.more()):

@@ -9,6 +9,8 @@ from baton.gateway.parsers.output import Output
 from baton.gateway.parsers.reader import Reader, Wait, stops
 from baton.gateway.parsers.schema import ToolSchemas
 
+_MAX_TAIL_CHARS = 4096
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThoughtTags:
@@ -20,7 +22,8 @@ class ThoughtTags:
     end; `head`: white space dropped where the answer begins. `wrappers`: tags dropped around the
     answer. `prefix`: put before everything, which is all content then. `stray`: an end without a
     start is dropped. `prompted`: with thinking on, the prompt opens the thought. `dropped`: taken
-    out everywhere. `drops_partial`: half a marker at the end is dropped. `off`: there are no thoughts.
+    out everywhere. `drops_partial`: half a marker at the end is dropped. `off`: there are no
+    thoughts.
     """
 
     starts: tuple[str, ...] = ("<think>",)
@@ -144,6 +147,8 @@ class _Trimmed:
         self._started = True
         text = self._held + text
         kept = text.rstrip(self._tail) if self._tail else text
+        if len(text) - len(kept) > _MAX_TAIL_CHARS:
+            kept = text
         self._held = text[len(kept) :]
         if kept:
             self._emit(kept)

@@ -10,8 +10,8 @@ from dataclasses import replace
 from baton.gateway.parsers.blocks import Xtml
 from baton.gateway.parsers.channels import beam_decode
 from baton.gateway.parsers.formats import ReasoningFormat
+from baton.gateway.parsers.message_formats import COHERE, HARMONY, INKLING, MUSE, MUSE_GLIMMER
 from baton.gateway.parsers.reasoning import ThoughtTags
-from baton.gateway.parsers.tool_formats import COHERE, HARMONY, INKLING, MUSE, MUSE_GLIMMER
 
 THINK = ThoughtTags()
 OUTSIDE = ThoughtTags(inside=False)
@@ -45,13 +45,6 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
     ),
     ReasoningFormat(
         names=("holo2",), machine=THINK, optional=True, example=_EXAMPLE, models="Holo2"
-    ),
-    ReasoningFormat(
-        names=("qwen3", "qwen3-thinking", "dots", "minimax", "nanbeige", "interns1", "iquest_q1"),
-        machine=replace(THINK, calls=("<tool_call>",)),
-        example=_EXAMPLE,
-        models="Qwen3, Qwen3.5, QwQ, dots, Nanbeige, Intern-S1",
-        template_marks=("<think>", "</think>"),
     ),
     ReasoningFormat(
         names=("minicpmv",),
@@ -324,5 +317,12 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
         models="Command A Reasoning, Command A Plus",
         template_marks=("<|START_THINKING|>",),
         model_types=("cohere2", "cohere2_moe"),
+    ),
+    ReasoningFormat(
+        names=("qwen3", "qwen3-thinking", "dots", "minimax", "nanbeige", "interns1", "iquest_q1"),
+        machine=replace(THINK, calls=("<tool_call>",)),
+        example=_EXAMPLE,
+        models="Qwen3, Qwen3.5, QwQ, dots, Nanbeige, Intern-S1",
+        template_marks=("<think>", "</think>"),
     ),
 )

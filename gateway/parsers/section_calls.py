@@ -1,4 +1,4 @@
-"""Calls between sentinel tokens: `call` name `separator` JSON `call_end`, often inside a section."""
+"""Calls between sentinel tokens: `call` name `separator` JSON `call_end`, often in a section."""
 
 from __future__ import annotations
 
@@ -137,9 +137,10 @@ class SectionCalls:
         if self.fences:
             yield from reader.accept("```")
             yield from reader.skip_space()
-        if not (yield from reader.accept(*self.call_ends)):
-            if self.cut == "call" and reader.ended and _is_part(reader.text, self.call_ends):
-                reader.take(len(reader.text))
+        ended = yield from reader.accept(*self.call_ends)
+        cut = not ended and self.cut == "call" and reader.ended
+        if cut and _is_part(reader.text, self.call_ends):
+            reader.take(len(reader.text))
 
     def _named(self, text: str) -> tuple[str, str | None]:
         if not self.numbered:

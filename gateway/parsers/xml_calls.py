@@ -1,5 +1,6 @@
-"""Calls written as tags: `<function=name><parameter=key>value</parameter></function>`, its relatives
-with attributes, and `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>`.
+"""Calls written as tags: `<function=name><parameter=key>value</parameter></function>` and its
+relatives, with attributes (`<invoke name="...">`) or with keys and values in tags of their own
+(`<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>`).
 """
 
 from __future__ import annotations
@@ -25,12 +26,18 @@ class XmlCalls:
     """`section` (`call` name `name_ends` (`param` key `key_end` [`value_start`] value `param_end`)*
     `call_end`)* `section_end`, in content.
 
-    `attributes`: name and key are in name="..." attributes of their tags. `bare`: calls count
-    outside a section too. `json_body`: arguments may stand as one JSON object instead; `json_section`: whole calls may. `wrappers`:
-    parameters which, unknown to the tool and holding an object, stand for all arguments. `typed_by`:
-    an attribute or tag saying how to read a value without a schema. `json_call`: a call's inside may
-    be JSON with its name. `special`: the section's markers are no text. `between`: dropped around calls in a section. `unknown`: what a call of a
-    tool that the request does not have is. `cut`: what a call is that the end of the text cuts off.
+    Where things stand. `attributes`: name and key are in name="..." attributes of their tags.
+    `bare`: calls count outside a section too. `json_body`: arguments may be one JSON object;
+    `json_call`: JSON with the name; `json_section`: whole calls in a section, too. `between`:
+    dropped around calls in a section. `type_tags`: around a value's type.
+
+    What they mean. `untyped`: how a value without a schema is read. `wrappers`: parameters which,
+    unknown to the tool and holding its arguments, stand for all of them. `trim`: one line break at
+    each end of a value is not part of it. `next_param_ends`: so does a value end that lacks its
+    end tag. `cdata`: values may be CDATA and have entities.
+
+    What is no call. `unknown`: a call of a tool that the request does not have. `cut`: a call that
+    the end of the text cuts off. `special`: the section's markers are no text.
     """
 
     sections: tuple[str, ...] = ()
@@ -51,7 +58,7 @@ class XmlCalls:
     trim: Literal["none", "newline"] = "newline"
     untyped: Literal["string", "json"] = "string"
     cdata: bool = False
-    unknown: Literal["call", "content", "drop"] = "call"
+    unknown: Literal["call", "content"] = "call"
     cut: Literal["call", "content", "drop"] = "call"
     next_param_ends: bool = True
     json_call: bool = False
@@ -64,7 +71,8 @@ class XmlCalls:
         tags = self.type_tags or ()
         return (
             *self.sections, *self.section_ends, *self.calls, *self.name_ends, *self.call_ends,
-            *self.params, self.key_end, self.value_start, self.param_end, *tags, *self.between, *self.ignored,
+            *self.params, self.key_end, self.value_start, self.param_end, *tags,
+            *self.between, *self.ignored,
         )  # fmt: skip
 
     def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
@@ -124,8 +132,7 @@ class XmlCalls:
             arguments = yield from self._arguments(reader, name, tools)
         if self.unknown == "content":
             arguments = _known(name, arguments, tools)
-        if self.unknown == "call" or not tools.known or tools.has(name):
-            out.call(name, arguments)
+        out.call(name, arguments)
 
     def _json_call(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         value = yield from read_json(reader)
@@ -165,7 +172,7 @@ class XmlCalls:
         return attributes_of("name=" + text).get("name", "")
 
     def _arguments(self, reader: Reader, name: str, tools: ToolSchemas) -> Wait[dict[str, Any]]:
-        """Up to and with the call's end; a section's end or another call ends it too."""
+        """Up to and with the call's end; a section's end or another call ends it, too."""
         arguments: dict[str, Any] = {}
         found = stops(*self.params, *self.call_ends, *self.section_ends, *self.calls)
         while True:

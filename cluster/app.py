@@ -53,7 +53,8 @@ def _worker_deployment(pool: PoolConfig, config: BatonConfig) -> serve.Deploymen
     }
     if pool.num_gpus:
         # One bundle today; tensor-parallel ranks of a worker add theirs to the same group.
-        options["placement_group_bundles"] = [{"CPU": pool.num_cpus, "GPU": pool.num_gpus}]
+        bundle = {"GPU": pool.num_gpus} | ({"CPU": pool.num_cpus} if pool.num_cpus else {})
+        options["placement_group_bundles"] = [bundle]
         options["placement_group_strategy"] = "STRICT_PACK"
     return serve.deployment(WorkerReplica).options(name=pool.role.value, **options)
 

@@ -23,7 +23,7 @@ from tests.cluster.placeholders import (
 )
 
 from baton.cluster.config import BatonConfig, load_config
-from baton.protos.errors import ModelLoadError
+from baton.protos.errors import ConfigError, ModelLoadError
 from baton.protos.types import Member
 
 pytestmark = [
@@ -168,6 +168,17 @@ def test_a_refused_model_is_told_in_a_sentence(running: Running) -> None:
     ):
         launcher.wait_ready()
     serve.delete("other")
+
+
+def test_serves_own_tools_can_build_the_application(running: Running) -> None:
+    from ray import serve
+
+    from baton.cluster.app import build
+
+    application = build({"model": running.config.model, "decode": {"min_replicas": 3}})
+    assert isinstance(application, serve.Application)
+    with pytest.raises(ConfigError, match="did you mean decode"):
+        build({"decod": {}})
 
 
 def test_scaled_pools_report_their_load(running: Running) -> None:

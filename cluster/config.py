@@ -153,6 +153,11 @@ class BatonConfig:
             raise ConfigError(
                 f"name is {self.name!r}, but must be letters, digits and dashes", param="name"
             )
+        if self.gateway.http_port and self.gateway.http_port == self.gateway.grpc_port:
+            raise ConfigError(
+                f"gateway.grpc_port is {self.gateway.grpc_port}, as is http_port; choose another",
+                param="gateway.grpc_port",
+            )
         if self.prefill.engine.block_size != self.decode.engine.block_size:
             raise ConfigError(
                 f"prefill.engine.block_size is {self.prefill.engine.block_size}, but must equal "
@@ -245,6 +250,9 @@ def _gateway(model: Path, model_name: str, document: Document) -> GatewayConfig:
         GatewayConfig, document.values.get("gateway"), document, path, GATEWAY_FIXED
     )
     given = {"model_dir": str(model), "served_model_names": (model_name,)}
+    if "http_port" in fields and "grpc_port" not in fields:
+        # Beside the HTTP port, as the defaults are, so that two clusters need two numbers only.
+        given["grpc_port"] = fields["http_port"] and fields["http_port"] + 1
     return build(GatewayConfig, given | fields, document, path)
 
 

@@ -51,7 +51,7 @@ KEYS = {
 @click.option("--model-name", help="Name that clients use. Default: the folder's name.")
 @click.option("--host", help="Address to listen on. Default 127.0.0.1; 0.0.0.0 for all.")
 @click.option("--port", type=int, help="HTTP port. Default 8000; 0 takes a free one.")
-@click.option("--grpc-port", type=int, help="gRPC port. Default 8001; 0 takes a free one.")
+@click.option("--grpc-port", type=int, help="gRPC port. Default: --port + 1; 0 takes a free one.")
 @click.option("--no-grpc", is_flag=True, help="Serve HTTP only.")
 @click.option(
     "--api-key",

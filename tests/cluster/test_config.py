@@ -75,6 +75,21 @@ def test_options_win_over_the_file(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "ports"),
+    [
+        ("{}", (8000, 8001)),
+        ("{http_port: 9000}", (9000, 9001)),
+        ("{http_port: 0}", (0, 0)),
+        ("{http_port: 9000, grpc_port: 5}", (9000, 5)),
+        ("{http_port: 9000, grpc_port: null}", (9000, None)),
+    ],
+)
+def test_grpc_is_beside_http(model: str, text: str, ports: tuple[int, int | None]) -> None:
+    gateway = read(f"gateway: {text}", model).gateway
+    assert (gateway.http_port, gateway.grpc_port) == ports
+
+
+@pytest.mark.parametrize(
     ("text", "line", "param", "hint"),
     [
         ("prefil:\n  min_replicas: 1\n", 1, "prefil", "did you mean prefill?"),
@@ -119,7 +134,8 @@ def test_wrong_types_name_line_field_and_value(model: str, text: str, said: str)
         ("prefill: {min_replicas: 0, max_replicas: 2}", "prefill.min_replicas", "both to 0"),
         ("engine: {max_running: 0}", "engine.max_running", "at least 1"),
         ("directory: {lease_s: 1.5}", "directory.lease_s", "twice heartbeat_s"),
-        ("gateway: {http_port: 70000}", "gateway.http_port", "65535"),
+        ("gateway: {http_port: 70000, grpc_port: 1}", "gateway.http_port", "65535"),
+        ("gateway: {http_port: 81, grpc_port: 81}", "gateway.grpc_port", "as is http_port"),
         ("router: {policy: best}", "router.policy", "cost"),
         ("ray: {object_store_bytes: 10}", "ray.object_store_bytes", "at least"),
         ("gateway_replicas: 0", "gateway_replicas", "at least 1"),

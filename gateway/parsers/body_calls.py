@@ -198,7 +198,7 @@ def _elements(pieces: list[str], i: int, schema: Any) -> tuple[dict[str, Any], i
         if tag is None or tag.startswith("/"):
             return pairs, i + 1
         inner = properties.get(tag) if isinstance(properties, dict) else None
-        value, end = _element(pieces, i + 1, text, inner, 0)
+        value, end = _element(pieces, i + 1, tag, text, inner)
         if end is None:
             return pairs, len(pieces)
         pairs[tag] = value
@@ -219,34 +219,46 @@ def _tag(piece: str) -> tuple[str | None, str]:
 
 
 def _element(
-    pieces: list[str], i: int, text: str, schema: Any, depth: int
+    pieces: list[str], i: int, name: str, text: str, schema: Any, depth: int = 0
 ) -> tuple[Any, int | None]:
     """The value of an element whose start is read; `i` is the next piece. None as the position:
-    it is not closed.
+    it is not closed. Raises MalformedError if another name is closed than was opened.
     """
     if depth > MAX_DEPTH:
         raise MalformedError
     children: list[tuple[str, Any]] = []
     texts = [text]
     properties = schema.get("properties") if isinstance(schema, dict) else None
-    items = schema.get("items") if isinstance(schema, dict) else None
+    items = _items_of(schema)
     while i < len(pieces):
         tag, after = _tag(pieces[i])
         i += 1
         if tag is None:
             return None, None
+        if tag == "/invoke" and name != "invoke":
+            return None, None
         if tag.startswith("/"):
+            if tag != f"/{name}":
+                raise MalformedError
             return _built(children, texts, schema), i
-        inner = items if items is not None else None
+        inner = items
         if isinstance(properties, dict) and tag in properties:
             inner = properties[tag]
-        value, end = _element(pieces, i, after, inner, depth + 1)
+        value, end = _element(pieces, i, tag, after, inner, depth + 1)
         if end is None:
             return None, None
         children.append((tag, value))
         texts.append(pieces[end - 1].partition(">")[2])
         i = end
     return None, None
+
+
+def _items_of(schema: Any) -> Any:
+    """The schema of an array's items, also where it is one of several choices."""
+    if not isinstance(schema, dict):
+        return None
+    choices = [schema, *(schema.get("anyOf") or ()), *(schema.get("oneOf") or ())]
+    return next((c["items"] for c in choices if isinstance(c, dict) and "items" in c), None)
 
 
 def _built(children: list[tuple[str, Any]], texts: list[str], schema: Any) -> Any:

@@ -28,8 +28,10 @@ class JsonCalls:
     """`start` JSON `end`, in content. An empty `ends` means that the JSON ends itself.
 
     `bare`: brackets that begin a call without a marker. `keyed`: items are `{name: arguments}`.
-    `complete`: a call cut off by the end of the text is closed, else it is content. `between`:
-    separators after which another value may follow. `ignored`: dropped from content.
+    `lists`: a list of calls counts. `complete`: a call cut off by the end of the text is closed,
+    else it is content. `no_arguments`: they may be missing. `coerced`: strings are typed by the
+    tool's schema. `between`: separators after which another value may follow. `ignored`: dropped
+    from content.
     """
 
     starts: tuple[str, ...]
@@ -39,6 +41,7 @@ class JsonCalls:
     complete: bool = False
     no_arguments: bool = False
     coerced: bool = False
+    lists: bool = True
     between: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
@@ -73,7 +76,7 @@ class JsonCalls:
 
     def _value(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         yield from reader.skip_space()
-        if (yield from reader.accept("[")):
+        if self.lists and (yield from reader.accept("[")):
             yield from self._items(reader, out, tools)
         else:
             value = yield from read_json(reader, complete=self.complete)

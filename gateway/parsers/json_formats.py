@@ -113,6 +113,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
             separators=("<|tool_call_argument_begin|>",),
             call_ends=("<|tool_call_end|>",),
             numbered=True,
+            ignored=("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
         ),
         example="<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"
         '<|tool_call_argument_begin|>{"city": "Paris"}<|tool_call_end|><|tool_calls_section_end|>',
@@ -122,7 +123,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
     ),
     ToolFormat(
         names=("granite-20b-fc",),
-        machine=JsonCalls(starts=("<function_call>",)),
+        machine=JsonCalls(starts=("<function_call>",), lists=False),
         example='<function_call> {"name": "f", "arguments": {"city": "Paris"}}',
         models="Granite 20B function calling",
         template_marks=("<function_call>",),

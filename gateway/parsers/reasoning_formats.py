@@ -32,7 +32,14 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
         models="DeepSeek V3.1 and V3.2, Poolside Laguna",
     ),
     ReasoningFormat(
-        names=("deepseek_v4", "deepseek_v41", "deepseek-v4", "deepseek-v41"),
+        names=("deepseek_v41", "deepseek-v41"),
+        machine=replace(THINK, calls=("<｜DSML｜ calls>",), dropped=("<｜end▁of▁sentence｜>",)),
+        optional=True,
+        example=_EXAMPLE,
+        models="DeepSeek V4.1",
+    ),
+    ReasoningFormat(
+        names=("deepseek_v4", "deepseek-v4"),
         machine=replace(
             OUTSIDE,
             calls=("<｜DSML｜tool_calls>", "<｜DSML｜toolcalls>", "<｜DSML｜tool>"),
@@ -40,7 +47,7 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
         ),
         optional=True,
         example=_EXAMPLE,
-        models="DeepSeek V4, V4.1",
+        models="DeepSeek V4",
         model_types=("deepseek_v4",),
     ),
     ReasoningFormat(

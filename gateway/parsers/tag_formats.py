@@ -193,6 +193,7 @@ TAG_FORMATS: tuple[ToolFormat, ...] = (
             type_tags=("<ifm|arg_type>", "</ifm|arg_type>"),
             json_call=True,
             trim="none",
+            cut="content",
         ),
         example="<ifm|tool_calls><ifm|tool_call>f<ifm|arg_key>city</ifm|arg_key><ifm|arg_value>"
         "Paris</ifm|arg_value></ifm|tool_call></ifm|tool_calls>",

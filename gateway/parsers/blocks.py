@@ -24,7 +24,7 @@ _CITATION_START = ("<co>", "</co: ", "</co:")
 class Blocks:
     """(`open` text `end`)*; what is in no block is content.
 
-    `kinds` says what an opening token opens: a "skip" block ends where the next one opens, and a
+    `kinds` says what an opening token opens: a "skip" block is a name that the next one follows, a
     "calls" block holds JSON calls. `cited`: `<co>` marks are taken out. `begins`: what comes before
     the first token. `raw_calls`: blocks of calls stay text.
     """
@@ -54,12 +54,21 @@ class Blocks:
             if kind == "calls":
                 yield from self._calls(reader, out, stop)
                 kind = "content"
+            elif kind == "skip":
+                reader.take(len(stop))
+                yield from self._skip(reader, out)
+                kind = "content"
             else:
                 reader.take(len(stop))
 
+    def _skip(self, reader: Reader, out: Output) -> Wait[None]:
+        """A name before the next block is dropped; any other text is content."""
+        hit = yield from reader.find(stops(*self.markers))
+        text = reader.take(hit[0] if hit else len(reader.text))
+        if hit is None or hit[1] in self.ends or any(c.isspace() for c in text):
+            out.content(text)
+
     def _emitter(self, out: Output, kind: BlockKind) -> Callable[[str], None]:
-        if kind == "skip":
-            return lambda text: None
         return out.reasoning if kind == "reasoning" else out.content
 
     def _text(self, reader: Reader, emit: Callable[[str], None]) -> Wait[str | None]:

@@ -24,13 +24,16 @@ _GEMMA_BARE = re.compile(r"[^,{}\[\]]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyCalls:
-    """`start` body `end`, in content. `cut`: a body that the end of the text cuts off is tried."""
+    """`start` body `end`, in content. `cut`: a body that the end of the text cuts off is tried.
+    `end_after`: what an end must follow to be one, for bodies that may hold the same.
+    """
 
     starts: tuple[str, ...]
     ends: tuple[str, ...]
     decode: Decode
     quotes: tuple[str, ...] = ()
     cut: bool = True
+    end_after: str = ""
     ignored: tuple[str, ...] = ()
 
     @property
@@ -41,6 +44,9 @@ class BodyCalls:
         def read(start: str) -> Wait[None]:
             reader.take(len(start))
             body, end = yield from reader.until(stops(*self.ends))
+            while end and self.end_after not in ("", body.rstrip()[-len(self.end_after) :]):
+                more, next_end = yield from reader.until(stops(*self.ends))
+                body, end = body + end + more, next_end
             if not end and not self.cut:
                 raise CutOffError
             if not body.strip():
@@ -150,7 +156,8 @@ class _Gemma:
             if self._ended:
                 raise MalformedError
             self.at = len(self.text)
-            return self.text[start:]
+            # More likely is a forgotten quote before the last brackets than a cut right after them.
+            return self.text[start:].rstrip(")}")
         self.at = end + len(self._quote)
         return self.text[start:end]
 

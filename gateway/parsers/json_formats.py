@@ -141,12 +141,22 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         model_types=("internlm2", "internlm3", "interns1"),
     ),
     ToolFormat(
-        names=("jamba", "hunyuan_a13b"),
+        names=("hunyuan_a13b",),
+        machine=JsonCalls(
+            starts=("<tool_calls>",), ends=("</tool_calls>",), ignored=("<answer>", "</answer>")
+        ),
+        example='<tool_calls>[{"name": "f", "arguments": {"city": "Paris"}}]</tool_calls>',
+        models="Hunyuan A13B",
+        template_marks=("<tool_calls>", "<answer>"),
+        model_types=("hunyuan_v1_moe",),
+    ),
+    ToolFormat(
+        names=("jamba",),
         machine=JsonCalls(starts=("<tool_calls>",), ends=("</tool_calls>",)),
         example='<tool_calls>[{"name": "f", "arguments": {"city": "Paris"}}]</tool_calls>',
-        models="Jamba 1.5 and later, Hunyuan A13B",
+        models="Jamba 1.5 and later",
         template_marks=("<tool_calls>",),
-        model_types=("jamba", "hunyuan_v1_moe"),
+        model_types=("jamba",),
     ),
     ToolFormat(
         names=("longcat",),

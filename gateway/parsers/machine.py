@@ -49,6 +49,11 @@ class MachineParser:
         self._running: Wait[object] = machine.run(self._reader, self._out, tools)
         self._done = False
 
+    @property
+    def num_held(self) -> int:
+        """Characters that are fed and neither said nor decided yet."""
+        return self._reader.num_held
+
     def feed(self, text: str) -> list[Event]:
         """What became certain with this text."""
         if text and not self._done:

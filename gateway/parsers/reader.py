@@ -80,6 +80,11 @@ class Reader:
         self._kept: list[str] | None = None
         self._size = 0
 
+    @property
+    def num_held(self) -> int:
+        """Characters that wait for more text, or could be put back."""
+        return len(self.text) + self._size
+
     def take(self, count: int) -> str:
         """Consumes that many characters."""
         taken, self.text = self.text[:count], self.text[count:]

@@ -133,6 +133,8 @@ TAG_FORMATS: tuple[ToolFormat, ...] = (
             starts=(f"{_M3}<tool_call>",),
             ends=(f"{_M3}</tool_call>",),
             decode=minimax_m3(_M3),
+            cut=False,
+            end_after=f"{_M3}</invoke>",
         ),
         example=f'{_M3}<tool_call>{_M3}<invoke name="f">{_M3}<city>Paris{_M3}</city>'
         f"{_M3}</invoke>{_M3}</tool_call>",

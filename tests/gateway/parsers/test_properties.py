@@ -1,0 +1,146 @@
+"""What holds for every format and any text: cuts change nothing, nothing raises, no held text grows
+without bound, arguments are JSON objects.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baton.gateway.parsers import formats
+from baton.gateway.parsers.events import Event, ReasoningDelta, collect
+from baton.gateway.parsers.formats import ReasoningFormat, StreamParser, ToolFormat
+from baton.gateway.parsers.machine import MachineParser
+from baton.gateway.parsers.reader import MAX_HELD_CHARS
+from baton.gateway.parsers.reasoning_formats import REASONING_FORMATS
+from baton.gateway.parsers.schema import ToolSchemas
+from baton.gateway.parsers.tool_formats import TOOL_FORMATS
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "days": {"type": ["integer", "null"]},
+                "tags": {"type": "array", "items": {"type": "string"}},
+                "where": {"anyOf": [{"type": "object"}, {"type": "string"}]},
+            },
+        },
+    },
+}
+SCRAPS = (
+    " ", "\n", "a word", "é🎉", "f", "city", "{", "}", "[", "]", ",", ":", '"', "'", "\\", "(", ")",
+    "=", "null", "42", "functions.f:0", '{"name": "f", "arguments": {"city": "Paris"}}', "to=f ",
+    '"f">', '"city" string="true">', "f(city='Paris')", "<![CDATA[", "&amp;", "</co: 0:[1]>", "<",
+)  # fmt: skip
+EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True)
+Form = ToolFormat | ReasoningFormat
+
+
+def of(form: Form) -> StreamParser:
+    if isinstance(form, ToolFormat):
+        return formats.tool_parser(form, [TOOL])
+    return formats.reasoning_parser(form)
+
+
+def fed(parser: StreamParser, pieces: list[str]) -> list[Event]:
+    events = [event for piece in pieces for event in parser.feed(piece)]
+    return events + parser.finish()
+
+
+def texts(form: Form) -> st.SearchStrategy[str]:
+    """Its example cut to pieces that are dropped, doubled and mixed with markers and scraps."""
+    markers = tuple(m for m in form.machine.markers if m)
+    pieces = st.one_of(st.sampled_from(markers), st.sampled_from(SCRAPS), st.just(form.example))
+    cuts = st.integers(0, len(form.example))
+    part = st.builds(lambda a, b: form.example[min(a, b) : max(a, b)], cuts, cuts)
+    return st.lists(st.one_of(pieces, part), max_size=12).map("".join)
+
+
+def cut(data: st.DataObject, text: str) -> list[str]:
+    places = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8), label="cuts"))
+    edges = [0, *places, len(text)]
+    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def name_of(form: Form) -> str:
+    return f"{'tool' if isinstance(form, ToolFormat) else 'reasoning'}-{form.names[0]}"
+
+
+ALL: tuple[Form, ...] = (*TOOL_FORMATS, *REASONING_FORMATS)
+each_format = pytest.mark.parametrize("form", ALL, ids=name_of)
+
+
+@each_format
+@EXAMPLES
+@given(data=st.data())
+def test_cuts_change_nothing_and_arguments_are_objects(form: Form, data: st.DataObject) -> None:
+    text = data.draw(texts(form), label="text")
+    whole = collect(fed(of(form), [text]))
+    assert collect(fed(of(form), cut(data, text))) == whole
+    assert collect(fed(of(form), list(text))) == whole
+    for call in whole.tool_calls:
+        assert call.name
+        assert isinstance(json.loads(call.arguments), dict)
+
+
+@each_format
+@EXAMPLES
+@given(data=st.data())
+def test_what_is_held_is_bounded(form: Form, data: st.DataObject) -> None:
+    parser = MachineParser(form.machine, ToolSchemas([TOOL]), max_held=60)
+    text = data.draw(texts(form), label="text")
+    for piece in cut(data, text):
+        parser.feed(piece)
+        assert parser.num_held <= 60 + len(piece) + 2 * max(map(len, form.machine.markers))
+    parser.finish()
+
+
+@pytest.mark.parametrize("form", TOOL_FORMATS, ids=name_of)
+def test_the_example_is_a_call(form: ToolFormat) -> None:
+    found = collect(fed(of(form), list(form.example)))
+    names = [call.name for call in found.tool_calls]
+    assert names[0] == "f"
+    assert json.loads(found.tool_calls[0].arguments) == {"city": "Paris"}
+    assert not found.content.strip()
+
+
+@pytest.mark.parametrize("form", REASONING_FORMATS, ids=name_of)
+def test_the_example_is_a_thought_and_an_answer(form: ReasoningFormat) -> None:
+    parser = formats.reasoning_parser(form, thinking=True)
+    found = collect(fed(parser, list(form.example)))
+    if form.names[0] == "minimax_m2_append_think":
+        assert found.content == "<think>" + form.example
+    else:
+        assert (found.reasoning, found.content.strip()) == ("a thought", "an answer")
+
+
+@pytest.mark.parametrize("form", TOOL_FORMATS, ids=name_of)
+def test_text_without_markers_passes_at_once(form: ToolFormat) -> None:
+    parser = of(form)
+    said = "".join(getattr(e, "text", "") for e in parser.feed("The answer is 42. "))
+    assert said.startswith("The answer is 42.")
+
+
+def test_thoughts_stream_before_the_answer() -> None:
+    form = next(f for f in REASONING_FORMATS if "qwen3" in f.names)
+    parser = formats.reasoning_parser(form, prompt="<|im_start|>assistant\n<think>\n")
+    assert parser.feed("Hmm") == [ReasoningDelta("Hmm")]
+    assert parser.feed(" <") == [ReasoningDelta(" ")]
+    assert collect(parser.feed("/think>Yes")).content == "Yes"
+
+
+def test_a_call_beyond_the_bound_is_content() -> None:
+    form = next(f for f in TOOL_FORMATS if "hermes" in f.names)
+    text = '<tool_call>{"name": "f", "arguments": {"city": "' + "x" * MAX_HELD_CHARS + '"}}'
+    whole: Any = collect(fed(of(form), [text]))
+    assert whole.content == text
+    halves = [text[:1000], text[1000:-5], text[-5:]]
+    assert collect(fed(of(form), halves)) == whole

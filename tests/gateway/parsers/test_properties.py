@@ -4,6 +4,7 @@ without bound, arguments are JSON objects.
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -67,7 +68,7 @@ def texts(form: Form) -> st.SearchStrategy[str]:
 def cut(data: st.DataObject, text: str) -> list[str]:
     places = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8), label="cuts"))
     edges = [0, *places, len(text)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def name_of(form: Form) -> str:

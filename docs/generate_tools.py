@@ -1,0 +1,106 @@
+"""Writes docs/tools.md from the formats that the code declares: `python docs/generate_tools.py`."""
+
+# The page's own lines are as long as those of the other pages.
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from baton.gateway.parsers import formats
+from baton.gateway.parsers.events import Parsed, collect
+from baton.gateway.parsers.formats import ReasoningFormat, ToolFormat
+from baton.gateway.parsers.reasoning_formats import REASONING_FORMATS
+from baton.gateway.parsers.tool_formats import TOOL_FORMATS
+
+TARGET = Path(__file__).parent / "tools.md"
+
+HEAD = """# Tool calls and reasoning
+
+<!-- Made by docs/generate_tools.py from gateway/parsers; change the formats there. -->
+
+Models write tool calls and thoughts as text, each family in its own way. A parser takes them out while the text arrives:
+content, thoughts (`reasoning_content`) and calls reach the client as they become certain. However a text is cut into
+tokens and pieces, the result is the same, and nothing that a model writes is an error: what is no valid call is content.
+
+Baton knows {num_tools} formats of tool calls under {num_tool_names} names and {num_reasoning} formats of thoughts under
+{num_reasoning_names}, the names being those that users of vLLM and SGLang know. The format is chosen by the model's chat template and
+`model_type`, or by `--tool-call-parser` and `--reasoning-parser`.
+
+* Arguments are always a JSON object. Formats that write values as bare text are typed by the tool's JSON schema.
+* White space that only parts calls from each other is dropped; other text around calls is content.
+* A call is passed on when it is complete. One call may take up to a million characters; what is longer is content.
+* `reasoning` formats need to know whether the prompt opened the thought; the gateway tells them by how the prompt ends.
+
+## Trying a parser
+```
+echo '{{"id": 1, "text": "<tool_call>{{\\"name\\": \\"f\\", \\"arguments\\": {{}}}}</tool_call>"}}' | baton tools parse --parser hermes --chunk 3
+echo '{{"id": 1, "text": "<think>hm</think>yes"}}' | baton reasoning parse --parser qwen3
+```
+Each line in is a JSON object with `id`, `text`, and if there are any, `tools` (as in a chat request),
+`chat_template_kwargs` and `prompt` (how the rendered prompt ended). Each line out has `id`, `content`, `tool_calls`
+(`name`, and `arguments` as JSON text) and, if there is one, `reasoning`. `--chunk N` feeds the text in pieces of N
+characters; `--reasoning-parser NAME` takes thoughts out first.
+
+## A format of your own
+A format is a `ToolFormat` or `ReasoningFormat` (`baton.gateway.parsers.formats`) over one of the machines, which are
+frozen dataclasses: `JsonCalls`, `XmlCalls`, `SectionCalls`, `NamedJson`, `PythonCalls`, `BodyCalls`, `Channels`, `Blocks`,
+`Xtml`, `ThoughtTags`. Anything with `markers` and `run(reader, out, tools)` is a machine, too.
+```python
+from baton.gateway.parsers.formats import ToolFormat
+from baton.gateway.parsers.json_calls import JsonCalls
+
+ours = ToolFormat(
+    names=("ours",),
+    machine=JsonCalls(starts=("<call>",), ends=("</call>",)),
+    example='<call>{{"name": "f", "arguments": {{"city": "Paris"}}}}</call>',
+    models="ours",
+)
+```
+Pass the file with `--tool-parser-plugin FILE`, or install a package with the entry point groups `baton.tool_parsers` and
+`baton.reasoning_parsers` that name such objects. Formats that users bring win over Baton's own of the same name.
+"""
+
+
+def document() -> str:
+    """The whole page."""
+    head = HEAD.format(
+        num_tools=len(TOOL_FORMATS),
+        num_tool_names=sum(len(form.names) for form in TOOL_FORMATS),
+        num_reasoning=len(REASONING_FORMATS),
+        num_reasoning_names=sum(len(form.names) for form in REASONING_FORMATS),
+    )
+    tools = sorted(TOOL_FORMATS, key=lambda form: form.names[0])
+    thoughts = sorted(REASONING_FORMATS, key=lambda form: form.names[0])
+    parts = [head, "## Formats of tool calls\n", *map(_section, tools)]
+    parts += ["## Formats of thoughts\n", *map(_section, thoughts)]
+    return "\n".join(parts)
+
+
+def _section(form: ToolFormat | ReasoningFormat) -> str:
+    names = ", ".join(f"`{name}`" for name in form.names)
+    machine = type(form.machine).__name__
+    lines = [f"### {names}", f"{form.models}. Machine: `{machine}`.", "````", form.example, "````"]
+    return "\n".join([*lines, _found(form), ""])
+
+
+def _found(form: ToolFormat | ReasoningFormat) -> str:
+    """What the parser itself makes of the example."""
+    if isinstance(form, ToolFormat):
+        parsed = _parsed(formats.tool_parser(form), form.example)
+        calls = "; ".join(f"`{call.name}({call.arguments})`" for call in parsed.tool_calls)
+        return f"Calls {calls}."
+    parsed = _parsed(formats.reasoning_parser(form, thinking=True), form.example)
+    return f"Thought: {_quoted(parsed.reasoning)}; answer: {_quoted(parsed.content)}."
+
+
+def _parsed(parser: formats.StreamParser, text: str) -> Parsed:
+    return collect([*parser.feed(text), *parser.finish()])
+
+
+def _quoted(text: str) -> str:
+    return f"`{text.strip()}`" if text.strip() else "none"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(document(), encoding="utf-8")

@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from baton.gateway.parsers.json_text import loads, read_json
+from baton.gateway.parsers.json_stream import stream_arguments
+from baton.gateway.parsers.json_text import Outline, loads, read_json
 from baton.gateway.parsers.machine import content_and_calls
 from baton.gateway.parsers.output import Output
 from baton.gateway.parsers.reader import MalformedError, Reader, Wait
@@ -21,6 +22,12 @@ _BARE = re.compile(
     r'(\[\s*)?\{\s*"(name|tool_name|arguments|parameters|args|function|type|id)"\s*:'
 )
 _BARE_LOOK_CHARS = 64
+# The usual order, in which the name is known before the arguments come.
+_HEAD = re.compile(
+    r'\{\s*"(?:name|tool_name)"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*'
+    r'"(?:arguments|parameters|args)"\s*:\s*(?=\{)'
+)
+_HEAD_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +86,18 @@ class JsonCalls:
         if self.lists and (yield from reader.accept("[")):
             yield from self._items(reader, out, tools)
         else:
-            value = yield from read_json(reader, complete=self.complete)
-            self._emit(value, out, tools)
+            yield from self._one(reader, out, tools)
+
+    def _one(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
+        if not (self.keyed or self.coerced) and (yield from stream_call(reader, out)):
+            return
+        value = yield from read_json(reader, complete=self.complete)
+        self._emit(value, out, tools)
 
     def _items(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         while True:
             yield from reader.skip_space()
-            value = yield from read_json(reader, complete=self.complete)
-            self._emit(value, out, tools)
+            yield from self._one(reader, out, tools)
             reader.mark()
             yield from reader.skip_space()
             if not (yield from reader.accept(",")):
@@ -128,6 +139,31 @@ def call_of(value: dict[str, Any], *, no_arguments: bool = False) -> tuple[str, 
     if not isinstance(arguments, dict):
         raise MalformedError
     return name, arguments
+
+
+def stream_call(reader: Reader, out: Output) -> Wait[bool]:
+    """Says the call object that comes next while it is written, if it is a long one whose name
+    comes first, and consumes it; False, with nothing consumed, if it is not.
+    """
+    while (head := _HEAD.match(reader.text, 0, _HEAD_CHARS)) is None:
+        if len(reader.text) >= _HEAD_CHARS or not (yield from reader.more()):
+            return False
+    if not (yield from stream_arguments(reader, out, loads(head[1]), at=head.end())):
+        return False
+    yield from _rest_of_object(reader)
+    return True
+
+
+def _rest_of_object(reader: Reader) -> Wait[None]:
+    """What follows the arguments in their object is dropped, up to its end."""
+    outline = Outline("{")
+    try:
+        while (end := outline.end_in(reader.text)) is None:
+            if not (yield from reader.more()):
+                return
+        reader.take(end)
+    except MalformedError:
+        return
 
 
 def _look_bare(reader: Reader) -> Wait[None]:

@@ -25,8 +25,8 @@ class Outline:
 
     __slots__ = ("_open", "_position", "in_string")
 
-    def __init__(self) -> None:
-        self._open: list[str] = []
+    def __init__(self, open_with: str = "") -> None:
+        self._open: list[str] = [_CLOSERS[char] for char in open_with]
         self._position = 0
         self.in_string = False
 

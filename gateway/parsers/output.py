@@ -49,11 +49,20 @@ class Output:
 
     def call(self, name: str, arguments: Any, call_id: str | None = None) -> None:
         """A call whose arguments are complete."""
+        self.begin_call(name, call_id)
+        self.arguments(dumps(arguments))
+
+    def begin_call(self, name: str, call_id: str | None = None) -> None:
+        """A call whose arguments follow."""
         self.events.append(ToolCallStart(self.num_calls, call_id, name))
-        self.events.append(ArgumentsDelta(self.num_calls, dumps(arguments)))
         self.num_calls += 1
         self._blank = ""
         self._plain = self._keeps_blanks
+
+    def arguments(self, json_text: str) -> None:
+        """More of the last call's arguments."""
+        if json_text:
+            self.events.append(ArgumentsDelta(self.num_calls - 1, json_text))
 
     def close(self) -> None:
         """The text is over."""

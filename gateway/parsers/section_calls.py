@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from baton.gateway.parsers.json_calls import ARGUMENT_KEYS, NAME_KEYS, call_of
+from baton.gateway.parsers.json_calls import ARGUMENT_KEYS, NAME_KEYS, call_of, stream_call
+from baton.gateway.parsers.json_stream import stream_arguments
 from baton.gateway.parsers.json_text import read_json
 from baton.gateway.parsers.machine import content_and_calls
 from baton.gateway.parsers.output import Output
@@ -99,6 +100,12 @@ class SectionCalls:
         arguments: Any = {}
         if hit[1] in self.separators:
             reader.take(len(hit[1]))
+            name, call_id = self._named(raw_name)
+            yield from self._unfenced(reader)
+            named = bool(name) and not name.isdigit()
+            if named and (yield from stream_arguments(reader, out, name, call_id)):
+                yield from self._end(reader)
+                return
             arguments = yield from self._json(reader)
         elif not self.no_arguments:
             raise MalformedError
@@ -119,11 +126,13 @@ class SectionCalls:
         reader.take(len(reader.text))
         out.call(name, {})
 
-    def _json(self, reader: Reader) -> Wait[Any]:
+    def _unfenced(self, reader: Reader) -> Wait[None]:
         yield from reader.skip_space()
         if self.fences:
             yield from reader.accept(*self.fences)
             yield from reader.skip_space()
+
+    def _json(self, reader: Reader) -> Wait[Any]:
         if self.no_arguments and (yield from _at(reader, self.call_ends)):
             return {}
         if self.cut == "call" and reader.ended and _is_part(reader.text, self.fences):
@@ -200,12 +209,13 @@ class NamedJson:
         in_list = yield from reader.accept("[")
         while True:
             yield from reader.skip_space()
-            value = yield from read_json(reader, complete=True)
-            if not isinstance(value, dict):
-                raise MalformedError
-            if not any(k in value for k in (*NAME_KEYS, *ARGUMENT_KEYS)):
-                raise MalformedError
-            out.call(*call_of(value))
+            if not (yield from stream_call(reader, out)):
+                value = yield from read_json(reader, complete=True)
+                if not isinstance(value, dict):
+                    raise MalformedError
+                if not any(k in value for k in (*NAME_KEYS, *ARGUMENT_KEYS)):
+                    raise MalformedError
+                out.call(*call_of(value))
             reader.mark()
             yield from reader.skip_space()
             if not (yield from reader.accept(",")):
@@ -227,6 +237,8 @@ class NamedJson:
         yield from reader.skip_space()
         if not name or any(c.isspace() for c in name):
             raise MalformedError
+        if (yield from stream_arguments(reader, out, name, call_id)):
+            return
         arguments = yield from read_json(reader, complete=True)
         if not isinstance(arguments, dict):
             raise MalformedError

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.gateway.parsers import formats
-from baton.gateway.parsers.events import Event, ReasoningDelta, collect
+from baton.gateway.parsers.events import Event, ReasoningDelta, ToolCallStart, collect
 from baton.gateway.parsers.formats import ReasoningFormat, StreamParser, ToolFormat
+from baton.gateway.parsers.json_stream import JsonPrefix
 from baton.gateway.parsers.machine import MachineParser
 from baton.gateway.parsers.reader import MAX_HELD_CHARS
 from baton.gateway.parsers.reasoning_formats import REASONING_FORMATS
@@ -41,6 +42,7 @@ SCRAPS = (
     "=", "null", "42", "functions.f:0", '{"name": "f", "arguments": {"city": "Paris"}}', "to=f ",
     '"f">', '"city" string="true">', "f(city='Paris')", "<![CDATA[", "&amp;", "</co: 0:[1]>", "<",
 )  # fmt: skip
+LONG = "Paris, where {[it]} rains " * 9
 EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True)
 Form = ToolFormat | ReasoningFormat
 
@@ -59,9 +61,11 @@ def fed(parser: StreamParser, pieces: list[str]) -> list[Event]:
 def texts(form: Form) -> st.SearchStrategy[str]:
     """Its example cut to pieces that are dropped, doubled and mixed with markers and scraps."""
     markers = tuple(m for m in form.machine.markers if m)
-    pieces = st.one_of(st.sampled_from(markers), st.sampled_from(SCRAPS), st.just(form.example))
-    cuts = st.integers(0, len(form.example))
-    part = st.builds(lambda a, b: form.example[min(a, b) : max(a, b)], cuts, cuts)
+    # Long enough that arguments are passed on while they come.
+    long = form.example.replace("Paris", LONG)
+    pieces = st.sampled_from((*markers, *SCRAPS, form.example, long))
+    cuts = st.integers(0, len(long))
+    part = st.builds(lambda a, b: long[min(a, b) : max(a, b)], cuts, cuts)
     return st.lists(st.one_of(pieces, part), max_size=12).map("".join)
 
 
@@ -139,9 +143,51 @@ def test_thoughts_stream_before_the_answer() -> None:
 
 
 def test_a_call_beyond_the_bound_is_content() -> None:
-    form = next(f for f in TOOL_FORMATS if "hermes" in f.names)
-    text = '<tool_call>{"name": "f", "arguments": {"city": "' + "x" * MAX_HELD_CHARS + '"}}'
+    form = next(f for f in TOOL_FORMATS if "gemma4" in f.names)
+    text = '<|tool_call>call:f{city:<|"|>' + "x" * MAX_HELD_CHARS + '<|"|>}'
     whole: Any = collect(fed(of(form), [text]))
     assert whole.content == text
     halves = [text[:1000], text[1000:-5], text[-5:]]
     assert collect(fed(of(form), halves)) == whole
+
+
+@pytest.mark.parametrize("name", ["hermes", "kimi_k2", "mistral", "deepseek_v31", "llama3_json"])
+def test_long_arguments_come_while_they_are_written(name: str) -> None:
+    form = next(f for f in TOOL_FORMATS if name in f.names)
+    text = form.example.replace("Paris", LONG)
+    parser = of(form)
+    early = [e for char in text[: -len(LONG) // 3] for e in parser.feed(char)]
+    assert isinstance(early[0], ToolCallStart)
+    assert len(early) > 5
+    found = collect([*early, *parser.feed(text[-len(LONG) // 3 :]), *parser.finish()])
+    assert [json.loads(call.arguments) for call in found.tool_calls] == [{"city": LONG}]
+    cut = collect(fed(of(form), [text[: len(text) - len(LONG) // 2]]))
+    assert LONG.startswith(json.loads(cut.tool_calls[0].arguments)["city"])
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text()),
+    lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner)),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(value=st.dictionaries(st.text(), JSON), indent=st.sampled_from((None, 1)), data=st.data())
+def test_every_prefix_of_an_object_can_be_closed(
+    value: dict[str, Any], indent: int | None, data: st.DataObject
+) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=data.draw(st.booleans()))
+    if data.draw(st.booleans(), label="spoiled"):
+        place = data.draw(st.integers(1, len(text)))
+        text = text[:place] + data.draw(st.text(max_size=2)) + text[place + 1 :]
+    prefix, said, at = JsonPrefix(), "", 0
+    for end in range(1, len(text) + 1):
+        at, more = prefix.push(text[:end], at)
+        said += more
+        if said:
+            assert isinstance(json.loads(said + ("" if prefix.ended else prefix.closing())), dict)
+    try:
+        assert json.loads(text) == json.loads(said) or not prefix.ended
+    except ValueError:
+        assert prefix.failed or not prefix.ended or at < len(text) or "\n" in said

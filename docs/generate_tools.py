@@ -10,6 +10,7 @@ from pathlib import Path
 from baton.gateway.parsers import formats
 from baton.gateway.parsers.events import Parsed, collect
 from baton.gateway.parsers.formats import ReasoningFormat, ToolFormat
+from baton.gateway.parsers.json_stream import COMMIT_CHARS
 from baton.gateway.parsers.reasoning_formats import REASONING_FORMATS
 from baton.gateway.parsers.tool_formats import TOOL_FORMATS
 
@@ -29,7 +30,8 @@ Baton knows {num_tools} formats of tool calls under {num_tool_names} names and {
 
 * Arguments are always a JSON object. Formats that write values as bare text are typed by the tool's JSON schema.
 * White space that only parts calls from each other is dropped; other text around calls is content.
-* A call is passed on when it is complete. One call may take up to a million characters; what is longer is content.
+* A call is passed on when it is complete, or, once its JSON or a text in it is longer than {commit} characters, while it is
+  written. What has to be held for longer than a million characters is content.
 * `reasoning` formats need to know whether the prompt opened the thought; the gateway tells them by how the prompt ends.
 
 ## Trying a parser
@@ -65,6 +67,7 @@ Pass the file with `--tool-parser-plugin FILE`, or install a package with the en
 def document() -> str:
     """The whole page."""
     head = HEAD.format(
+        commit=COMMIT_CHARS,
         num_tools=len(TOOL_FORMATS),
         num_tool_names=sum(len(form.names) for form in TOOL_FORMATS),
         num_reasoning=len(REASONING_FORMATS),

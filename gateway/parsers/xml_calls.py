@@ -10,12 +10,14 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from baton.gateway.parsers.arguments import Arguments
 from baton.gateway.parsers.json_calls import call_of
+from baton.gateway.parsers.json_stream import COMMIT_CHARS
 from baton.gateway.parsers.json_text import read_json
 from baton.gateway.parsers.machine import content_and_calls
 from baton.gateway.parsers.output import Output
-from baton.gateway.parsers.reader import CutOffError, MalformedError, Reader, Wait, stops
-from baton.gateway.parsers.schema import ToolSchemas, coerce, convert
+from baton.gateway.parsers.reader import CutOffError, MalformedError, Reader, Stops, Wait, stops
+from baton.gateway.parsers.schema import ToolSchemas, coerce, convert, types_of
 
 _ATTRIBUTE = re.compile(r"""([\w:-]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'/>]+)""")
 _CDATA = re.compile(r"\s*<!\[CDATA\[(.*?)\]\]>\s*", re.DOTALL)
@@ -127,12 +129,18 @@ class XmlCalls:
                 return
         name, end = yield from self._name(reader)
         self._check_name(reader, name, end, tools)
-        arguments: dict[str, Any] = {}
-        if not end.startswith("/"):
-            arguments = yield from self._arguments(reader, name, tools)
-        if self.unknown == "content":
-            arguments = _known(name, arguments, tools)
-        out.call(name, arguments)
+        arguments = Arguments(out, name)
+        try:
+            if not end.startswith("/"):
+                yield from self._arguments(reader, arguments, name, tools)
+        except MalformedError:
+            if not arguments.streaming:
+                raise
+        if arguments.streaming:
+            arguments.close()
+            return
+        pairs = self._unwrapped(arguments.pairs, name, tools)
+        out.call(name, _known(name, pairs, tools) if self.unknown == "content" else pairs)
 
     def _json_call(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         value = yield from read_json(reader)
@@ -171,21 +179,22 @@ class XmlCalls:
             return text.strip().strip("\"'")
         return attributes_of("name=" + text).get("name", "")
 
-    def _arguments(self, reader: Reader, name: str, tools: ToolSchemas) -> Wait[dict[str, Any]]:
+    def _arguments(
+        self, reader: Reader, arguments: Arguments, name: str, tools: ToolSchemas
+    ) -> Wait[None]:
         """Up to and with the call's end; a section's end or another call ends it, too."""
-        arguments: dict[str, Any] = {}
         found = stops(*self.params, *self.call_ends, *self.section_ends, *self.calls)
         while True:
             yield from reader.skip_space()
-            if self.json_body and not arguments and reader.text[:1] == "{":
-                arguments = yield from read_json(reader)
+            if self.json_body and not arguments.pairs and reader.text[:1] == "{":
+                arguments.pairs = yield from read_json(reader)
                 continue
             hit = yield from reader.find(found)
             if hit is None:
                 if self.cut != "call":
                     raise CutOffError
                 reader.take(len(reader.text))
-                return self._unwrapped(arguments, name, tools)
+                return
             noise = reader.take(hit[0])
             if noise.strip() and self.unknown == "content":
                 raise MalformedError
@@ -195,10 +204,10 @@ class XmlCalls:
                 continue
             if hit[1] in self.call_ends:
                 reader.take(len(hit[1]))
-            return self._unwrapped(arguments, name, tools)
+            return
 
     def _parameter(
-        self, reader: Reader, arguments: dict[str, Any], name: str, tools: ToolSchemas
+        self, reader: Reader, arguments: Arguments, name: str, tools: ToolSchemas
     ) -> Wait[None]:
         head, _ = yield from reader.until(stops(self.key_end))
         attributes = attributes_of("name=" + head) if self.attributes else {}
@@ -211,12 +220,57 @@ class XmlCalls:
             kind = yield from self._type_tag(reader)
             if not (yield from reader.accept(self.value_start)):
                 return
+        schema = tools.parameter(name, key)
+        if key and self._is_text(key, kind, schema) and (yield from self._long_text(reader)):
+            yield from self._pass_text(reader, arguments, key)
+            return
         text = yield from self._value(reader)
         if not key:
             raise MalformedError
-        if key in arguments and self.unknown == "content":
+        if key in arguments.pairs and self.unknown == "content":
             raise MalformedError
-        arguments[key] = self._typed(text, kind, tools.parameter(name, key))
+        arguments.add(key, self._typed(text, kind, schema))
+
+    def _is_text(self, key: str, kind: str | None, schema: Any) -> bool:
+        """Whether the value is a string whatever it is, in a call that nothing can undo later."""
+        if self.cdata or self.unknown == "content" or key in self.wrappers:
+            return False
+        types = types_of(schema)
+        untyped = self._untyped(kind) == "string"
+        return types == {"string"} or (not types and untyped)
+
+    def _long_text(self, reader: Reader) -> Wait[bool]:
+        """Whether no end begins in the first COMMIT_CHARS of the value; consumes nothing."""
+        found = self._value_ends
+        while True:
+            hit = found.search(reader.text, 0, reader.ended)
+            if hit and hit[0] < COMMIT_CHARS:
+                return False
+            if found.held_from(reader.text) >= COMMIT_CHARS:
+                return True
+            if not (yield from reader.more()):
+                return False
+
+    def _pass_text(self, reader: Reader, arguments: Arguments, key: str) -> Wait[None]:
+        """Says the value as it comes, its last line break held back where that is trimmed."""
+        if self.trim == "newline" and reader.text.startswith("\n"):
+            reader.take(1)
+        arguments.begin_text(key)
+        reader.mark()
+        held = ""
+
+        def emit(piece: str) -> None:
+            nonlocal held
+            piece = held + piece
+            held = "\n" if self.trim == "newline" and piece.endswith("\n") else ""
+            arguments.text(piece.removesuffix(held))
+            reader.mark()
+
+        stop = yield from reader.pass_until(self._value_ends, emit)
+        arguments.end_text()
+        if stop == self.param_end:
+            reader.take(len(stop))
+        reader.mark()
 
     def _type_tag(self, reader: Reader) -> Wait[str | None]:
         if not self.type_tags or not (yield from reader.accept(self.type_tags[0])):
@@ -225,19 +279,22 @@ class XmlCalls:
         yield from reader.skip_space()
         return kind.strip()
 
+    @property
+    def _value_ends(self) -> Stops:
+        others = self.params if self.next_param_ends else ()
+        return stops(self.param_end, *others, *self.call_ends)
+
     def _value(self, reader: Reader) -> Wait[str]:
         if self.cdata and (yield from reader.accept("<![CDATA[")):
             text, _ = yield from reader.until(stops("]]>"))
             yield from reader.skip_space()
             yield from reader.accept(self.param_end)
             return text
-        others = self.params if self.next_param_ends else ()
-        found = stops(self.param_end, *others, *self.call_ends)
-        hit = yield from reader.find(found)
+        hit = yield from reader.find(self._value_ends)
         if hit is None:
             if self.cut != "call":
                 raise CutOffError
-            cut = found.held_from(reader.text)
+            cut = self._value_ends.held_from(reader.text)
             return self._trimmed(reader.take(len(reader.text))[:cut])
         text = reader.take(hit[0])
         if hit[1] == self.param_end:
@@ -250,14 +307,16 @@ class XmlCalls:
         return text.removeprefix("\n").removesuffix("\n")
 
     def _typed(self, text: str, kind: str | None, schema: Any) -> Any:
-        untyped = self.untyped
-        if kind in ("false", "integer", "number", "boolean", "object", "array", "null"):
-            untyped = "json"
-        elif kind is not None:
-            untyped = "string"
         if self.cdata:
             text = html.unescape(text)
-        return convert(text, schema, untyped=untyped)
+        return convert(text, schema, untyped=self._untyped(kind))
+
+    def _untyped(self, kind: str | None) -> Literal["string", "json"]:
+        """How a value without a schema is read, by what its tag says of it."""
+        if kind is None:
+            return self.untyped
+        typed = ("false", "integer", "number", "boolean", "object", "array", "null")
+        return "json" if kind in typed else "string"
 
     def _unwrapped(
         self, arguments: dict[str, Any], name: str, tools: ToolSchemas

@@ -42,7 +42,7 @@ SCRAPS = (
     "=", "null", "42", "functions.f:0", '{"name": "f", "arguments": {"city": "Paris"}}', "to=f ",
     '"f">', '"city" string="true">', "f(city='Paris')", "<![CDATA[", "&amp;", "</co: 0:[1]>", "<",
 )  # fmt: skip
-LONG = "Paris, where {[it]} rains " * 9
+LONG = "Paris, where {[it]} rains " * 12
 EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True)
 Form = ToolFormat | ReasoningFormat
 
@@ -151,15 +151,31 @@ def test_a_call_beyond_the_bound_is_content() -> None:
     assert collect(fed(of(form), halves)) == whole
 
 
-@pytest.mark.parametrize("name", ["hermes", "kimi_k2", "mistral", "deepseek_v31", "llama3_json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hermes",
+        "kimi_k2",
+        "mistral",
+        "deepseek_v31",
+        "llama3_json",
+        "qwen3_coder",
+        "glm45",
+        "deepseek_v32",
+        "minimax_m2",
+        "seed_oss",
+        "step3",
+        "hy_v3",
+    ],
+)
 def test_long_arguments_come_while_they_are_written(name: str) -> None:
     form = next(f for f in TOOL_FORMATS if name in f.names)
     text = form.example.replace("Paris", LONG)
     parser = of(form)
-    early = [e for char in text[: -len(LONG) // 3] for e in parser.feed(char)]
+    early = [e for char in text[: -len(LONG) // 4] for e in parser.feed(char)]
     assert isinstance(early[0], ToolCallStart)
     assert len(early) > 5
-    found = collect([*early, *parser.feed(text[-len(LONG) // 3 :]), *parser.finish()])
+    found = collect([*early, *parser.feed(text[-len(LONG) // 4 :]), *parser.finish()])
     assert [json.loads(call.arguments) for call in found.tool_calls] == [{"city": LONG}]
     cut = collect(fed(of(form), [text[: len(text) - len(LONG) // 2]]))
     assert LONG.startswith(json.loads(cut.tool_calls[0].arguments)["city"])
@@ -188,6 +204,8 @@ def test_every_prefix_of_an_object_can_be_closed(
         if said:
             assert isinstance(json.loads(said + ("" if prefix.ended else prefix.closing())), dict)
     try:
-        assert json.loads(text) == json.loads(said) or not prefix.ended
+        meant = json.loads(text, strict=False)
     except ValueError:
-        assert prefix.failed or not prefix.ended or at < len(text) or "\n" in said
+        assert not prefix.ended or at < len(text)
+    else:
+        assert not prefix.ended or json.loads(said) == meant

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from baton.gateway.parsers.json_text import MAX_DEPTH
-from baton.gateway.parsers.machine import content_and_calls
+from baton.gateway.parsers.machine import ContentAndCalls
 from baton.gateway.parsers.output import Output
 from baton.gateway.parsers.reader import CutOffError, MalformedError, Reader, Wait, stops
 from baton.gateway.parsers.schema import ToolSchemas, convert, types_of
@@ -54,7 +54,8 @@ class BodyCalls:
             for name, arguments in self.decode(body, tools, bool(end)):
                 out.call(name, arguments)
 
-        yield from content_and_calls(reader, out, self.starts, read, (*self.ignored, *self.ends))
+        loop = ContentAndCalls(starts=self.starts, ignored=(*self.ignored, *self.ends))
+        yield from loop.run(reader, out, read)
 
 
 def gemma(quote: str, *, typed: bool = False) -> Decode:

@@ -10,7 +10,7 @@ from typing import Any
 
 from baton.gateway.parsers.json_stream import stream_arguments
 from baton.gateway.parsers.json_text import Outline, loads, read_json
-from baton.gateway.parsers.machine import content_and_calls
+from baton.gateway.parsers.machine import ContentAndCalls
 from baton.gateway.parsers.output import Output
 from baton.gateway.parsers.reader import MalformedError, Reader, Wait
 from baton.gateway.parsers.schema import ToolSchemas, coerce
@@ -65,7 +65,8 @@ class JsonCalls:
             yield from self._values(reader, out, tools)
 
         ignored = (*self.ignored, *self.ends)
-        yield from content_and_calls(reader, out, (*self.starts, *self.bare), read, ignored)
+        loop = ContentAndCalls(starts=(*self.starts, *self.bare), ignored=ignored)
+        yield from loop.run(reader, out, read)
 
     def _values(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from baton.gateway.parsers.events import Event, joined
@@ -56,7 +57,9 @@ class MachineParser:
 
     def feed(self, text: str) -> list[Event]:
         """What became certain with this text."""
-        if text and not self._done:
+        if self._done:
+            self._out.content(text)
+        elif text:
             self._reader.text += text
             self._step()
         return joined(self._out.drain())
@@ -81,45 +84,52 @@ class MachineParser:
             self._step()
 
 
-def content_and_calls(
-    reader: Reader,
-    out: Output,
-    starts: tuple[str, ...],
-    read_call: ReadCall,
-    ignored: tuple[str, ...] = (),
-    *,
-    drop_cut: bool = False,
-    drop_refused: bool = False,
-) -> Wait[None]:
-    """Content with calls in it, to the end. `ignored` strings are dropped where they are content; a
-    start whose call is malformed is content, what follows it is read again, and the next ignored
-    string is kept, for it is its end. `drop_cut`: a call that the end cuts off is dropped.
-    `drop_refused`: of a malformed call only the markers are, for they are no text.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentAndCalls:
+    """Content with calls in it, to the end.
+
+    `ignored` strings are dropped where they are content. A start whose call is malformed is
+    content, what follows it is read again, and the next ignored string is kept, for it is its end.
+    `drop_cut`: a call that the end cuts off is dropped. `drop_refused`: of a malformed call, its
+    markers are dropped, for they are no text.
     """
-    found = stops(*starts, *ignored)
-    refused = False
-    while True:
-        stop = yield from reader.pass_until(found, out.content)
-        if stop is None:
-            return
-        if stop in ignored:
-            text = reader.take(len(stop))
-            if refused:
-                out.content(text)
-            refused = False
-            continue
+
+    starts: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+    drop_cut: bool = False
+    drop_refused: bool = False
+
+    def run(self, reader: Reader, out: Output, read_call: ReadCall) -> Wait[None]:
+        """Reads with `read_call` what follows each start."""
+        found = stops(*self.starts, *self.ignored)
+        refused = False
+        while True:
+            stop = yield from reader.pass_until(found, out.content)
+            if stop is None:
+                return
+            if stop in self.ignored:
+                text = reader.take(len(stop))
+                if refused:
+                    out.content(text)
+                refused = False
+            else:
+                refused = yield from self._refuses(reader, out, read_call, stop)
+
+    def _refuses(self, reader: Reader, out: Output, read_call: ReadCall, start: str) -> Wait[bool]:
+        """Reads a call; True if it was none, so that its start is content now."""
         num_calls = out.num_calls
         reader.mark()
         try:
-            yield from read_call(stop)
-            refused = False
+            yield from read_call(start)
         except MalformedError as error:
             reader.put_back()
-            if drop_cut and isinstance(error, CutOffError):
+            if self.drop_cut and isinstance(error, CutOffError):
                 reader.take(len(reader.text))
             elif out.num_calls == num_calls:
-                refused = not drop_refused
-                marker = reader.take(len(stop))
-                if refused:
-                    out.content(marker)
+                marker = reader.take(len(start))
+                if self.drop_refused:
+                    return False
+                out.content(marker)
+                return True
         reader.unmark()
+        return False

@@ -8,7 +8,7 @@ from typing import Any
 
 from baton.gateway.parsers.json_calls import call_of
 from baton.gateway.parsers.json_text import MAX_DEPTH, loads
-from baton.gateway.parsers.machine import content_and_calls
+from baton.gateway.parsers.machine import ContentAndCalls
 from baton.gateway.parsers.output import Output
 from baton.gateway.parsers.reader import MalformedError, Reader, Wait, stops
 from baton.gateway.parsers.schema import ToolSchemas
@@ -237,7 +237,7 @@ class PythonCalls:
 
         starts = (*self.starts, *(("[",) if self.bare else ()))
         ignored = tuple(s for s in (*self.ignored, *self.ends) if s not in starts)
-        yield from content_and_calls(reader, out, starts, read, ignored)
+        yield from ContentAndCalls(starts=starts, ignored=ignored).run(reader, out, read)
 
     def _tagged(self, reader: Reader, out: Output, start: str) -> Wait[None]:
         reader.take(len(start))

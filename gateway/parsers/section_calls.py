@@ -9,7 +9,7 @@ from typing import Any, Literal
 from baton.gateway.parsers.json_calls import ARGUMENT_KEYS, NAME_KEYS, call_of, stream_call
 from baton.gateway.parsers.json_stream import stream_arguments
 from baton.gateway.parsers.json_text import read_json
-from baton.gateway.parsers.machine import content_and_calls
+from baton.gateway.parsers.machine import ContentAndCalls
 from baton.gateway.parsers.output import Output
 from baton.gateway.parsers.reader import CutOffError, MalformedError, Reader, Stops, Wait, stops
 from baton.gateway.parsers.schema import ToolSchemas
@@ -60,7 +60,8 @@ class SectionCalls:
         starts = (*self.sections, *(self.calls if self.bare or not self.sections else ()))
         ignored = (*self.ignored, *self.section_ends)
         drop_cut = self.cut != "content"
-        yield from content_and_calls(reader, out, starts, read, ignored, drop_cut=drop_cut)
+        loop = ContentAndCalls(starts=starts, ignored=ignored, drop_cut=drop_cut)
+        yield from loop.run(reader, out, read)
 
     def _section(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         yield from reader.accept(*self.sections)
@@ -203,7 +204,8 @@ class NamedJson:
             else:
                 yield from self._named(reader, out)
 
-        yield from content_and_calls(reader, out, (self.start,), read, drop_refused=True)
+        loop = ContentAndCalls(starts=(self.start,), drop_refused=True)
+        yield from loop.run(reader, out, read)
 
     def _json(self, reader: Reader, out: Output) -> Wait[None]:
         in_list = yield from reader.accept("[")

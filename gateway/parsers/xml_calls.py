@@ -14,7 +14,7 @@ from baton.gateway.parsers.arguments import Arguments
 from baton.gateway.parsers.json_calls import call_of
 from baton.gateway.parsers.json_stream import COMMIT_CHARS
 from baton.gateway.parsers.json_text import read_json
-from baton.gateway.parsers.machine import content_and_calls
+from baton.gateway.parsers.machine import ContentAndCalls
 from baton.gateway.parsers.output import Output
 from baton.gateway.parsers.reader import CutOffError, MalformedError, Reader, Stops, Wait, stops
 from baton.gateway.parsers.schema import ToolSchemas, coerce, convert, types_of
@@ -87,15 +87,13 @@ class XmlCalls:
         starts = (*self.sections, *(self.calls if self.bare or not self.sections else ()))
         # An end without its start is noise that models do make.
         ignored = (*self.ignored, *self.section_ends)
-        yield from content_and_calls(
-            reader,
-            out,
-            starts,
-            read,
-            ignored,
+        loop = ContentAndCalls(
+            starts=starts,
+            ignored=ignored,
             drop_cut=self.cut != "content",
             drop_refused=self.special,
         )
+        yield from loop.run(reader, out, read)
 
     def _section(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         yield from reader.accept(*self.sections)

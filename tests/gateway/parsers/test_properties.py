@@ -43,6 +43,10 @@ SCRAPS = (
     '"f">', '"city" string="true">', "f(city='Paris')", "<![CDATA[", "&amp;", "</co: 0:[1]>", "<",
 )  # fmt: skip
 LONG = "Paris, where {[it]} rains " * 12
+STREAMING = (
+    "hermes", "kimi_k2", "mistral", "deepseek_v31", "llama3_json", "qwen3_coder", "glm45",
+    "deepseek_v32", "minimax_m2", "seed_oss", "step3", "hy_v3",
+)  # fmt: skip
 EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True)
 Form = ToolFormat | ReasoningFormat
 
@@ -151,23 +155,7 @@ def test_a_call_beyond_the_bound_is_content() -> None:
     assert collect(fed(of(form), halves)) == whole
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "hermes",
-        "kimi_k2",
-        "mistral",
-        "deepseek_v31",
-        "llama3_json",
-        "qwen3_coder",
-        "glm45",
-        "deepseek_v32",
-        "minimax_m2",
-        "seed_oss",
-        "step3",
-        "hy_v3",
-    ],
-)
+@pytest.mark.parametrize("name", STREAMING)
 def test_long_arguments_come_while_they_are_written(name: str) -> None:
     form = next(f for f in TOOL_FORMATS if name in f.names)
     text = form.example.replace("Paris", LONG)

@@ -33,12 +33,16 @@ def encode(tokenizer: Tokenizer, samples: list[Sample], thinking: list[bool]) ->
 
 def _group(documents: list[Document], first_row: int) -> Group:
     longest = max(len(d.tokens) for d in documents)
-    index = torch.zeros(len(documents), longest, dtype=torch.long)
+    last_row = first_row + sum(len(d.tokens) for d in documents) - 1
+    places = torch.arange(longest)
+    index = torch.empty(len(documents), longest, dtype=torch.long)
     rows, row = [], first_row
     for i, document in enumerate(documents):
         length = len(document.tokens)
-        index[i, :length] = torch.arange(row, row + length)
-        rows.append(torch.arange(i * longest, i * longest + length))
+        # Padding reads on into the next documents, which causality hides: were it one row for
+        # all, their gradients (zeros) would queue up to be added to that row.
+        index[i] = (places + row).clamp_(max=last_row)
+        rows.append(places[:length] + i * longest)
         row += length
     return Group(index, torch.cat(rows))
 

@@ -31,7 +31,7 @@ class ModelConfig:
 class Group(NamedTuple):
     """Documents of about one length, attended to together.
 
-    `index` [num_docs, length] gives each place's row among the batch's tokens (0 where padded);
+    `index` [num_docs, length] gives each place's row among the batch's tokens (any where padded);
     `rows` [num_tokens] gives each token's place in the padded block.
     """
 
@@ -87,11 +87,16 @@ class Attention(nn.Module):
         outputs = []
         for group in groups:
             # [num_docs, heads, length, head_dim]; padding comes last, so causality hides it
-            queries, keys, values = (t[group.index].transpose(1, 2) for t in (q, k, v))
+            # (index_select: the backward pass of plain indexing sorts, which is slow on a GPU)
+            shape = (*group.index.shape, -1, self.head_dim)
+            rows = group.index.flatten()
+            queries, keys, values = (
+                t.index_select(0, rows).view(shape).transpose(1, 2) for t in (q, k, v)
+            )
             mixed = F.scaled_dot_product_attention(
                 queries, keys, values, is_causal=True, enable_gqa=True
             )
-            outputs.append(mixed.transpose(1, 2).flatten(0, 1)[group.rows])
+            outputs.append(mixed.transpose(1, 2).flatten(0, 1).index_select(0, group.rows))
         return self.o_proj(torch.cat(outputs).flatten(1))
 
 

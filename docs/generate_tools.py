@@ -21,18 +21,20 @@ HEAD = """# Tool calls and reasoning
 <!-- Made by docs/generate_tools.py from gateway/parsers; change the formats there. -->
 
 Models write tool calls and thoughts as text, each family in its own way. A parser takes them out while the text arrives:
-content, thoughts (`reasoning_content`) and calls reach the client as they become certain. However a text is cut into
-tokens and pieces, the result is the same, and nothing that a model writes is an error: what is no valid call is content.
+content, thoughts and calls come out as they become certain. However a text is cut into tokens and pieces, the result is the same, and nothing that a model writes is an error: what is no valid call is content.
 
 Baton knows {num_tools} formats of tool calls under {num_tool_names} names and {num_reasoning} formats of thoughts under
-{num_reasoning_names}, the names being those that users of vLLM and SGLang know. The format is chosen by the model's chat template and
-`model_type`, or by `--tool-call-parser` and `--reasoning-parser`.
+{num_reasoning_names}, the names being those that users of vLLM and SGLang know. `detect(model_type,
+chat_template)` chooses for a model.
+
+**What uses them today: the two commands below.** The gateway's chat answers do not yet: thoughts and calls are part of
+`content` there, and `tools` in a request is refused by name.
 
 * Arguments are always a JSON object. Formats that write values as bare text are typed by the tool's JSON schema.
 * White space that only parts calls from each other is dropped; other text around calls is content.
 * A call is passed on when it is complete, or, once its JSON or a text in it is longer than {commit} characters, while it is
   written. What has to be held for longer than a million characters is content.
-* `reasoning` formats need to know whether the prompt opened the thought; the gateway tells them by how the prompt ends.
+* `reasoning` formats need to know whether the prompt opened the thought: they are told how the prompt ended.
 
 ## Trying a parser
 ```

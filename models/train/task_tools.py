@@ -1,4 +1,4 @@
-"""Calling a tool, answering from what it returned, and leaving tools alone."""
+"""Calling a tool, and answering from what it returned."""
 
 import json
 import random

@@ -6,6 +6,10 @@ One request at a time, prompts never seen before. `bare`: an engine in a process
 `add` to the first token. `local` and `remote`: over HTTP through a running `baton serve`, from
 writing the request to the first streamed token; the policy decides where the prompt goes, and
 `x-baton-plan` is checked. Rounds alternate, so that a noisy machine hits all sides.
+
+Every side waits `--gap` seconds before each request, as requests to an idle machine do: an engine
+that slept is slower than one that just ran (caches, the core's wake-up). `bare_hot` is the bare
+engine without the gap, for comparison with a busy one.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ def bare_samples(args: argparse.Namespace) -> list[float]:
     sampling = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
     samples = []
     for i, prompt in enumerate(make_prompts(args)):
+        time.sleep(args.gap)
         start = time.perf_counter()
         engine.add(GenerateRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling))
         while not any(output.token_ids for output in engine.step().outputs):
@@ -67,6 +72,7 @@ def cluster_samples(port: int, side: str, args: argparse.Namespace) -> list[floa
     for prompt in make_prompts(args):
         request = {"model": "baton-tiny", "prompt": prompt, "max_tokens": 2, "stream": True}
         body = json.dumps({**request, "temperature": 0, "ignore_eos": True})
+        time.sleep(args.gap)
         start = time.perf_counter()
         connection.request("POST", "/v1/completions", body, headers)
         answer = connection.getresponse()
@@ -119,8 +125,8 @@ def wait_ready(process: subprocess.Popen[bytes], port: int) -> None:
     raise SystemExit("baton serve is not ready in 5 minutes")
 
 
-def run_bare(args: argparse.Namespace, seed: int) -> list[float]:
-    command = [sys.executable, __file__, "--bare", "--seed", str(seed)]
+def run_bare(args: argparse.Namespace, gap: float) -> list[float]:
+    command = [sys.executable, __file__, "--bare", "--seed", str(args.seed), "--gap", str(gap)]
     command += ["--requests", str(args.requests), "--tokens", str(args.tokens)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: list[float] = json.loads(done.stdout.splitlines()[-1])
@@ -132,20 +138,22 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gap", type=float, default=0.02, help="seconds before each request")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bare", action="store_true")
     args = parser.parse_args()
     if args.bare:
         print(json.dumps(bare_samples(args)))
         return
-    samples: dict[str, list[float]] = {"bare": [], "local": [], "remote": []}
+    samples: dict[str, list[float]] = {"bare_hot": [], "bare": [], "local": [], "remote": []}
     for side in POLICIES:
         with serving(side) as port:
             args.seed = 10_000
             cluster_samples(port, side, args)
             for round_ in range(args.rounds):
                 args.seed = round_
-                samples["bare"] += run_bare(args, round_)
+                samples["bare_hot"] += run_bare(args, 0.0)
+                samples["bare"] += run_bare(args, args.gap)
                 samples[side] += cluster_samples(port, side, args)
     report(args, samples)
 

@@ -11,7 +11,7 @@ import grpc
 from baton.kvtransfer.connector import Connector, PeerInfo, PeerKey
 from baton.kvtransfer.hello import check_peer_hello, peer_info_from_hello
 from baton.protos import worker_pb2 as pb
-from baton.protos.errors import BatonError, PeerLostError
+from baton.protos.errors import PeerLostError
 from baton.protos.server import GRPC_OPTIONS
 from baton.protos.worker_pb2_grpc import WorkerStub
 
@@ -112,7 +112,7 @@ class PeerTable:
         """The connected peer. Raises BatonError when it cannot be had in the handshake's time."""
         key = PeerKey(target.worker_id, target.incarnation)
         task = self._peers.get(key)
-        if task is None or (task.done() and (task.exception() or task.result().lost)):
+        if task is None:
             task = asyncio.create_task(self._connect(target), name=f"connect-{target.worker_id}")
             self._peers[key] = task
         return await asyncio.shield(task)
@@ -123,14 +123,19 @@ class PeerTable:
             async with asyncio.timeout(self._timeout_s):
                 await peer.connect(self._hello, self._connector)
         except TimeoutError:
-            await peer.close()
+            await self._forget(peer)
             raise PeerLostError(
                 f"no handshake with {target.worker_id} at {target.address} in {self._timeout_s} s"
             ) from None
-        except BatonError:
-            await peer.close()
+        except BaseException:
+            await self._forget(peer)
             raise
         return peer
+
+    async def _forget(self, peer: PrefillPeer) -> None:
+        # Incarnations never come back, so what is kept of them would only grow.
+        self._peers.pop(peer.key, None)
+        await peer.close()
 
     def _lose(self, peer: PrefillPeer, reason: str) -> None:
         log.warning("prefill worker %s is gone: %s", peer.key.worker_id, reason)

@@ -122,6 +122,7 @@ class RemotePrefills:
     def on_lost(self, peer: PrefillPeer, reason: str) -> None:
         """A prefill worker is gone: its attempts fail, and its leases end after `lease_s`."""
         self._tasks.spawn(asyncio.to_thread(self._connector.disconnect, peer.key))
+        self._tasks.spawn(peer.close())
         for live, owner in list(self._attempts.values()):
             if owner is peer:
                 self._on.on_failed(live, f"{peer.key.worker_id} is gone: {reason}")

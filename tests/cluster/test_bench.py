@@ -137,7 +137,7 @@ async def test_load_against_a_server(server: FakeServer) -> None:
         assert sample.num_cached_tokens == 2
         assert 4 <= sample.num_prompt_tokens <= 8
         assert len(sample.gaps_s) == 2
-        assert 0.01 <= sample.first_s - sample.start_s < 1.0
+        assert sample.first_s - sample.start_s >= 0.01
         assert sample.plan == "decode=d0 reason=test"
     body = server.bodies[0]
     assert body["max_tokens"] == 3

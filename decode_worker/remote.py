@@ -254,6 +254,8 @@ def attempt_request(live: Live) -> GenerateRequest:
         output_token_ids=[*request.output_token_ids, *live.emitted],
         priority=request.priority,
         cache_salt=request.cache_salt,
+        grammar=request.grammar,
+        thought=request.thought,
     )
 
 

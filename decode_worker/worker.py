@@ -292,6 +292,7 @@ class DecodeWorker:
         )
         if error is not None:
             done.error_code, done.error_message = error.code, error.message
+            done.error_param = error.param or ""
         live.feed.done(done)
         self._forget(live)
 

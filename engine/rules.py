@@ -35,6 +35,10 @@ class RequestRules:
         self._check_ids("prompt", request.prompt_token_ids)
         self._check_ids("output_token_ids", request.output_token_ids)
         request.sampling.validate(self._vocab_size)
+        if request.grammar is not None or request.thought is not None:
+            raise InvalidRequestError(
+                "this engine does not constrain its output", param="response_format"
+            )
 
     def bind(self, request: Request) -> None:
         """Writes what ends this request into it, so that each token's check is two comparisons."""

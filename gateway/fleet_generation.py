@@ -169,7 +169,8 @@ class Generation:
     def attempt_done(self, done: pb.Done) -> None:
         """The worker is done with it: finished, or failed in a way that the owner may mend."""
         if done.error_code:
-            error = error_from_code(done.error_code, done.error_message)
+            param = done.error_param or None
+            error = error_from_code(done.error_code, done.error_message, param=param)
             self._owner.attempt_failed(self, error)
         else:
             self.finish(FinishReason(done.finish_reason), done)

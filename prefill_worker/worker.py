@@ -350,6 +350,7 @@ def failed(request_id: str, error: BatonError) -> pb.PrefillMessage:
             error_code=error.code,
             error_message=error.message,
             retryable=error.retryable,
+            error_param=error.param or "",
         )
     )
 

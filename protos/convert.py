@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from baton import __version__
 from baton.protos import worker_pb2 as pb
+from baton.protos.constraints import Grammar, GrammarBackend, GrammarKind, Thought
 from baton.protos.hashing import HASH_BYTES
 from baton.protos.types import (
     GenerateRequest,
@@ -65,6 +66,54 @@ def sampling_from_proto(message: pb.Sampling) -> SamplingParams:
     )
 
 
+def grammar_to_proto(grammar: Grammar | None) -> pb.Grammar | None:
+    """None stays None: an absent field."""
+    if grammar is None:
+        return None
+    return pb.Grammar(
+        kind=grammar.kind.value,
+        source=grammar.source,
+        backend=grammar.backend.value,
+        whitespace=grammar.whitespace,
+        param=grammar.param,
+    )
+
+
+def grammar_from_proto(message: pb.Grammar) -> Grammar:
+    """The inverse of `grammar_to_proto`, of a field that is present. ValueError: unknown words."""
+    return Grammar(
+        kind=GrammarKind(message.kind),
+        source=message.source,
+        backend=GrammarBackend(message.backend),
+        whitespace=message.whitespace,
+        param=message.param,
+    )
+
+
+def thought_to_proto(thought: Thought | None) -> pb.Thought | None:
+    """None stays None: an absent field."""
+    if thought is None:
+        return None
+    return pb.Thought(
+        end_ids=thought.end_ids,
+        start_ids=thought.start_ids,
+        open=thought.open,
+        budget=thought.budget,
+        close_ids=thought.close_ids,
+    )
+
+
+def thought_from_proto(message: pb.Thought) -> Thought:
+    """The inverse of `thought_to_proto`, of a field that is present."""
+    return Thought(
+        end_ids=tuple(message.end_ids),
+        start_ids=tuple(message.start_ids),
+        open=message.open,
+        budget=message.budget if message.HasField("budget") else None,
+        close_ids=tuple(message.close_ids),
+    )
+
+
 def generate_to_proto(request: GenerateRequest) -> pb.Generate:
     """A request as it crosses to a worker."""
     return pb.Generate(
@@ -74,6 +123,8 @@ def generate_to_proto(request: GenerateRequest) -> pb.Generate:
         sampling=sampling_to_proto(request.sampling),
         priority=request.priority,
         cache_salt=request.cache_salt,
+        grammar=grammar_to_proto(request.grammar),
+        thought=thought_to_proto(request.thought),
     )
 
 
@@ -86,6 +137,8 @@ def generate_from_proto(message: pb.Generate) -> GenerateRequest:
         sampling=sampling_from_proto(message.sampling),
         priority=message.priority,
         cache_salt=message.cache_salt,
+        grammar=grammar_from_proto(message.grammar) if message.HasField("grammar") else None,
+        thought=thought_from_proto(message.thought) if message.HasField("thought") else None,
     )
 
 

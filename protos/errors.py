@@ -3,6 +3,7 @@
 BatonError                     500 INTERNAL
 ├── InvalidRequestError        400 INVALID_ARGUMENT     a field is wrong; `param` names it
 │   ├── ContextLengthError     400 INVALID_ARGUMENT     prompt + max_tokens are too long
+│   ├── GrammarError           400 INVALID_ARGUMENT     a grammar or schema that cannot be enforced
 │   └── UnprocessableError     422 INVALID_ARGUMENT     its parts contradict each other
 ├── AuthenticationError        401 UNAUTHENTICATED
 ├── PermissionError_           403 PERMISSION_DENIED
@@ -51,6 +52,10 @@ class InvalidRequestError(BatonError):
 
 class ContextLengthError(InvalidRequestError):
     default_code = "context_length_exceeded"
+
+
+class GrammarError(InvalidRequestError):
+    default_code = "invalid_grammar"
 
 
 class UnprocessableError(InvalidRequestError):

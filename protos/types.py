@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from baton.protos.errors import InvalidRequestError
+from baton.protos.constraints import Grammar, Thought
+from baton.protos.errors import BatonError, InvalidRequestError
 
 
 class Role(StrEnum):
@@ -93,7 +94,8 @@ class GenerateRequest:
 
     `output_token_ids` are tokens that were already generated elsewhere (a replay): they count as
     output for penalties, max_tokens and seeds, and are not reported again.
-    A smaller `priority` goes first; ties go by arrival.
+    A smaller `priority` goes first; ties go by arrival. With a `thought` its tokens are counted
+    and its budget kept; a `grammar` holds from after the thought (see protos/constraints.py).
     """
 
     request_id: str
@@ -102,6 +104,8 @@ class GenerateRequest:
     output_token_ids: Sequence[int] = ()
     priority: int = 0
     cache_salt: bytes = b""
+    grammar: Grammar | None = None
+    thought: Thought | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,9 @@ class RequestOutput:
     The token that ended a request (eos or a stop id) is the last of `token_ids`, as computed; who
     makes text of them drops it. `token_ids` is empty where a request ended without computing: a
     replay of output that was complete. Prompt logprobs come once, with the first token.
+
+    With a finish_reason also: `num_reasoning_tokens`, the tokens of its thoughts (replayed ones
+    included), and `grammar_backend`, who enforced its grammar. With ERROR, `error` says why.
     """
 
     request_id: str
@@ -129,6 +136,9 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    num_reasoning_tokens: int = 0
+    grammar_backend: str = ""
+    error: BatonError | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from baton.protos import convert
 from baton.protos import worker_pb2 as pb
 from baton.protos.clock import ManualClock
+from baton.protos.constraints import Grammar, GrammarBackend, GrammarKind, Thought
 from baton.protos.errors import (
     BatonError,
     InvalidRequestError,
@@ -54,17 +55,42 @@ def samplings(draw: st.DrawFn) -> SamplingParams:
     )
 
 
-@given(samplings(), st.lists(ids), st.lists(ids), st.binary(max_size=16))
+grammars = st.builds(
+    Grammar,
+    kind=st.sampled_from(GrammarKind),
+    source=st.text(max_size=20),
+    backend=st.sampled_from(GrammarBackend),
+    whitespace=st.booleans(),
+    param=st.text(max_size=9),
+)
+some_ids = st.lists(ids, max_size=3).map(tuple)
+thoughts = st.builds(
+    Thought,
+    end_ids=some_ids,
+    start_ids=some_ids,
+    open=st.booleans(),
+    budget=st.none() | ids,
+    close_ids=some_ids,
+)
+
+
+@given(samplings(), some_ids, st.binary(max_size=16), st.none() | grammars, st.none() | thoughts)
 def test_requests_survive_the_wire(
-    sampling: SamplingParams, prompt: list[int], output: list[int], salt: bytes
+    sampling: SamplingParams,
+    tokens: tuple[int, ...],
+    salt: bytes,
+    grammar: Grammar | None,
+    thought: Thought | None,
 ) -> None:
     request = GenerateRequest(
         request_id="r",
-        prompt_token_ids=prompt,
-        output_token_ids=output,
+        prompt_token_ids=list(tokens),
+        output_token_ids=list(tokens[1:]),
         sampling=sampling,
         priority=-3,
         cache_salt=salt,
+        grammar=grammar,
+        thought=thought,
     )
     raw = convert.generate_to_proto(request).SerializeToString()
     assert convert.generate_from_proto(pb.Generate.FromString(raw)) == request

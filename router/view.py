@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from baton.protos.types import Member, WorkerLoad
+from baton.router.times import H100_8B, Transfers, WorkerTimes
 
 
 class WorkerState(StrEnum):
@@ -26,7 +27,7 @@ class WorkerView:
     """One worker: its last report, the report's age, and what was sent there since.
 
     `in_flight_tokens` are prompt tokens to compute there that its last report cannot know of yet,
-    `in_flight_requests` the requests.
+    `in_flight_requests` the requests. `times` are its time models, learned or configured.
     """
 
     member: Member
@@ -36,6 +37,7 @@ class WorkerView:
     in_flight_requests: int = 0
     state: WorkerState = WorkerState.UP
     detail: str = ""
+    times: WorkerTimes = H100_8B.decode_pool
 
     @property
     def pending_tokens(self) -> int:
@@ -54,3 +56,6 @@ class ClusterView:
 
     decode: tuple[WorkerView, ...]
     prefill: tuple[WorkerView, ...]
+    transfers: Transfers = field(default_factory=Transfers)
+    kv_bytes_per_token: int = H100_8B.kv_bytes_per_token
+    handshake_s: float = H100_8B.handshake_s

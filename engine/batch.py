@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from baton.engine.request import Request
+from baton.engine.request import Request, RequestState
 from baton.kvtransfer.layout import KVLayout
 from baton.protos.types import TokenLogprob
 
@@ -32,13 +32,25 @@ class ModelInfo:
 class ScheduledRow:
     """One request's share of a step.
 
-    Tokens [num_computed_tokens, num_computed_tokens + num_new_tokens) of the request are computed.
+    Tokens [start, start + num_new_tokens) of the request are computed, `start` being its
+    `num_computed_tokens` when the row is made.
     samples: the share reaches the last known token, so the next token is sampled.
+    decodes: the request was decoding by then; otherwise the share is part of a prompt.
     """
 
     request: Request
     num_new_tokens: int
     samples: bool
+    start: int = field(init=False)
+    decodes: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = self.request.num_computed_tokens
+        self.decodes = self.request.state is RequestState.DECODING
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_new_tokens
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,13 +80,23 @@ class BlockStore(Protocol):
     def num_blocks(self) -> int: ...
 
 
+class RunningStep(Protocol):
+    """A step under way on the device; `wait` blocks until it is done, and may be called again."""
+
+    def wait(self) -> RunResult: ...
+
+
 class BatchRunner(Protocol):
     """Computes steps; `engine.runner.Runner` is the real one.
 
     add_row: the request entered the batch at `request.slot` with its blocks and tokens known (a
         preempted or replayed one with output tokens); sampling state is written for that row.
     remove_row: it left the batch; `request.slot` is still set. Nothing else is freed by it.
-    run: computes every row, in order, and samples where asked. Does not change the requests.
+    launch: starts to compute every row, and to sample where asked. Steps run in the order of their
+        launches; a row may be launched before the token that it reads is known to the host, when
+        the step that samples it was launched before. What a row says of its request is read before
+        launch returns. Does not change the requests.
+    overlaps: whether steps run beside the host, so that launching the next one early pays.
     """
 
     @property
@@ -84,5 +106,8 @@ class BatchRunner(Protocol):
 
     def add_row(self, request: Request) -> None: ...
     def remove_row(self, request: Request) -> None: ...
-    def run(self, rows: Sequence[ScheduledRow]) -> RunResult: ...
+    @property
+    def overlaps(self) -> bool: ...
+
+    def launch(self, rows: Sequence[ScheduledRow]) -> RunningStep: ...
     def close(self) -> None: ...

@@ -31,7 +31,7 @@ class StepShape:
     @classmethod
     def of(cls, rows: Sequence[ScheduledRow]) -> StepShape:
         slots = np.array([row.request.slot for row in rows], dtype=np.int64)
-        starts = np.array([row.request.num_computed_tokens for row in rows], dtype=np.int64)
+        starts = np.array([row.start for row in rows], dtype=np.int64)
         lens = np.array([row.num_new_tokens for row in rows], dtype=np.int64)
         return cls(slots=slots, starts=starts, lens=lens, ends=lens.cumsum())
 

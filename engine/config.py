@@ -20,6 +20,8 @@ class EngineConfig:
     max_step_tokens: tokens computed in one step, which decodes and chunks of prompts share; at
         least `max_running` + 1, so that prompts advance beside a full batch of decodes.
     max_model_len: tokens of prompt and output together; None: what the model supports.
+    overlap: launch a step before the one before it is read, which hides the host's work behind the
+        device's; None: where steps run beside the host, on CUDA.
     random_weights: random weights of the right shapes instead of the folder's, for benchmarks.
     self_check: prove that no block is lost whenever the engine becomes idle (tests, debugging).
     """
@@ -36,6 +38,7 @@ class EngineConfig:
     max_step_tokens: int = 512
     max_model_len: int | None = None
     prefix_cache: bool = True
+    overlap: bool | None = None
     random_weights: bool = False
     self_check: bool = False
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from baton.engine.batch import BatchRunner, BlockStore, ModelInfo, RunResult
+from baton.engine.batch import (
+    BatchRunner,
+    BlockStore,
+    ModelInfo,
+    RunningStep,
+    RunResult,
+    ScheduledRow,
+)
 from baton.engine.block_pool import BlockPool, BlockPoolStatistics
 from baton.engine.config import EngineConfig
 from baton.engine.handover import Reservation
 from baton.engine.meter import StepMeter
 from baton.engine.rules import RequestRules
-from baton.engine.scheduler import Scheduler, SchedulerStatistics
+from baton.engine.scheduler import Scheduler
+from baton.engine.scheduler_statistics import SchedulerStatistics
 from baton.protos.clock import Clock, SystemClock
 from baton.protos.errors import OverloadedError
 from baton.protos.types import GenerateRequest, KvEvents, RequestOutput, StepOutput, WorkerLoad
@@ -27,6 +35,15 @@ class EngineStatistics:
     num_steps: int
     num_prefill_tokens: int
     num_decode_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step under way. `step` is None where there was nothing to compute."""
+
+    rows: list[ScheduledRow]
+    step: RunningStep | None
+    at_s: float
 
 
 class Engine:
@@ -56,6 +73,10 @@ class Engine:
         rules = RequestRules(self.model, max_model_len)
         self._scheduler = Scheduler(config, rules, self._blocks, self._runner, self._clock)
         self._meter = StepMeter()
+        overlap = self._runner.overlaps if config.overlap is None else config.overlap
+        self._runs_ahead = overlap
+        self._under_way: _Launched | None = None
+        self._committed_s = 0.0
         self._num_steps = 0
         self._num_prefill_tokens = 0
         self._num_decode_tokens = 0
@@ -99,6 +120,9 @@ class Engine:
 
         quarantine: a peer may still touch its blocks, so they stay out of use until release().
         """
+        if self._under_way is not None and self._under_way.step is not None:
+            # Its blocks may be another peer's to write at once: nothing here may still write them.
+            self._under_way.step.wait()
         return self._scheduler.abort(request_id, quarantine=quarantine)
 
     def release(self, request_id: str, *, epoch: int | None = None) -> None:
@@ -110,20 +134,37 @@ class Engine:
 
     def has_work(self) -> bool:
         """Whether step() would do something now. Only a command can make it true again."""
-        return self._scheduler.has_work()
+        return self._under_way is not None or self._scheduler.has_work()
 
     def step(self) -> StepOutput:
-        """Schedules, runs and commits one batch. An exception leaves the engine unusable."""
-        started_s = self._clock.now_s()
-        rows = self._scheduler.schedule()
-        result = self._runner.run(rows) if rows else RunResult()
-        output = self._scheduler.commit(rows, result)
-        output.duration_s = self._clock.now_s() - started_s
+        """Commits one batch, having launched the one after it where the device can run ahead.
+
+        An exception leaves the engine unusable.
+        """
+        launched = self._under_way or self._launch()
+        self._under_way = None
+        if self._runs_ahead and launched.rows and self._scheduler.may_run_ahead():
+            after = self._launch()
+            self._under_way = after if after.rows else None
+        result = RunResult() if launched.step is None else launched.step.wait()
+        output = self._scheduler.commit(launched.rows, result)
+        now_s = self._clock.now_s()
+        output.duration_s = now_s - max(launched.at_s, self._committed_s)
+        self._committed_s = now_s
         self._meter.observe(output)
         self._num_steps += 1
         self._num_prefill_tokens += output.num_prefill_tokens
         self._num_decode_tokens += output.num_decode_tokens
         return output
+
+    def _launch(self) -> _Launched:
+        at_s = self._clock.now_s()
+        rows = self._scheduler.schedule()
+        if not rows:
+            return _Launched(rows, None, at_s)
+        step = self._runner.launch(rows)
+        self._scheduler.launched(rows)
+        return _Launched(rows, step, at_s)
 
     def load(self) -> WorkerLoad:
         """What the router plans with; cached blocks that nobody uses count as free."""

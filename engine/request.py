@@ -70,11 +70,14 @@ class Request:
 
     Written by the scheduler only. What the runner reads:
 
-    token_ids: prompt, then output; grows by one with each sampled token.
+    token_ids: prompt, then output; grows by one with each sampled token, once that is known here.
     block_ids: the blocks that hold its KV, block i the tokens [i * block_size, (i+1) * block_size).
         While the request is in the batch the list only grows, and covers every token of a step
         before the step runs.
-    num_computed_tokens: KV of tokens [0, num_computed_tokens) is in the pool.
+    num_computed_tokens: KV of tokens [0, num_computed_tokens) is in the pool, or will be once the
+        steps that were launched have run.
+    num_pending: tokens that launched steps sample, and that are not in `token_ids` yet.
+    num_launched: steps under way that hold a row of it.
     slot: row of the batch state, -1 outside the batch. It does not change between the runner's
         add_row and remove_row; after a preemption the request may come back in another one.
     """
@@ -89,6 +92,8 @@ class Request:
         "max_total_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_launched",
+        "num_pending",
         "num_preemptions",
         "num_prompt_tokens",
         "num_published_blocks",
@@ -121,6 +126,8 @@ class Request:
         self.block_ids: list[int] = []
         self.block_hashes: list[bytes] = []
         self.num_computed_tokens = 0
+        self.num_pending = 0
+        self.num_launched = 0
         self.num_cached_tokens = 0
         self.num_published_blocks = 0
         self.num_preemptions = 0
@@ -134,8 +141,8 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Known tokens, prompt and output."""
-        return len(self.token_ids)
+        """Tokens, prompt and output, those that are being sampled included."""
+        return len(self.token_ids) + self.num_pending
 
     @property
     def num_output_tokens(self) -> int:
@@ -144,7 +151,17 @@ class Request:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        return len(self.token_ids) + self.num_pending - self.num_computed_tokens
+
+    @property
+    def ends_with_pending(self) -> bool:
+        """Whether the token that is being sampled is sure to be its last here."""
+        return self.num_pending > 0 and (self.hold or self.num_tokens >= self.max_total_tokens)
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether its next row cannot be prepared before the host knows its last token."""
+        return False
 
     @property
     def needs_prompt_logprobs(self) -> bool:
@@ -160,6 +177,18 @@ class Request:
             )
         self.state = to
         self.last = Transition(to, cause, now_s)
+
+    def take_prompt_logprobs(self) -> list[TokenLogprob | None]:
+        """All of them, once; raises BatonError if some are missing."""
+        found = self.prompt_logprobs
+        if len(found) != self.num_prompt_tokens:
+            raise BatonError(
+                f"request {self.request_id}: {len(found)} prompt logprobs for "
+                f"{self.num_prompt_tokens} prompt tokens"
+            )
+        self.prompt_logprobs_done = True
+        self.prompt_logprobs = []
+        return found
 
     def extend_hashes(self, block_size: int, num_blocks: int) -> None:
         """Makes `block_hashes` cover the first `num_blocks` blocks, which must be full."""

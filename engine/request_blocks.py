@@ -37,7 +37,11 @@ class RequestBlocks:
     def without_room(self, requests: Iterable[Request]) -> list[Request]:
         """Those whose next token to compute has no block yet."""
         size = self._block_size
-        return [r for r in requests if r.num_computed_tokens == len(r.block_ids) * size]
+        return [
+            r
+            for r in requests
+            if r.num_computed_tokens == len(r.block_ids) * size and not r.ends_with_pending
+        ]
 
     def grow(self, request: Request) -> bool:
         """One more block, if there is one."""
@@ -46,9 +50,9 @@ class RequestBlocks:
         request.block_ids += self._pool.allocate(1)
         return True
 
-    def publish(self, request: Request) -> None:
-        """Lets others find its blocks whose tokens are now all computed."""
-        full = request.num_computed_tokens // self._block_size
+    def publish(self, request: Request, num_tokens: int) -> None:
+        """Lets others find its full blocks among the first `num_tokens` tokens, now computed."""
+        full = num_tokens // self._block_size
         if full > request.num_published_blocks and self._prefix_cache:
             request.extend_hashes(self._block_size, full)
             for index in range(request.num_published_blocks, full):

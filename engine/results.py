@@ -39,7 +39,7 @@ class Asked:
 
 
 class PendingStep:
-    """A step that runs on the device. `wait` brings its results to the host, once.
+    """A step that runs on the device. `wait` brings its results to the host.
 
     Takes sampled tokens int64 [rows] (if any), their Logprobs (if a row wants them), and for each
     share its tokens and Logprobs, flat.
@@ -48,9 +48,15 @@ class PendingStep:
     def __init__(self, asked: Asked, tensors: list[Tensor]) -> None:
         self._asked = asked
         self._download = Download(tensors)
+        self._result: RunResult | None = None
 
     def wait(self) -> RunResult:
         """Blocks until the step is done."""
+        if self._result is None:
+            self._result = self._read_all()
+        return self._result
+
+    def _read_all(self) -> RunResult:
         asked, tensors = self._asked, iter(self._download.wait())
         result = RunResult()
         if asked.num_top:
@@ -77,7 +83,7 @@ def prompt_shares(rows: Sequence[ScheduledRow]) -> list[PromptShare]:
         request = row.request
         if request.needs_prompt_logprobs:
             # The prompt's last token predicts the first output, which is not the prompt's.
-            left = request.num_prompt_tokens - 1 - request.num_computed_tokens
+            left = request.num_prompt_tokens - 1 - row.start
             count = min(row.num_new_tokens, left)
             if count > 0:
                 num_top = request.sampling.prompt_logprobs or 0

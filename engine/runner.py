@@ -84,6 +84,11 @@ class Runner:
     def remove_row(self, request: Request) -> None:
         """The request left the batch. Nothing to undo: the next add_row overwrites the slot."""
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether steps run beside the host."""
+        return self._device.type == "cuda"
+
     @torch.inference_mode()
     def launch(self, rows: Sequence[ScheduledRow]) -> PendingStep:
         """Starts a step: computes every row and samples where asked, without waiting for it.

@@ -11,16 +11,16 @@ in the prefix cache). Requests whose blocks another worker reads or writes are n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from baton.engine.batch import RunResult, ScheduledRow
 from baton.engine.block_pool import BlockPool
 from baton.engine.config import EngineConfig
 from baton.engine.handover import Quarantine, Reservation
-from baton.engine.request import Request, RequestState
+from baton.engine.request import TERMINAL, Request, RequestState
 from baton.engine.request_blocks import RequestBlocks
 from baton.engine.rules import RequestRules
 from baton.engine.running import BatchRows, RunningBatch
+from baton.engine.scheduler_statistics import SchedulerStatistics
 from baton.engine.waiting import WaitingQueue
 from baton.protos.clock import Clock
 from baton.protos.errors import (
@@ -36,23 +36,6 @@ from baton.protos.types import (
     StepOutput,
     TokenLogprob,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerStatistics:
-    """Requests by where they are. `num_waiting`: those without a slot that want one.
-
-    queued_prefill_tokens: known tokens still to be computed before their requests decode.
-    running_kv_tokens: computed tokens of the requests in the batch.
-    """
-
-    num_running: int
-    num_waiting: int
-    num_reserved: int
-    num_held: int
-    num_preemptions: int
-    queued_prefill_tokens: int
-    running_kv_tokens: int
 
 
 class Scheduler:
@@ -79,8 +62,10 @@ class Scheduler:
         # Ended without a step: reported by the next one.
         self._ended: list[RequestOutput] = []
         self._arrivals = 0
-        self._num_preempted = 0
         self._num_preemptions = 0
+        self._num_preemptions_told = 0
+        # Ended while a step that was launched still writes into their blocks, by epoch.
+        self._leaving: dict[int, Request] = {}
         # The queue's head lacks blocks until a command frees some: an idle loop must not spin.
         self._stalled = False
 
@@ -128,7 +113,7 @@ class Scheduler:
         request.num_computed_tokens = request.num_tokens
         request.num_cached_tokens = first.num_cached_tokens
         request.prompt_logprobs_done = True
-        self._blocks.publish(request)
+        self._blocks.publish(request, request.num_computed_tokens)
         request.token_ids += first.token_ids
         if first.finish_reason is not None:
             self._end(request, RequestState.FINISHED, "ended by its first token")
@@ -137,11 +122,12 @@ class Scheduler:
             self._ready.add(request)
 
     def abort(self, request_id: str, *, quarantine: bool = False) -> bool:
-        """Ends it in any state; see Engine.abort."""
+        """Ends it in any state; see Engine.abort. No step that holds it may be under way."""
         request = self._requests.get(request_id)
         if request is None:
             return False
         self._leave(request)
+        request.num_launched = 0
         if quarantine and request.block_ids:
             self._quarantine.add(request_id, request.epoch, request.block_ids)
             request.block_ids = []
@@ -159,7 +145,7 @@ class Scheduler:
         if request is not None and request.state is RequestState.PREFILLED:
             self._end(request, RequestState.FINISHED, "released")
 
-    # A step: schedule, (the runner runs,) commit.
+    # A step: schedule, (the runner launches it,) launched, (the runner waits for it,) commit.
 
     def has_work(self) -> bool:
         """Whether the next step would do something."""
@@ -168,53 +154,88 @@ class Scheduler:
             return True
         return bool(self._queue) and not self._stalled
 
+    def may_run_ahead(self) -> bool:
+        """Whether the next step can be scheduled before the one under way is committed.
+
+        Not when it would have to preempt: the blocks and tokens to give up are still in use.
+        """
+        self._join_ready()
+        decoding = self._batch.decoding.values()
+        if any(request.needs_tokens for request in decoding):
+            return False
+        return len(self._blocks.without_room(decoding)) <= self._pool.num_available
+
     def schedule(self) -> list[ScheduledRow]:
         """What to compute now. Requests enter and leave the batch here."""
-        self._num_preempted = 0
+        before = self._num_preemptions
         self._join_ready()
         self._grow_decodes()
         rows = [
             ScheduledRow(request=request, num_new_tokens=1, samples=True)
             for request in self._batch.decoding.values()
+            if not request.ends_with_pending
         ]
-        self._share_prefills(rows, self._max_step_tokens - len(rows))
-        self._stalled = not rows and not self._num_preempted
+        # What a preemption freed is for the decodes that needed it, not for the next prompt.
+        admitting = self._num_preemptions == before
+        self._share_prefills(rows, self._max_step_tokens - len(rows), admitting=admitting)
+        self._stalled = not rows and admitting
         return rows
+
+    def launched(self, rows: Sequence[ScheduledRow]) -> None:
+        """The rows are under way: the next step may be scheduled on what they will have done."""
+        for row in rows:
+            request = row.request
+            request.num_computed_tokens += row.num_new_tokens
+            request.num_launched += 1
+            if row.samples:
+                request.num_pending += 1
+                if not (row.decodes or request.hold):
+                    self._batch.start_decode(request)
+                    self._advance(request, RequestState.DECODING, "prompt computed")
 
     def commit(self, rows: Sequence[ScheduledRow], result: RunResult) -> StepOutput:
         """Takes in what the runner computed for `rows`, in their order."""
-        output = StepOutput(outputs=self._ended, num_preempted=self._num_preempted)
+        preempted, self._num_preemptions_told = self._num_preemptions_told, self._num_preemptions
+        output = StepOutput(outputs=self._ended, num_preempted=self._num_preemptions - preempted)
         self._ended = []
-        index = 0
+        self._stalled = self._stalled and not rows
+        sampled = zip(result.sampled, result.logprobs, strict=True)
         for row in rows:
             request = row.request
-            if request.state is RequestState.DECODING:
+            if row.decodes:
                 output.num_decode_tokens += 1
             else:
                 output.num_prefill_tokens += row.num_new_tokens
-            request.num_computed_tokens += row.num_new_tokens
-            self._blocks.publish(request)
+            token = next(sampled, None) if row.samples else None
+            if row.samples and token is None:
+                raise BatonError(f"only {len(result.sampled)} tokens sampled for more rows")
+            if request.state in TERMINAL:
+                # It ended after this step was launched: what the step did for it is dropped.
+                if self._leaving.pop(request.epoch, None) is not None:
+                    self._blocks.free(request)
+                continue
+            request.num_launched -= 1
+            self._blocks.publish(request, row.end)
             if request.hold:
                 output.progress.append(
                     PrefillProgress(
                         request_id=request.request_id,
-                        num_computed_tokens=request.num_computed_tokens,
+                        num_computed_tokens=row.end,
                         block_ids=request.block_ids,
                     )
                 )
             if not request.prompt_logprobs_done:
                 request.prompt_logprobs += result.prompt_logprobs.get(request.request_id, ())
-            if row.samples:
-                token_id, logprob = result.sampled[index], result.logprobs[index]
-                output.outputs.append(self._accept(request, token_id, logprob))
-                index += 1
-        if index != len(result.sampled):
-            raise BatonError(f"{len(result.sampled)} tokens sampled for {index} rows that sample")
+            if token is not None:
+                output.outputs.append(self._accept(request, *token))
+        if next(sampled, None) is not None:
+            raise BatonError(f"{len(result.sampled)} tokens sampled, more than rows that sample")
         return output
 
     def _accept(
         self, request: Request, token_id: int, logprob: TokenLogprob | None
     ) -> RequestOutput:
+        request.num_pending -= 1
         request.token_ids.append(token_id)
         reason = self._rules.finish_reason(request)
         output = RequestOutput(
@@ -225,28 +246,14 @@ class Scheduler:
             num_cached_tokens=request.num_cached_tokens,
         )
         if not request.prompt_logprobs_done:
-            output.prompt_logprobs = self._take_prompt_logprobs(request)
+            output.prompt_logprobs = request.take_prompt_logprobs()
         if request.hold:
             self._leave(request)
             self._advance(request, RequestState.PREFILLED, "prompt computed")
         elif reason is not None:
             self._leave(request)
             self._end(request, RequestState.FINISHED, reason.value)
-        elif request.state is RequestState.PREFILLING:
-            self._batch.start_decode(request)
-            self._advance(request, RequestState.DECODING, "prompt computed")
         return output
-
-    def _take_prompt_logprobs(self, request: Request) -> list[TokenLogprob | None]:
-        found = request.prompt_logprobs
-        if len(found) != request.num_prompt_tokens:
-            raise BatonError(
-                f"request {request.request_id}: {len(found)} prompt logprobs for "
-                f"{request.num_prompt_tokens} prompt tokens"
-            )
-        request.prompt_logprobs_done = True
-        request.prompt_logprobs = []
-        return found
 
     # Inspection.
 
@@ -255,21 +262,8 @@ class Scheduler:
         return len(self._queue)
 
     def statistics(self) -> SchedulerStatistics:
-        batch = self._batch
-        running = [*batch.prefilling, *batch.decoding.values()]
-        num_reserved = num_held = 0
-        for request in self._requests.values():
-            num_reserved += request.state is RequestState.TRANSFERRING
-            num_held += request.state is RequestState.PREFILLED
-        return SchedulerStatistics(
-            num_running=len(running),
-            num_waiting=len(self._queue) + len(self._ready),
-            num_reserved=num_reserved,
-            num_held=num_held,
-            num_preemptions=self._num_preemptions,
-            queued_prefill_tokens=self._queue.num_tokens
-            + sum(request.num_uncomputed_tokens for request in batch.prefilling),
-            running_kv_tokens=sum(request.num_computed_tokens for request in running),
+        return SchedulerStatistics.of(
+            self._requests.values(), num_preemptions=self._num_preemptions
         )
 
     def check_integrity(self) -> None:
@@ -288,7 +282,8 @@ class Scheduler:
                 raise BatonError(f"{state.value} requests {known ^ kept} are known, or kept, only")
         if self._queue.num_tokens != sum(request.num_tokens for request in self._queue):
             raise BatonError("the queue's count of tokens is wrong")
-        owners = [request.block_ids for request in self._requests.values()]
+        holders = [*self._requests.values(), *self._leaving.values()]
+        owners = [request.block_ids for request in holders]
         self._pool.check_integrity([*owners, *self._quarantine])
 
     # The parts of schedule().
@@ -314,16 +309,13 @@ class Scheduler:
         if request.needs_prompt_logprobs:
             request.prompt_logprobs = [None]
         request.num_preemptions += 1
-        self._num_preempted += 1
         self._num_preemptions += 1
         self._advance(request, RequestState.QUEUED, "preempted: no KV block is free")
         self._queue.add(request)
 
-    def _share_prefills(self, rows: list[ScheduledRow], budget: int) -> None:
+    def _share_prefills(self, rows: list[ScheduledRow], budget: int, *, admitting: bool) -> None:
         """Appends chunks of prompts, those in the batch and those waiting, in one order."""
         prefilling = self._batch.prefilling
-        # What a preemption freed is for the decodes that needed it, not for the next prompt.
-        admitting = not self._num_preempted
         index = 0
         while budget > 0:
             request = prefilling[index] if index < len(prefilling) else None
@@ -333,13 +325,15 @@ class Scheduler:
                 continue
             if request is None:
                 return
+            index += 1
+            if request.ends_with_pending:
+                continue
             wanted = request.num_uncomputed_tokens
             granted = min(wanted, budget)
             rows.append(
                 ScheduledRow(request=request, num_new_tokens=granted, samples=granted == wanted)
             )
             budget -= granted
-            index += 1
 
     def _admit(self, request: Request, index: int) -> bool:
         """Moves the head of the queue into the batch, if there is a slot and room."""
@@ -389,7 +383,10 @@ class Scheduler:
 
     def _end(self, request: Request, state: RequestState, cause: str) -> None:
         self._advance(request, state, cause)
-        self._blocks.free(request)
+        if request.num_launched:
+            self._leaving[request.epoch] = request
+        else:
+            self._blocks.free(request)
         self._stalled = False
         del self._requests[request.request_id]
 

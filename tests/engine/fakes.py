@@ -9,6 +9,7 @@ published before it was written shows up at once, and every answer can be told i
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -115,6 +116,10 @@ class FakeRunner:
             device="cpu",
         )
         self.rows: dict[int, Request] = {}
+        self.overlaps = False
+        self._entered: dict[int, Request] = {}
+        self._tokens: dict[int, list[int]] = {}
+        self._under_way: deque[FakeStep] = deque()
         self.batches: list[list[tuple[str, int]]] = []
         self.closed = False
         self._clock = clock
@@ -124,45 +129,90 @@ class FakeRunner:
         assert request.slot not in self.rows
         assert len(request.block_ids) * self.pool.block_size >= request.num_tokens - 1
         self.rows[request.slot] = request
+        self._entered[request.slot] = request
 
     def remove_row(self, request: Request) -> None:
         assert self.rows.pop(request.slot) is request
+        self._entered.pop(request.slot, None)
 
-    def run(self, rows: Sequence[ScheduledRow]) -> RunResult:
+    def launch(self, rows: Sequence[ScheduledRow]) -> FakeStep:
         assert rows, "an empty step was run"
         assert sum(row.num_new_tokens for row in rows) <= self._max_step_tokens
         assert len({row.request.slot for row in rows}) == len(rows)
         self._clock.advance(0.01)
         self.batches.append([(row.request.request_id, row.num_new_tokens) for row in rows])
-        result = RunResult()
         for row in rows:
             assert self.rows[row.request.slot] is row.request
-            self._run_row(row, result)
-        return result
+        entered, self._entered = self._entered, {}
+        step = FakeStep(self, [FakeRow(row) for row in rows], entered)
+        self._under_way.append(step)
+        assert len(self._under_way) <= 2
+        return step
+
+    def run_until(self, step: FakeStep) -> None:
+        """As late as possible: whoever touched its blocks meanwhile is found out."""
+        while step.result is None:
+            first = self._under_way.popleft()
+            self._tokens.update(first.entered)
+            result = RunResult()
+            for row in first.rows:
+                self._run_row(row, result)
+            first.result = result
 
     def close(self) -> None:
         self.closed = True
 
-    def _run_row(self, row: ScheduledRow, result: RunResult) -> None:
-        request = row.request
-        start, end = request.num_computed_tokens, request.num_computed_tokens + row.num_new_tokens
-        assert row.num_new_tokens > 0
-        assert end <= request.num_tokens
-        assert row.samples == (end == request.num_tokens)
-        kv = kv_of(request.token_ids[:end], request.cache_salt)
-        for position in range(start, end):
-            self.pool.write(request.block_ids, position, kv[position])
-        assert self.pool.read(request.block_ids, end) == kv, f"{request.request_id}: wrong KV"
-        if request.needs_prompt_logprobs:
-            last = min(end + 1, request.num_prompt_tokens)
-            result.prompt_logprobs[request.request_id] = [
-                TokenLogprob(token_id, -1.0, 1) for token_id in request.token_ids[start + 1 : last]
+    def _run_row(self, row: FakeRow, result: RunResult) -> None:
+        known = self._tokens[row.slot]
+        assert row.count > 0
+        assert row.end <= len(known)
+        assert row.samples == (row.end == len(known))
+        kv = kv_of(known[: row.end], row.salt)
+        for position in range(row.start, row.end):
+            self.pool.write(row.block_ids, position, kv[position])
+        assert self.pool.read(row.block_ids, row.end) == kv, f"{row.request_id}: wrong KV"
+        if row.num_prompt_logprobs:
+            last = min(row.end + 1, row.num_prompt_logprobs)
+            result.prompt_logprobs[row.request_id] = [
+                TokenLogprob(token_id, -1.0, 1) for token_id in known[row.start + 1 : last]
             ]
         if row.samples:
             token_id = next_token(kv[-1])
-            wanted = request.sampling.logprobs is not None
+            known.append(token_id)
             result.sampled.append(token_id)
-            result.logprobs.append(TokenLogprob(token_id, -0.5, 1) if wanted else None)
+            result.logprobs.append(TokenLogprob(token_id, -0.5, 1) if row.logprobs else None)
+
+
+class FakeRow:
+    """What a runner may read of a row, as it was at the launch."""
+
+    def __init__(self, row: ScheduledRow) -> None:
+        request = row.request
+        self.request_id = request.request_id
+        self.slot = request.slot
+        self.start, self.end, self.count = row.start, row.end, row.num_new_tokens
+        self.samples = row.samples
+        self.salt = request.cache_salt
+        self.block_ids = list(request.block_ids)
+        self.logprobs = request.sampling.logprobs is not None
+        self.num_prompt_logprobs = request.num_prompt_tokens if request.needs_prompt_logprobs else 0
+
+
+class FakeStep:
+    """A step under way: it runs when it is waited for."""
+
+    def __init__(
+        self, runner: FakeRunner, rows: list[FakeRow], entered: dict[int, Request]
+    ) -> None:
+        self.rows = rows
+        self.entered = {slot: list(request.token_ids) for slot, request in entered.items()}
+        self.result: RunResult | None = None
+        self._runner = runner
+
+    def wait(self) -> RunResult:
+        self._runner.run_until(self)
+        assert self.result is not None
+        return self.result
 
 
 @dataclass

@@ -102,8 +102,18 @@ def greedy(name: str, prompt: list[int]) -> GenerateRequest:
         ({"max_running": 3, "max_step_tokens": 1000}, False),
         ({"num_blocks": 24, "block_size": 8, "max_running": 8}, True),
         ({"num_blocks": 24, "prefix_cache": False, "max_running": 8}, True),
+        ({"overlap": True, "max_running": 8, "max_step_tokens": 9}, False),
+        ({"overlap": True, "num_blocks": 24, "max_running": 8}, True),
     ],
-    ids=["one-batch", "tiny-chunks", "few-slots", "preempted", "preempted-uncached"],
+    ids=[
+        "one-batch",
+        "tiny-chunks",
+        "few-slots",
+        "preempted",
+        "preempted-uncached",
+        "overlap",
+        "overlap-preempted",
+    ],
 )
 def test_greedy_tokens_equal_transformers(engines, reference, changes, preempts):
     engine, collector = engines.make(**changes)

@@ -158,7 +158,7 @@ def test_a_failing_step_is_death_and_every_call_hears_of_it(monkeypatch):
         leave.wait(WAIT_S)
         raise BatonError("the device is gone")
 
-    monkeypatch.setattr(driven.fake.runner, "run", explode)
+    monkeypatch.setattr(driven.fake.runner, "launch", explode)
     driven.loop.call(lambda engine: engine.add(generate("a", [1]))).result(WAIT_S)
     assert entered.wait(WAIT_S)
     pending = driven.loop.call(lambda engine: engine.has_work())

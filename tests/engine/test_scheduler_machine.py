@@ -18,10 +18,17 @@ PROMPTS = st.lists(st.integers(1, 2), min_size=1, max_size=14)
 class SchedulerMachine(RuleBasedStateMachine):
     """Any commands in any order on a pool of a few blocks; every answer is known in advance."""
 
+    overlap = False
+
     def __init__(self) -> None:
         super().__init__()
         self.fake = make_engine(
-            num_blocks=7, block_size=2, max_running=3, max_step_tokens=5, max_waiting=6
+            num_blocks=7,
+            block_size=2,
+            max_running=3,
+            max_step_tokens=5,
+            max_waiting=6,
+            overlap=self.overlap,
         )
         self.engine = self.fake.engine
         self.collector = Collector(self.engine)
@@ -180,3 +187,13 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+class OverlapMachine(SchedulerMachine):
+    """The same with the next step launched before the last is read."""
+
+    overlap = True
+
+
+TestOverlapMachine = OverlapMachine.TestCase
+TestOverlapMachine.settings = TestSchedulerMachine.settings

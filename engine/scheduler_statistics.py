@@ -1,0 +1,49 @@
+"""Where a scheduler's requests are, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from baton.engine.request import Request, RequestState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStatistics:
+    """Requests by where they are. `num_waiting`: those without a slot that want one.
+
+    queued_prefill_tokens: known tokens still to be computed before their requests decode.
+    running_kv_tokens: computed tokens of the requests in the batch.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_reserved: int
+    num_held: int
+    num_preemptions: int
+    queued_prefill_tokens: int
+    running_kv_tokens: int
+
+    @classmethod
+    def of(cls, requests: Collection[Request], *, num_preemptions: int) -> SchedulerStatistics:
+        """Counts the requests that a scheduler knows."""
+        states = Counter(request.state for request in requests)
+        queued = sum(
+            request.num_tokens
+            if request.state is RequestState.QUEUED
+            else request.num_uncomputed_tokens
+            for request in requests
+            if request.state in (RequestState.QUEUED, RequestState.PREFILLING)
+        )
+        return cls(
+            num_running=states[RequestState.PREFILLING] + states[RequestState.DECODING],
+            num_waiting=states[RequestState.QUEUED] + states[RequestState.READY],
+            num_reserved=states[RequestState.TRANSFERRING],
+            num_held=states[RequestState.PREFILLED],
+            num_preemptions=num_preemptions,
+            queued_prefill_tokens=queued,
+            running_kv_tokens=sum(
+                request.num_computed_tokens for request in requests if request.slot >= 0
+            ),
+        )

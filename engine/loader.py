@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from baton.engine.models.weights import Weights
+from baton.engine.models.weights import Source, Weights
 from baton.protos.errors import ModelLoadError
 
 INDEX_NAME: Final = "model.safetensors.index.json"
@@ -49,7 +49,7 @@ def load_weights(weights: Weights, model_dir: str) -> None:
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 if name in weights.slots:
-                    _copy(file, name, weights.slots[name], path)
+                    _copy(file, name, weights, path)
                     progress.filled.add(name)
                 elif name in weights.aliases:
                     progress.tied.append((path, name))
@@ -71,9 +71,11 @@ def load_weights(weights: Weights, model_dir: str) -> None:
 def fill_random(weights: Weights, seed: int = 0) -> None:
     """Fills the tensors on their device: normal(0, 0.02), norms with ones, biases with zeros.
 
-    The same seed on the same kind of device gives the same numbers, so two workers agree.
+    The same seed on the same kind of device gives the same numbers, so two workers with as many
+    ranks agree.
     """
-    generator = torch.Generator(device=weights.platform.device).manual_seed(seed)
+    own = seed + weights.group.shards.rank
+    generator = torch.Generator(device=weights.platform.device).manual_seed(own)
     for name, slot in weights.slots.items():
         if name.endswith("norm.weight"):
             slot.fill_(1.0)
@@ -101,16 +103,16 @@ def weight_files(model_dir: str) -> list[Path]:
     raise ModelLoadError(f"{model_dir}: neither {SINGLE_NAME} nor {INDEX_NAME}", param="model_dir")
 
 
-def model_digest(model_dir: str, *, random_seed: int | None = None) -> str:
+def model_digest(model_dir: str, *, random_weights: str | None = None) -> str:
     """A hex digest of configuration and weights: equal digests mean equal KV.
 
     Files over 64 MiB are sampled (their header and 256 places), which tells fine-tunes apart
-    without reading terabytes. With `random_seed` the weights are that seed's.
+    without reading terabytes. `random_weights` names weights that come from no file.
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update((Path(model_dir) / "config.json").read_bytes())
-    if random_seed is not None:
-        digest.update(f"random {random_seed}".encode())
+    if random_weights is not None:
+        digest.update(f"random {random_weights}".encode())
         return digest.hexdigest()
     for path in weight_files(model_dir):
         size = path.stat().st_size
@@ -164,12 +166,12 @@ def _opened(path: Path) -> Iterator[_TensorFile]:
         raise ModelLoadError(f"{path} cannot be read: {error}", param=path.name) from error
 
 
-def _copy(file: _TensorFile, name: str, slot: Tensor, path: Path) -> None:
-    info = file.get_slice(name)
+def _copy(file: _TensorFile, name: str, weights: Weights, path: Path) -> None:
+    info, source = file.get_slice(name), weights.sources[name]
     found = tuple(info.get_shape())
-    if found != tuple(slot.shape):
+    if found != source.shape:
         raise ModelLoadError(
-            f"{path}: tensor {name} should have shape {tuple(slot.shape)}, found {found}",
+            f"{path}: tensor {name} should have shape {source.shape}, found {found}",
             param=name,
         )
     if info.get_dtype() not in FLOAT_DTYPES:
@@ -178,14 +180,22 @@ def _copy(file: _TensorFile, name: str, slot: Tensor, path: Path) -> None:
             f"but must be one of {', '.join(FLOAT_DTYPES)}",
             param=name,
         )
-    slot.copy_(file.get_tensor(name))
+    weights.slots[name].copy_(_read(file, name, source))
+
+
+def _read(file: _TensorFile, name: str, source: Source) -> Tensor:
+    """Only this rank's part of the tensor leaves the file."""
+    if source.whole:
+        return file.get_tensor(name)
+    part: Tensor = file.get_slice(name)[source.index]
+    return part
 
 
 def _check_tied(path: Path, name: str, weights: Weights) -> None:
     """A tied tensor that is stored anyway must be the copy that tying claims it is."""
     target = weights.aliases[name]
     with _opened(path) as file:
-        stored = file.get_tensor(name).to(weights.slots[target])
+        stored = _read(file, name, weights.sources[target]).to(weights.slots[target])
     if not torch.equal(stored, weights.slots[target]):
         raise ModelLoadError(
             f"{path}: tensor {name} differs from {target}, though config.json ties them "

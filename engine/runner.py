@@ -22,6 +22,8 @@ from baton.engine.model_info import ModelSpec, read_model_spec
 from baton.engine.models.layers import CausalLM
 from baton.engine.models.registry import build_model
 from baton.engine.models.weights import Weights
+from baton.engine.parallel.group import ParallelGroup, SingleGroup
+from baton.engine.parallel.sampling import SharedSampler
 from baton.engine.request import Request
 from baton.engine.results import Asked, PendingStep, prompt_shares, prompt_tensors
 from baton.engine.sampler import Sampler
@@ -42,9 +44,16 @@ class Runner:
     model: ModelInfo
     pool: KVPool
 
-    def __init__(self, config: EngineConfig, clock: Clock) -> None:
-        """Loads the model and allocates the pool. Raises ConfigError, ModelLoadError."""
+    def __init__(
+        self, config: EngineConfig, clock: Clock, group: ParallelGroup | None = None
+    ) -> None:
+        """Loads the model and allocates the pool. Raises ConfigError, ModelLoadError.
+
+        group: the ranks that share the model, each with a runner of its own that gets the same
+            calls; this one has the part of the group's `shards`. None: it has the whole model.
+        """
         started_s = clock.now_s()
+        group = group or SingleGroup()
         spec = read_model_spec(config.model_dir)
         platform = resolve_platform(config.device, config.dtype)
         max_model_len = _max_model_len(config, spec)
@@ -52,21 +61,23 @@ class Runner:
         self._device = device
         # Kernels launch on the thread's current device, and steps run on a thread of their own.
         self._on_device = torch.cuda.device(device) if platform.is_cuda else nullcontext()
-        self._model = _load(config, spec, platform, max_model_len)
-        self.model = _model_info(config, spec, platform, max_model_len)
+        self._model = _load(config, spec, Weights(platform, group), max_model_len)
+        num_ranks = group.shards.size
+        self.model = _model_info(config, spec, platform, max_model_len, num_ranks)
         self._batch = BatchState(config.max_running, max_model_len, config.block_size, device)
         self._sampling = SamplingState(
             config.max_running, spec.vocab_size, spec.eos_token_ids, device
         )
-        self._sampler = Sampler(self._sampling, device)
+        self._sampler = SharedSampler(Sampler(self._sampling, device), group)
         layout = KVLayout(
             num_layers=spec.num_layers,
-            kv_heads=spec.num_kv_heads,
+            kv_heads=group.shards.kv_heads(spec.num_kv_heads).count,
             block_size=config.block_size,
             head_dim=spec.head_dim,
             dtype=platform.dtype_name,
         )
-        self.pool = KVPool(layout, pool_blocks(config, layout, self._model, platform), device)
+        num_blocks = group.minimum(pool_blocks(config, layout, self._model, platform))
+        self.pool = KVPool(layout, num_blocks, device)
         _log.info(
             "loaded %s on %s in %.1f s: %d KV blocks of %d tokens",
             spec.name,
@@ -142,15 +153,12 @@ class Runner:
         return PendingStep(Asked(num_top=num_top, shares=tuple(shares)), results)
 
 
-def _load(
-    config: EngineConfig, spec: ModelSpec, platform: Platform, max_model_len: int
-) -> CausalLM:
-    weights = Weights(platform)
+def _load(config: EngineConfig, spec: ModelSpec, weights: Weights, max_model_len: int) -> CausalLM:
     try:
         model = build_model(weights, spec, max_model_len)
     except RuntimeError as error:
         raise ModelLoadError(
-            f"{config.model_dir} does not fit into the memory of {platform.device}: {error}"
+            f"{config.model_dir} does not fit into the memory of {weights.platform.device}: {error}"
         ) from error
     if config.random_weights:
         fill_random(weights, RANDOM_WEIGHTS_SEED)
@@ -170,12 +178,13 @@ def _max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
 
 
 def _model_info(
-    config: EngineConfig, spec: ModelSpec, platform: Platform, max_model_len: int
+    config: EngineConfig, spec: ModelSpec, platform: Platform, max_model_len: int, num_ranks: int
 ) -> ModelInfo:
-    seed = RANDOM_WEIGHTS_SEED if config.random_weights else None
+    ranks = f" on {num_ranks} ranks" if num_ranks > 1 else ""
+    random_weights = f"{RANDOM_WEIGHTS_SEED}{ranks}" if config.random_weights else None
     return ModelInfo(
         name=spec.name,
-        digest=model_digest(config.model_dir, random_seed=seed),
+        digest=model_digest(config.model_dir, random_weights=random_weights),
         architecture=spec.architecture,
         vocab_size=spec.vocab_size,
         max_model_len=max_model_len,

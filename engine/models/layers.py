@@ -9,18 +9,21 @@ from torch.nn.functional import embedding, linear
 
 from baton.engine.model_info import ModelSpec
 from baton.engine.models.forward_batch import ForwardBatch
-from baton.engine.models.weights import Weights
+from baton.engine.models.weights import Dim, Weights
 from baton.kernels.paged_attention import paged_attention
 from baton.kernels.rms_norm import add_rms_norm, rms_norm
 from baton.kernels.rotary_cache import rotary_cache
 from baton.kernels.swiglu import swiglu
 
 
-class Linear:
-    """y = x W^T + b; W [out, in] may merge several checkpoint matrices of `rows` rows each."""
+class ColumnLinear:
+    """y = x W^T + b; W [out, in] may merge several checkpoint matrices, of `rows` rows each.
+
+    Of each the rows (the columns of W^T) may be this rank's part: so is y then.
+    """
 
     def __init__(
-        self, weights: Weights, names: Sequence[str], rows: Sequence[int], width: int, *, bias: bool
+        self, weights: Weights, names: Sequence[str], rows: Sequence[Dim], width: int, *, bias: bool
     ) -> None:
         self.weight = weights.merged([f"{name}.weight" for name in names], rows, width)
         self.bias = weights.merged([f"{name}.bias" for name in names], rows) if bias else None
@@ -29,8 +32,25 @@ class Linear:
         return linear(x, self.weight, self.bias)
 
 
+class RowLinear:
+    """y = x W^T + b, where x and W's columns (the rows of W^T) are this rank's parts; y is whole.
+
+    The ranks' products are added up; rank 0 brings the bias.
+    """
+
+    def __init__(self, weights: Weights, name: str, height: int, width: Dim, *, bias: bool) -> None:
+        self.group = weights.group
+        self.weight = weights.tensor(f"{name}.weight", height, width)
+        self.bias = weights.tensor(f"{name}.bias", height) if bias else None
+        if self.group.shards.rank > 0:
+            self.bias = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.group.all_reduce(linear(x, self.weight, self.bias))
+
+
 class Attention:
-    """Grouped-query attention over the paged pool, with rotary positions.
+    """Grouped-query attention over the paged pool, with rotary positions; this rank's heads of it.
 
     qk_norm: each query and key head is RMS-normalised before rotation (Qwen3).
     sliding_window: how many positions a token sees, its own counted; None: all before it.
@@ -51,16 +71,18 @@ class Attention:
         self.spec = spec
         self.scale = spec.head_dim**-0.5
         self.sliding_window = spec.sliding_windows[layer]
-        self.qkv = Linear(
+        shards = weights.group.shards
+        heads, kv_heads = shards.split(spec.num_heads), shards.kv_heads(spec.num_kv_heads)
+        self.heads = (heads.count, kv_heads.count, kv_heads.count)
+        queries, keys = heads.times(spec.head_dim), kv_heads.times(spec.head_dim)
+        self.qkv = ColumnLinear(
             weights,
             [f"{prefix}.q_proj", f"{prefix}.k_proj", f"{prefix}.v_proj"],
-            [spec.num_query_features, spec.num_kv_features, spec.num_kv_features],
+            [queries, keys, keys],
             spec.hidden_size,
             bias=qkv_bias,
         )
-        self.out = Linear(
-            weights, [f"{prefix}.o_proj"], [spec.hidden_size], spec.num_query_features, bias=o_bias
-        )
+        self.out = RowLinear(weights, f"{prefix}.o_proj", spec.hidden_size, queries, bias=o_bias)
         self.q_norm = weights.tensor(f"{prefix}.q_norm.weight", spec.head_dim) if qk_norm else None
         self.k_norm = weights.tensor(f"{prefix}.k_norm.weight", spec.head_dim) if qk_norm else None
 
@@ -69,7 +91,7 @@ class Attention:
         spec = self.spec
         kv = batch.kv_layers[self.layer]
         heads = self.qkv(x).view(x.shape[0], -1, spec.head_dim)
-        q, k, v = heads.split_with_sizes((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), 1)
+        q, k, v = heads.split_with_sizes(self.heads, 1)
         q = rotary_cache(
             q,
             k,
@@ -94,26 +116,25 @@ class Attention:
             sliding_window=self.sliding_window,
             plan=batch.plans.get(self.sliding_window),
         )
-        return self.out(mixed.view(x.shape[0], -1))
+        return self.out(mixed.reshape(x.shape[0], -1))
 
 
 class GatedMLP:
-    """down(silu(gate(x)) * up(x))."""
+    """down(silu(gate(x)) * up(x)), each rank some of the columns between."""
 
     def __init__(
         self, weights: Weights, spec: ModelSpec, layer: int, *, bias: bool = False
     ) -> None:
         prefix = f"model.layers.{layer}.mlp"
-        self.gate_up = Linear(
+        columns = weights.group.shards.split(spec.intermediate_size)
+        self.gate_up = ColumnLinear(
             weights,
             [f"{prefix}.gate_proj", f"{prefix}.up_proj"],
-            [spec.intermediate_size, spec.intermediate_size],
+            [columns, columns],
             spec.hidden_size,
             bias=bias,
         )
-        self.down = Linear(
-            weights, [f"{prefix}.down_proj"], [spec.hidden_size], spec.intermediate_size, bias=bias
-        )
+        self.down = RowLinear(weights, f"{prefix}.down_proj", spec.hidden_size, columns, bias=bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [num_tokens, hidden] to the same shape."""
@@ -150,7 +171,10 @@ class DecoderLayer:
 
 
 class CausalLM:
-    """Embedding, decoder layers, final norm and output head."""
+    """Embedding, decoder layers, final norm and output head.
+
+    The vocabulary of embedding and head is split over the ranks, padded to equal parts.
+    """
 
     def __init__(
         self, weights: Weights, spec: ModelSpec, layers: Sequence[DecoderLayer], cos_sin: Tensor
@@ -160,7 +184,9 @@ class CausalLM:
         self.layers = tuple(layers)
         self.windows = frozenset(spec.sliding_windows)
         self.cos_sin = cos_sin
-        shape = (spec.vocab_size, spec.hidden_size)
+        self.group = weights.group
+        self.vocab = weights.group.shards.padded(spec.vocab_size)
+        shape = (self.vocab, spec.hidden_size)
         self.embed = weights.tensor("model.embed_tokens.weight", *shape)
         self.norm = weights.tensor("model.norm.weight", spec.hidden_size)
         if spec.tie_word_embeddings:
@@ -171,7 +197,7 @@ class CausalLM:
 
     def forward(self, token_ids: Tensor, batch: ForwardBatch) -> Tensor:
         """token_ids [num_tokens] to hidden states [num_tokens, hidden], before the final norm."""
-        x = embedding(token_ids, self.embed)
+        x = self._embedded(token_ids)
         residual: Tensor | None = None
         for layer in self.layers:
             x, residual = layer(x, residual, batch, self.cos_sin)
@@ -179,4 +205,13 @@ class CausalLM:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [n, hidden] of chosen tokens to float32 logits [n, vocab]."""
-        return linear(rms_norm(hidden, self.norm, self.spec.rms_norm_eps), self.head).float()
+        part = linear(rms_norm(hidden, self.norm, self.spec.rms_norm_eps), self.head)
+        return self.group.gather_columns(part)[:, : self.spec.vocab_size].float()
+
+    def _embedded(self, token_ids: Tensor) -> Tensor:
+        if self.vocab.count == self.vocab.full:
+            return embedding(token_ids, self.embed)
+        here = token_ids - self.vocab.start
+        others = (here < 0) | (here >= self.vocab.count)
+        x = embedding(here.masked_fill(others, 0), self.embed)
+        return self.group.all_reduce(x.masked_fill_(others[:, None], 0.0))

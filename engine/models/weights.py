@@ -3,36 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from baton.engine.device import Platform
+from baton.engine.parallel.group import ParallelGroup, SingleGroup
+from baton.engine.parallel.shards import Span
+
+# A whole dimension, or this rank's part of it.
+Dim = int | Span
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What fills a tensor: the part `index` of a checkpoint tensor of `shape`."""
+
+    shape: tuple[int, ...]
+    index: tuple[slice, ...]
+
+    @property
+    def whole(self) -> bool:
+        return all(
+            part.stop - part.start == size
+            for part, size in zip(self.index, self.shape, strict=True)
+        )
 
 
 class Weights:
-    """Allocates a model's tensors and remembers where each checkpoint tensor goes.
+    """Allocates a model's tensors and remembers which part of the checkpoint goes where.
 
     A merged tensor (qkv, gate_up) is filled through several names, each a view of its rows, so a
-    loader that copies tensor by tensor needs to know nothing of merging.
+    loader that copies tensor by tensor needs to know nothing of merging. A dimension that is a Span
+    has only this rank's part, which the loader reads from the file by slices.
     """
 
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: Platform, group: ParallelGroup | None = None) -> None:
         self.platform = platform
+        self.group = group or SingleGroup()
         self._slots: dict[str, Tensor] = {}
+        self._sources: dict[str, Source] = {}
         self._aliases: dict[str, str] = {}
 
-    def tensor(self, name: str, *shape: int) -> Tensor:
-        """A tensor that the checkpoint holds under `name`, in the same shape; uninitialised."""
-        tensor = self._empty(shape)
-        self._slots[name] = tensor
+    def tensor(self, name: str, *shape: Dim) -> Tensor:
+        """A tensor that the checkpoint holds under `name`, whole or in part; uninitialised.
+
+        A span in the first place may have padding, which is zero.
+        """
+        tensor = self._empty([_room(dim) for dim in shape])
+        count = _count(shape[0])
+        tensor[count:].zero_()
+        self._add(name, tensor[:count], shape)
         return tensor
 
-    def merged(self, names: Sequence[str], rows: Sequence[int], *rest: int) -> Tensor:
+    def merged(self, names: Sequence[str], rows: Sequence[Dim], *rest: Dim) -> Tensor:
         """One tensor [sum(rows), *rest], whose consecutive rows the checkpoint holds as `names`."""
-        tensor = self._empty((sum(rows), *rest))
-        for name, part in zip(names, tensor.split_with_sizes(list(rows)), strict=True):
-            self._slots[name] = part
+        counts = [_count(dim) for dim in rows]
+        tensor = self._empty([sum(counts), *map(_count, rest)])
+        for name, part, dim in zip(names, tensor.split_with_sizes(counts), rows, strict=True):
+            self._add(name, part, (dim, *rest))
         return tensor
 
     def alias(self, name: str, target: str) -> None:
@@ -45,8 +75,28 @@ class Weights:
         return self._slots
 
     @property
+    def sources(self) -> Mapping[str, Source]:
+        """Checkpoint name to the part of it that its slot holds."""
+        return self._sources
+
+    @property
     def aliases(self) -> Mapping[str, str]:
         return self._aliases
 
+    def _add(self, name: str, slot: Tensor, shape: Sequence[Dim]) -> None:
+        self._slots[name] = slot
+        full = tuple(dim if isinstance(dim, int) else dim.full for dim in shape)
+        starts = [0 if isinstance(dim, int) else dim.start for dim in shape]
+        index = tuple(slice(a, a + n) for a, n in zip(starts, slot.shape, strict=True))
+        self._sources[name] = Source(full, index)
+
     def _empty(self, shape: Sequence[int]) -> Tensor:
         return torch.empty(tuple(shape), dtype=self.platform.dtype, device=self.platform.device)
+
+
+def _count(dim: Dim) -> int:
+    return dim if isinstance(dim, int) else dim.count
+
+
+def _room(dim: Dim) -> int:
+    return dim if isinstance(dim, int) else dim.room

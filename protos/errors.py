@@ -101,9 +101,14 @@ class OverloadedError(BatonError):
     default_code = "overloaded"
 
     def __init__(
-        self, message: str, *, retry_after_s: float = 1.0, param: str | None = None
+        self,
+        message: str,
+        *,
+        retry_after_s: float = 1.0,
+        param: str | None = None,
+        code: str | None = None,
     ) -> None:
-        super().__init__(message, param=param)
+        super().__init__(message, param=param, code=code)
         self.retry_after_s = retry_after_s
 
 

@@ -1,0 +1,53 @@
+"""The load that is coming: level and trend of a rate, from what arrived so far."""
+
+from __future__ import annotations
+
+import math
+
+_FAST_S = 10.0
+_SLOW_S = 60.0
+
+
+class _Average:
+    """Exponentially weighted over time, with the weight that is missing at the start made up for."""
+
+    def __init__(self, memory_s: float) -> None:
+        self._memory_s = memory_s
+        self._sum = 0.0
+        self._weight = 0.0
+
+    def add(self, value: float, elapsed_s: float) -> None:
+        keep = math.exp(-elapsed_s / self._memory_s)
+        self._sum = self._sum * keep + value * (1 - keep)
+        self._weight = self._weight * keep + (1 - keep)
+
+    @property
+    def mean(self) -> float:
+        return self._sum / self._weight if self._weight else 0.0
+
+
+class Forecast:
+    """Double exponential smoothing (Brown, 1956): two averages of different memory differ by the
+    slope times the difference of their lags.
+
+    Falling load is not extrapolated: a pool that was made too small too early costs an SLO, one
+    that is too large for a minute costs a minute.
+    """
+
+    def __init__(self) -> None:
+        self._fast = _Average(_FAST_S)
+        self._slow = _Average(_SLOW_S)
+        self._last_s: float | None = None
+
+    def add(self, rate: float, now_s: float) -> None:
+        """`rate` is what was seen since the last call."""
+        elapsed_s = 1.0 if self._last_s is None else max(0.0, now_s - self._last_s)
+        self._last_s = now_s
+        self._fast.add(rate, elapsed_s)
+        self._slow.add(rate, elapsed_s)
+
+    def ahead(self, horizon_s: float) -> float:
+        """The rate expected in `horizon_s` seconds; at most twice what it is now."""
+        now = self._fast.mean
+        slope = (now - self._slow.mean) / (_SLOW_S - _FAST_S)
+        return min(2 * now, max(now, now + slope * (horizon_s + _FAST_S)))

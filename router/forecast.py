@@ -9,7 +9,7 @@ _SLOW_S = 60.0
 
 
 class _Average:
-    """Exponentially weighted over time, with the weight that is missing at the start made up for."""
+    """Exponentially weighted over time; weight that is missing at the start is made up for."""
 
     def __init__(self, memory_s: float) -> None:
         self._memory_s = memory_s

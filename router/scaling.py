@@ -13,12 +13,10 @@ from dataclasses import fields
 from baton.router.forecast import Forecast
 from baton.router.scaling_config import ScalingConfig
 from baton.router.scaling_signals import PoolState, ScalingDecision, Sizing
-from baton.router.sizing import POLICIES, Load
+from baton.router.sizing import NO_WORK, POLICIES, Load
 
 # Below this share of running replicas reporting, nothing is taken away.
 LEAST_CONFIDENCE = 0.5
-# Less work than this much of a replica, and nothing running or waiting, is none.
-_NO_WORK = 0.01
 _RATES = (
     "requests_per_s",
     "prompt_tokens_per_s",
@@ -92,7 +90,8 @@ class PoolScaler:
             for name, forecast in self._forecasts.items():
                 forecast.add(getattr(state.demand, name), state.now_s)
         horizon_s = self._starts.seconds + self.config.interval_s
-        return Load(*(f.ahead(horizon_s) for f in self._forecasts.values()), horizon_s)
+        rates = {name: forecast.ahead(horizon_s) for name, forecast in self._forecasts.items()}
+        return Load(**rates, horizon_s=horizon_s)
 
     def _remember(self, now_s: float, wanted: int) -> None:
         """Keeps the largest wishes of the cool-down window, newest last, each larger than the
@@ -119,7 +118,7 @@ class PoolScaler:
         largest = self._wishes[0][1]
         if largest >= current:
             return current, ""
-        if state.confidence < LEAST_CONFIDENCE:
+        if state.confidence < LEAST_CONFIDENCE and config.policy != "schedule":
             return current, f"; {largest} would do, but too few replicas report"
         watched_s = now_s - (now_s if self._began_s is None else self._began_s)
         if watched_s < config.down_cooldown_s:
@@ -175,7 +174,7 @@ def _whole(state: PoolState, sizing: Sizing) -> int:
     """Replicas come whole; the last one goes only when there is nothing at all to do."""
     has_work = any(r.num_running or r.num_waiting for r in state.replicas)
     arrives = state.demand is not None and state.demand.any
-    if sizing.replicas < _NO_WORK and not has_work and not arrives:
+    if sizing.replicas < NO_WORK and not has_work and not arrives:
         return 0
     return max(1, math.ceil(sizing.replicas - 1e-9))
 

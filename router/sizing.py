@@ -16,6 +16,9 @@ from baton.router.times import DecodeTimes, PrefillTimes
 # Of a decode worker's KV pool, how much a sizing plans to use: a request that finds none waits.
 _KV_SHARE = 0.9
 _MAX_REPLICAS = 100_000
+# Less work than this much of a replica, and nothing running or waiting, is none.
+NO_WORK = 0.01
+_NO_REQUESTS_PER_S = 0.01
 # A tenth of the SLO at least is left for waiting, however long a mean prompt takes.
 _LEAST_WAIT_SHARE = 0.1
 
@@ -31,8 +34,13 @@ class Load(NamedTuple):
 
     def scaled(self, factor: float) -> Load:
         """More requests of the same kind."""
-        rates = (factor * rate for rate in self[:4])
-        return Load(*rates, self.horizon_s)
+        return Load(
+            requests_per_s=factor * self.requests_per_s,
+            prompt_tokens_per_s=factor * self.prompt_tokens_per_s,
+            prompt_squares_per_s=factor * self.prompt_squares_per_s,
+            output_tokens_per_s=factor * self.output_tokens_per_s,
+            horizon_s=self.horizon_s,
+        )
 
 
 Policy = Callable[[PoolState, Load, float, ScalingConfig], "Sizing | None"]
@@ -56,6 +64,8 @@ def slo(state: PoolState, load: Load, margin: float, config: ScalingConfig) -> S
     """Predicted TTFT or ITL within its SLO; None while there is nothing to predict from."""
     if state.demand is None:
         return None
+    if load.requests_per_s < _NO_REQUESTS_PER_S:
+        return Sizing(replicas=0.0, why="next to nothing arrives")
     size = _slo_prefill if state.role is Role.PREFILL else _slo_decode
     return size(state, state.demand, load.scaled(margin), config)
 
@@ -107,8 +117,6 @@ def _slo_prefill(
     times = demand.prefill.prefill if demand.prefill else _prefill_times(state)
     if times is None:
         return None
-    if load.requests_per_s <= 0:
-        return Sizing(replicas=0.0, why="no requests arrive")
     mean = load.prompt_tokens_per_s / load.requests_per_s
     cv2 = max(0.0, load.prompt_squares_per_s / load.requests_per_s / max(mean, 1) ** 2 - 1)
     service_s = max(times.predict(max(1.0, mean)), 1e-6)

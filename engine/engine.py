@@ -178,6 +178,7 @@ class Engine:
             free_blocks=self._blocks.num_available,
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             decode_step_s=self._meter.decode_step_s,
+            itl_s=self._meter.itl_s,
         )
 
     def drain_kv_events(self) -> KvEvents:

@@ -15,6 +15,7 @@ class StepMeter:
         self._prefill_tokens = 0.0
         self._prefill_s = 0.0
         self.decode_step_s = 0.0
+        self.itl_s = 0.0
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -25,6 +26,9 @@ class StepMeter:
         return self._prefill_tokens / self._prefill_s if self._prefill_s > 0 else 0.0
 
     def observe(self, output: StepOutput) -> None:
+        if output.num_decode_tokens:
+            weight = _WEIGHT if self.itl_s > 0 else 1.0
+            self.itl_s += weight * (output.duration_s - self.itl_s)
         if output.num_prefill_tokens:
             weight = _WEIGHT if self._prefill_s > 0 else 1.0
             self._prefill_tokens += weight * (output.num_prefill_tokens - self._prefill_tokens)

@@ -179,7 +179,8 @@ class WorkerLoad:
     """A worker's own figures, reported after steps and at least once a second.
 
     Rates are moving averages over recent steps; 0.0 means not measured yet.
-    `free_blocks` counts evictable cached blocks as free.
+    `free_blocks` counts evictable cached blocks as free. `itl_s` is the time between two tokens of
+    a running request, with the steps that also computed other prompts.
     """
 
     num_running: int = 0
@@ -191,6 +192,7 @@ class WorkerLoad:
     prefill_tokens_per_s: float = 0.0
     decode_step_s: float = 0.0
     draining: bool = False
+    itl_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

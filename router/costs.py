@@ -1,148 +1,232 @@
-"""Prices, in seconds, of the ways to serve one request (`docs/router.md` derives them)."""
+"""Prices, in seconds, of the ways to serve one request (`docs/router.md` derives them).
+
+Arrays are float64 [num_workers] of a pool, in the order of its `Columns`.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from baton.router.config import RouterConfig
-from baton.router.decision import Candidate, RouteRequest
-from baton.router.view import ClusterView, WorkerView
+from baton.router.decision import RouteRequest
+from baton.router.times import Near
+from baton.router.view import ClusterView, Column, Columns, Floats, WorkerView
+
+FloatOrFloats = TypeVar("FloatOrFloats", float, Floats)
+
+# How surely a request misses an objective that it is predicted to meet by a given factor: at 0.8 of
+# it one in seven, at 0.5 one in 250, at 1.25 six in seven.
+_SHARPNESS: Final = 8
+# A worker without room that frees nothing is not waited for for ever, only last of all.
+_LONGEST_ROOM_WAIT_S: Final = 60.0
 
 
-class PrefillSide(NamedTuple):
-    """A prefill worker's share of a remote plan, the same for every decode worker."""
-
-    worker: WorkerView
-    compute_s: float
-    preference_s: float
-    # Waiting, computing and handshake, less the preference.
-    own_cost_s: float
+def miss_probability(ratio: FloatOrFloats) -> FloatOrFloats:
+    """Of an objective, by predicted over wanted time."""
+    power = ratio**_SHARPNESS
+    # However far beyond the objective, the power is a large number, but never infinite.
+    return power / (1.0 + power)
 
 
-class DecodeSide(NamedTuple):
-    """A decode worker's share of a plan, the same for local and every prefill worker."""
+@dataclass(slots=True)
+class DecodeSide:
+    """What a plan costs at each decode worker, the same for local and every prefill worker."""
 
-    worker: WorkerView
-    num_cached_tokens: int
-    decode_s: float
-    no_room_s: float
-    # Moving all KV that it lacks, and moving the last chunk of it.
-    transfer_s: float
-    last_chunk_s: float
+    num_cached: Floats
+    num_new: Floats
+    decode_s: Floats
+    room_s: Floats
+    extra_s: Floats
+    # Nearly all of the prompt is there: bool [num_workers].
+    short_tail: npt.NDArray[np.bool_]
 
-    def remote_cost_s(self, prefill: PrefillSide) -> float:
-        """What differs between prefill workers for this decode worker: orders them."""
-        exposed_s = self.transfer_s - prefill.compute_s
-        return prefill.own_cost_s + (
-            exposed_s if exposed_s > self.last_chunk_s else self.last_chunk_s
-        )
+
+@dataclass(slots=True)
+class LocalSide:
+    """What a local prefill costs at each decode worker."""
+
+    ttft_s: Floats
+    slo_s: Floats
+    interference_s: Floats
+    cost_s: Floats
+
+
+@dataclass(slots=True)
+class PrefillSide:
+    """What a remote prefill costs at each prefill worker, the same for every decode worker."""
+
+    num_cached: Floats
+    wait_s: Floats
+    compute_s: Floats
+    preference_s: Floats
+    # Waiting and computing, less the preference: orders them.
+    own_s: Floats
 
 
 class CostModel:
     """Prices for one request over one view.
 
-    A worker that has not measured its prefill rate is given the median of those that have: the
-    workers of a fleet run one model, and pitting a measured worker against a prior would send
-    everything to the unmeasured one. Only a fleet without any measurement uses the prior.
+    hits: blocks of the prompt that each worker holds, for the decode and for the prefill pool.
     """
 
-    def __init__(self, view: ClusterView, request: RouteRequest, config: RouterConfig) -> None:
+    def __init__(
+        self,
+        view: ClusterView,
+        request: RouteRequest,
+        config: RouterConfig,
+        hits: tuple[Floats, Floats],
+    ) -> None:
+        self.view = view
+        self.decode_pool, self.prefill_pool = view.pools()
         self._request = request
         self._config = config
-        measured = sorted(
-            worker.load.prefill_tokens_per_s
-            for worker in view.decode + view.prefill
-            if worker.load.prefill_tokens_per_s > 0
-        )
-        self._typical_rate = (
-            measured[len(measured) // 2] if measured else config.prefill_tokens_per_s
-        )
-        self._transfer_s_per_token = config.kv_bytes_per_token / config.transfer_bytes_per_s
-        self._num_output_tokens = min(request.max_tokens, config.expected_output_tokens)
+        self._hits = hits
+        self._num_tokens = float(request.num_prompt_tokens)
+        self._num_output = float(min(request.max_tokens, config.expected_output_tokens))
 
-    def decode_side(self, worker: WorkerView, hit_blocks: int) -> DecodeSide:
-        config = self._config
-        load = worker.load
-        growth = config.decode_step_growth
-        # A measured step already carries those that run in it: take it back to a lone request's.
-        lone_step_s = (
-            load.decode_step_s / (1 + growth * max(load.num_running - 1, 0))
-            if load.decode_step_s > 0
-            else config.decode_step_s
-        )
-        # This request is slowed by each of the others, and each of the others by this one.
-        decode_s = 2 * self._num_output_tokens * lone_step_s * growth * worker.pending_requests
-        num_cached_tokens = hit_blocks * self._request.block_size
-        num_moved = self._num_uncached(num_cached_tokens)
+    def decode_side(self) -> DecodeSide:
+        pool, config, request = self.decode_pool, self._config, self._request
+        num_cached = self._hits[0] * request.block_size
+        uncached = self._num_tokens - num_cached
         return DecodeSide(
-            worker,
-            num_cached_tokens,
-            decode_s,
-            self._no_room_s(worker, hit_blocks),
-            num_moved * self._transfer_s_per_token,
-            min(num_moved, config.transfer_chunk_tokens) * self._transfer_s_per_token,
+            num_cached,
+            # The last token is always computed: its logits choose the first output token.
+            np.maximum(uncached, 1.0),
+            self._decode_s(pool),
+            self._room_s(pool),
+            self._extra_s(pool),
+            (num_cached > 0) & (uncached < config.min_remote_tokens),
         )
 
-    def local(self, side: DecodeSide) -> Candidate:
-        config = self._config
-        rate = self._rate(side.worker)
-        num_uncached = self._num_uncached(side.num_cached_tokens)
-        compute_s = num_uncached / rate
-        ttft_s = side.worker.pending_tokens / rate + compute_s + side.no_room_s
-        running = side.worker.pending_requests + config.expected_arrivals
+    def local(self, side: DecodeSide) -> LocalSide:
+        pool, config = self.decode_pool, self._config
+        compute_s = _compute_s(pool, side.num_new, side.num_cached)
+        ttft_s = np.maximum(pool[Column.WAIT_S], side.room_s) + compute_s
         # The first few tokens ride on a step that runs anyway: nobody waits for those.
-        num_disturbing = max(0, num_uncached - config.min_remote_tokens)
-        interference_s = config.itl_weight * running * num_disturbing / rate
-        return Candidate(
-            side.worker.member.worker_id,
-            "",
-            ttft_s,
-            interference_s,
-            side.decode_s,
-            0.0,
-            ttft_s + interference_s + side.decode_s,
+        riding = np.minimum(config.min_remote_tokens / side.num_new, 1.0)
+        # A step with prompt tokens does the work of a decode step besides.
+        stall_s = np.maximum(compute_s * (1.0 - riding) - pool[Column.DECODE_FIXED_S], 0.0)
+        waiting = pool[Column.PENDING_REQUESTS] + config.expected_arrivals
+        # Spread over the tokens of whoever waits for it, those prompts included that wait already.
+        itl_s = pool[Column.ITL_S] + pool[Column.WAIT_S] / self._num_output
+        missed = self._miss_itl(itl_s + stall_s / self._num_output) - self._miss_itl(itl_s)
+        interference_s = waiting * (config.itl_weight * stall_s + config.ttft_slo_s * missed)
+        slo_s = config.ttft_slo_s * miss_probability(ttft_s / config.ttft_slo_s)
+        cost_s = ttft_s + slo_s + interference_s + side.decode_s + side.extra_s
+        return LocalSide(ttft_s, slo_s, interference_s, cost_s)
+
+    def prefill_side(self, *, prefer_idle: bool) -> PrefillSide:
+        pool, config = self.prefill_pool, self._config
+        num_cached = self._hits[1] * self._request.block_size
+        compute_s = _compute_s(pool, np.maximum(self._num_tokens - num_cached, 1.0), num_cached)
+        wait_s = pool[Column.WAIT_S]
+        idle = (pool[Column.PENDING_TOKENS] == 0) & (pool[Column.PENDING_REQUESTS] == 0)
+        preference_s = config.remote_margin_s * (idle if prefer_idle else np.zeros(len(pool)))
+        return PrefillSide(
+            num_cached, wait_s, compute_s, preference_s, wait_s + compute_s - preference_s
         )
 
-    def is_short_tail(self, side: DecodeSide) -> bool:
-        """True where the decode worker holds nearly all of the prompt."""
-        num_uncached = self._request.num_prompt_tokens - side.num_cached_tokens
-        return side.num_cached_tokens > 0 and num_uncached < self._config.min_remote_tokens
+    def move_s(
+        self, decode: WorkerView, prefill: WorkerView, num_new: float, compute_s: float
+    ) -> float:
+        """How long KV is still on its way when the prefill worker is done."""
+        times = self.view.transfers.between(
+            prefill.member.worker_id, decode.member.worker_id, near(prefill, decode)
+        )
+        bytes_per_token = self.view.kv_bytes_per_token
+        last_chunk = min(num_new, prefill.times.prefill.chunk_tokens)
+        all_s = times.predict(num_new * bytes_per_token)
+        return max(times.predict(last_chunk * bytes_per_token), all_s - compute_s)
 
-    def prefill_side(
-        self, worker: WorkerView, hit_blocks: int, *, prefer_idle: bool
-    ) -> PrefillSide:
+    def gap_s(self, row: int, late_s: float) -> float:
+        """Price of KV that arrives so late: a longer gap after the first token, once."""
         config = self._config
-        rate = self._rate(worker)
-        wait_s = worker.pending_tokens / rate
-        compute_s = self._num_uncached(hit_blocks * self._request.block_size) / rate
-        idle = worker.pending_tokens == 0 and worker.pending_requests == 0
-        preference_s = config.remote_margin_s if idle and prefer_idle else 0.0
-        own_cost_s = wait_s + compute_s + config.handshake_s - preference_s
-        return PrefillSide(worker, compute_s, preference_s, own_cost_s)
+        itl_s = float(self.decode_pool[Column.ITL_S][row])
+        then = miss_probability((itl_s + late_s / self._num_output) / config.itl_slo_s)
+        missed = then - miss_probability(itl_s / config.itl_slo_s)
+        return config.itl_weight * late_s + config.ttft_slo_s * missed
 
-    def remote(self, decode: DecodeSide, prefill: PrefillSide) -> Candidate:
-        cost_s = decode.remote_cost_s(prefill) + decode.no_room_s
-        return Candidate(
-            decode.worker.member.worker_id,
-            prefill.worker.member.worker_id,
-            cost_s + prefill.preference_s,
-            0.0,
-            decode.decode_s,
-            prefill.preference_s,
-            cost_s + decode.decode_s,
+    def typical_move_s_per_token(self) -> float:
+        """Of KV, between workers that are not near to each other."""
+        return self.view.transfers.by_nearness[Near.FAR].per_byte_s * self.view.kv_bytes_per_token
+
+    def _miss_itl(self, itl_s: Floats) -> Floats:
+        return miss_probability(itl_s / self._config.itl_slo_s)
+
+    def _decode_s(self, pool: Columns) -> Floats:
+        """This request is slowed by each of the others, and each of the others by this one."""
+        config = self._config
+        num_others = pool[Column.PENDING_REQUESTS]
+        tokens = self._num_tokens + 0.5 * self._num_output
+        growth_s = pool[Column.DECODE_ROW_S] + tokens * pool[Column.DECODE_KV_TOKEN_S]
+        step_s = pool[Column.STEP_S]
+        if pool.grouped:
+            step_s = _group_pace(pool, step_s)
+        slowdown_s = step_s - pool[Column.DECODE_FIXED_S] + (1.0 + num_others) * growth_s
+        now = self._miss_itl(pool[Column.ITL_S])
+        then = self._miss_itl(pool[Column.ITL_S] + growth_s)
+        missed = num_others * (then - now) + then
+        priced: Floats = (
+            config.itl_weight * self._num_output * slowdown_s + config.ttft_slo_s * missed
         )
+        return priced
 
-    def _rate(self, worker: WorkerView) -> float:
-        return worker.load.prefill_tokens_per_s or self._typical_rate
+    def _room_s(self, pool: Columns) -> Floats:
+        """Until enough of what runs there has ended to make room."""
+        needed = self._request.num_prompt_tokens // self._request.block_size + 1.0 - self._hits[0]
+        missing = (1.0 + pool[Column.IN_FLIGHT_REQUESTS]) * needed - pool[Column.FREE_BLOCKS]
+        if missing.max(initial=0.0) <= 0.0:
+            return np.zeros(len(pool))
+        # What runs is on average half done, and gives all its blocks back when it is.
+        freed_per_s = pool[Column.USED_BLOCKS] / (self._num_output * pool[Column.STEP_S])
+        wait_s = np.maximum(missing, 0.0) / np.maximum(freed_per_s, 1e-9)
+        bounded: Floats = np.minimum(wait_s, _LONGEST_ROOM_WAIT_S)
+        return bounded
 
-    def _num_uncached(self, num_cached_tokens: int) -> int:
-        # The last token is always computed: its logits choose the first output token.
-        return max(1, self._request.num_prompt_tokens - num_cached_tokens)
+    def _extra_s(self, pool: Columns) -> Floats:
+        request, config = self._request, self._config
+        extra_s = np.zeros(len(pool))
+        if request.adapter:
+            extra_s += [
+                0.0 if request.adapter in worker.adapters else config.adapter_load_s
+                for worker in pool.workers
+            ]
+        if request.last_worker in pool.rows:
+            extra_s[pool.rows[request.last_worker]] -= config.affinity_s
+        return extra_s
 
-    def _no_room_s(self, worker: WorkerView, hit_blocks: int) -> float:
-        load = worker.load
-        if load.total_blocks == 0:
-            return 0.0
-        needed = self._request.num_prompt_tokens // self._request.block_size + 1 - hit_blocks
-        missing = needed - load.free_blocks
-        return self._config.no_room_s * missing / needed if missing > 0 else 0.0
+
+def near(one: WorkerView, other: WorkerView) -> Near:
+    """Workers without an address or a rack are near to nobody."""
+    if one.host and one.host == other.host:
+        return Near.HOST
+    return Near.RACK if one.rack and one.rack == other.rack else Near.FAR
+
+
+def _compute_s(pool: Columns, num_new: Floats, num_cached: Floats) -> Floats:
+    """As `PrefillTimes.predict`, for every worker."""
+    num_chunks = np.ceil(num_new / pool[Column.CHUNK_TOKENS])
+    pairs = num_new * (num_cached + 0.5 * num_new)
+    seconds: Floats = (
+        num_chunks * pool[Column.CHUNK_S]
+        + num_new * pool[Column.TOKEN_S]
+        + pairs * pool[Column.PAIR_S]
+    )
+    return seconds
+
+
+def _group_pace(pool: Columns, step_s: Floats) -> Floats:
+    """The slowest step of each worker's data-parallel group."""
+    pace_s = step_s.copy()
+    slowest: dict[str, float] = {}
+    for row, worker in enumerate(pool.workers):
+        if worker.group:
+            slowest[worker.group] = max(slowest.get(worker.group, 0.0), step_s[row])
+    for row, worker in enumerate(pool.workers):
+        if worker.group:
+            pace_s[row] = slowest[worker.group]
+    return pace_s

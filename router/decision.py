@@ -15,6 +15,7 @@ class RouteRequest:
 
     `exclude` names workers that already failed this request. `stick_to` names the decode worker
     that holds the prompt (n > 1); when it cannot be used the request is planned as any other.
+    `last_worker` served this session's last request: it is preferred, not required.
     `sequence` counts this router's requests, for policies that take turns.
     """
 
@@ -26,29 +27,40 @@ class RouteRequest:
     prompt_logprobs: bool = False
     exclude: frozenset[str] = frozenset()
     stick_to: str | None = None
+    last_worker: str | None = None
+    adapter: str = ""
     sequence: int = 0
 
 
 class Candidate(NamedTuple):
-    """One option and its price in seconds: cost = ttft + interference + decode - preference.
+    """One option and its price in seconds, `cost_s`, which is the sum of the others.
 
-    `prefill` is empty for a local one. `interference_s` is what running requests lose to a local
-    prefill, `decode_s` what this request and those beside it lose to each other while decoding,
-    `preference_s` the margin granted to an idle prefill worker.
+    `prefill` is empty for a local one. `ttft_s` is the predicted time to first token, `slo_s` what
+    is added where that nears the TTFT objective. `interference_s` is what running requests lose to
+    a local prefill, `decode_s` what this request and those beside it lose to each other while
+    decoding, `room_s` the wait for KV blocks, `move_s` KV that arrives after the first token,
+    `extra_s` an adapter to load less what is granted to an idle prefill worker or to the session's
+    last worker.
     """
 
     decode: str
     prefill: str
     ttft_s: float
+    slo_s: float
     interference_s: float
     decode_s: float
-    preference_s: float
+    room_s: float
+    move_s: float
+    extra_s: float
     cost_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a request goes and why. `prefill` is empty for local, otherwise best first."""
+    """Where a request goes and why. `prefill` is empty for local, otherwise best first.
+
+    `candidates` are the cheapest options that were priced, the chosen one among them.
+    """
 
     decode: Member
     prefill: tuple[Member, ...]
@@ -66,13 +78,12 @@ class Plan:
         )
 
     def explain(self) -> str:
-        """Every option that was priced, cheapest first, one a line."""
+        """Every option that is remembered, cheapest first, one a line."""
         lines = [self.header()]
         for option in sorted(self.candidates, key=lambda candidate: candidate.cost_s):
-            lines.append(
-                f"  decode={option.decode} prefill={option.prefill or 'local'} "
-                f"cost={option.cost_s * 1e3:.2f}ms ttft={option.ttft_s * 1e3:.2f}ms "
-                f"interference={option.interference_s * 1e3:.2f}ms "
-                f"decode={option.decode_s * 1e3:.2f}ms preference={option.preference_s * 1e3:.2f}ms"
+            prices = " ".join(
+                f"{name.removesuffix('_s')}={1e3 * value:.2f}ms"
+                for name, value in zip(option._fields[2:], option[2:], strict=True)
             )
+            lines.append(f"  decode={option.decode} prefill={option.prefill or 'local'} {prices}")
         return "\n".join(lines)

@@ -1,20 +1,24 @@
-"""Routing policies: pure functions behind one signature. `docs/router.md` lists their reasons."""
+"""The cost policy and those that force its kind. `docs/router.md` lists their reasons."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
-from baton.protos.errors import UnavailableError
+import numpy as np
+
 from baton.router.config import RouterConfig
-from baton.router.costs import CostModel, DecodeSide, PrefillSide
+from baton.router.costs import CostModel, DecodeSide, LocalSide, PrefillSide, miss_probability
 from baton.router.decision import Candidate, Plan, RouteRequest
+from baton.router.pools import Pools, prefix_hits, tie_noise
 from baton.router.prefix_index import PrefixIndex
-from baton.router.view import ClusterView, WorkerState, WorkerView
+from baton.router.view import ClusterView, Floats
 
-Policy = Callable[[ClusterView, PrefixIndex, RouteRequest, RouterConfig, random.Random], Plan]
+# Pairs of the best so many decode and prefill workers are priced with the transfer between them.
+_NUM_PAIRED: Final = 8
+# Options that a plan remembers of each kind.
+_NUM_REMEMBERED: Final = 8
 
 
 def cost(
@@ -25,25 +29,21 @@ def cost(
     rng: random.Random,
 ) -> Plan:
     """The cheapest of local and remote over all decode workers."""
-    prefill, why_none = _prefill_pool(view, request, config)
-    sides, prices, pool = _price(view, index, request, config, rng, prefill)
-    local = [_Option(prices.local(side), side, ()) for side in sides]
-    remote = [
-        _best_remote(side, pool, prices)
-        for side in sides
-        if pool and not prices.is_short_tail(side)
-    ]
+    pools = Pools(view, request, config)
+    priced = _Priced(view, index, request, config, rng, pools)
+    local, remote = priced.local(), priced.remote()
     best = min(local + remote, key=_cost_of)
-    if _stale(sides, config):
+    if pools.stale:
         reason = "stale_view"
-    elif not best.prefill:
-        has_remote = any(option.side is best.side for option in remote)
-        reason = why_none or ("local_cheaper" if has_remote else "short_uncached_tail")
+    elif not best.candidate.prefill:
+        tail = priced.side.short_tail[best.decode_row]
+        reason = pools.why_none or ("short_uncached_tail" if tail else "local_cheaper")
     else:
-        cheapest_local = min(local, key=_cost_of).candidate.cost_s
-        outright = best.candidate.cost_s + best.candidate.preference_s <= cheapest_local
+        cheapest_local = min(local, key=_cost_of).candidate
+        # The margin may have paid for the handshake; then it was not cheaper outright.
+        outright = best.candidate.cost_s - min(best.candidate.extra_s, 0.0) <= cheapest_local.cost_s
         reason = "remote_cheaper" if outright else "remote_idle"
-    return _plan(best, local + remote, reason, config)
+    return priced.plan(best, local + remote, reason)
 
 
 def always_local(
@@ -54,11 +54,10 @@ def always_local(
     rng: random.Random,
 ) -> Plan:
     """The decode worker where a local prefill is cheapest."""
-    sides, prices, _ = _price(view, index, request, config, rng, [])
-    local = [_Option(prices.local(side), side, ()) for side in sides]
-    stale = _stale(sides, config)
-    best = min(local, key=_cost_of)
-    return _plan(best, local, "stale_view" if stale else "always_local", config)
+    pools = Pools(view, request, config)
+    priced = _Priced(view, index, request, config, rng, pools)
+    options = priced.local()
+    return priced.plan(min(options, key=_cost_of), options, pools.reason("always_local"))
 
 
 def always_remote(
@@ -69,145 +68,135 @@ def always_remote(
     rng: random.Random,
 ) -> Plan:
     """The cheapest remote plan, whatever local would cost; local where there is no remote."""
-    prefill, why_none = _prefill_pool(view, request, config)
-    sides, prices, pool = _price(view, index, request, config, rng, prefill)
-    options = [
-        _best_remote(side, pool, prices) if pool else _Option(prices.local(side), side, ())
-        for side in sides
-    ]
-    stale = _stale(sides, config)
-    best = min(options, key=_cost_of)
-    return _plan(best, options, "stale_view" if stale else why_none or "always_remote", config)
+    pools = Pools(view, request, config)
+    priced = _Priced(view, index, request, config, rng, pools)
+    options = priced.remote(short_tails=True) or priced.local()
+    reason = pools.reason(pools.why_none or "always_remote")
+    return priced.plan(min(options, key=_cost_of), options, reason)
 
 
-def round_robin(
-    view: ClusterView,
-    index: PrefixIndex,
-    request: RouteRequest,
-    config: RouterConfig,
-    rng: random.Random,
-) -> Plan:
-    """Workers take turns by `request.sequence`; remote wherever a prefill worker is usable."""
-    decode = usable_decode(view, request)
-    chosen = decode[request.sequence % len(decode)].member
-    prefill, why_none = _prefill_pool(view, request, config)
-    if not prefill:
-        return Plan(chosen, (), why_none)
-    start = request.sequence % len(prefill)
-    turn = prefill[start:] + prefill[:start]
-    targets = tuple(worker.member for worker in turn[: config.max_prefill_targets])
-    return Plan(chosen, targets, "round_robin")
-
-
-POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {
-        "cost": cost,
-        "always_local": always_local,
-        "always_remote": always_remote,
-        "round_robin": round_robin,
-    }
-)
-
-
-def usable_decode(view: ClusterView, request: RouteRequest) -> list[WorkerView]:
-    """Decode workers that may take this request. Raises UnavailableError that counts the others."""
-    usable = [worker for worker in view.decode if _usable(worker, request)]
-    if usable:
-        return usable
-    num_draining = sum(worker.load.draining for worker in view.decode)
-    num_excluded = sum(worker.member.worker_id in request.exclude for worker in view.decode)
-    raise UnavailableError(
-        f"no decode worker can take request {request.request_id}: of {len(view.decode)} known, "
-        f"{num_draining} are draining and {num_excluded} already failed it"
-    )
-
-
-class _Option(NamedTuple):
+@dataclass(slots=True)
+class _Option:
     candidate: Candidate
-    side: DecodeSide
-    prefill: tuple[PrefillSide, ...]
+    decode_row: int
+    prefill_rows: tuple[int, ...] = ()
 
 
 def _cost_of(option: _Option) -> float:
     return option.candidate.cost_s
 
 
-def _usable(worker: WorkerView, request: RouteRequest) -> bool:
-    return (
-        worker.state is WorkerState.UP
-        and not worker.load.draining
-        and worker.member.worker_id not in request.exclude
-    )
+class _Priced:
+    """One request's prices, and the options worth a look."""
+
+    def __init__(
+        self,
+        view: ClusterView,
+        index: PrefixIndex,
+        request: RouteRequest,
+        config: RouterConfig,
+        rng: random.Random,
+        pools: Pools,
+    ) -> None:
+        self._config = config
+        self._pools = pools
+        decode, prefill = pools.decode, pools.prefill
+        self._hits = prefix_hits(index, request, (decode, prefill))
+        self._model = CostModel(pools.view, request, config, self._hits)
+        self._noise = tie_noise(rng, len(decode) + len(prefill))
+        self.side: DecodeSide = self._model.decode_side()
+
+    def local(self) -> list[_Option]:
+        """The cheapest local options, one a decode worker."""
+        decode = self._pools.decode
+        prices = self._model.local(self.side)
+        masked = np.where(self._pools.usable, prices.cost_s, np.inf)
+        rows = _lowest(masked + self._noise[: len(decode)], _NUM_REMEMBERED)
+        return [self._local_option(row, prices) for row in rows if masked[row] < np.inf]
+
+    def remote(self, *, short_tails: bool = False) -> list[_Option]:
+        """The best prefill workers for each of the cheapest decode workers, none if none is."""
+        pools, side = self._pools, self.side
+        if not pools.usable_prefill.any():
+            return []
+        allowed = pools.usable if short_tails else pools.usable & ~side.short_tail
+        # Where a decode worker has next to nothing to compute there is nobody to protect from it.
+        idle = not (pools.usable & side.short_tail).any()
+        prefill = self._model.prefill_side(prefer_idle=idle)
+        num_decode = len(pools.decode)
+        own_s = np.where(pools.usable_prefill, prefill.own_s, np.inf) + self._noise[num_decode:]
+        # What is left to choose a decode worker by, before each pair's transfer.
+        moved_s = self._config.itl_weight * side.num_new * self._model.typical_move_s_per_token()
+        decode_s = side.decode_s + side.room_s + side.extra_s + moved_s
+        decode_s = np.where(allowed, decode_s, np.inf) + self._noise[:num_decode]
+        prefill_rows = [row for row in _lowest(own_s, _NUM_PAIRED) if own_s[row] < np.inf]
+        decode_rows = [row for row in _lowest(decode_s, _NUM_PAIRED) if decode_s[row] < np.inf]
+        return [self._remote_option(row, prefill_rows, prefill) for row in decode_rows]
+
+    def plan(self, best: _Option, options: list[_Option], reason: str) -> Plan:
+        pools = self._pools
+        kept = best.prefill_rows[: self._config.max_prefill_targets]
+        return Plan(
+            decode=pools.decode.workers[best.decode_row].member,
+            prefill=tuple(pools.prefill.workers[row].member for row in kept),
+            reason=pools.named_blind(reason),
+            ttft_s=best.candidate.ttft_s,
+            num_cached_tokens=int(self.side.num_cached[best.decode_row]),
+            candidates=tuple(option.candidate for option in options),
+        )
+
+    def _local_option(self, row: int, prices: LocalSide) -> _Option:
+        side = self.side
+        candidate = Candidate(
+            self._pools.decode.workers[row].member.worker_id,
+            "",
+            float(prices.ttft_s[row]),
+            float(prices.slo_s[row]),
+            float(prices.interference_s[row]),
+            float(side.decode_s[row]),
+            0.0,
+            0.0,
+            float(side.extra_s[row]),
+            float(prices.cost_s[row]),
+        )
+        return _Option(candidate, row)
+
+    def _remote_option(self, row: int, prefill_rows: list[int], prefill: PrefillSide) -> _Option:
+        priced = [(self._pair(row, other, prefill), other) for other in prefill_rows]
+        noise = self._noise[len(self._pools.decode) :]
+        priced.sort(key=lambda pair: pair[0].cost_s + noise[pair[1]])
+        return _Option(priced[0][0], row, tuple(other for _, other in priced))
+
+    def _pair(self, row: int, other: int, prefill: PrefillSide) -> Candidate:
+        side, config = self.side, self._config
+        decode = self._pools.decode.workers[row]
+        worker = self._pools.prefill.workers[other]
+        compute_s = float(prefill.compute_s[other])
+        # Its blocks are reserved when the prompt is about to start.
+        wait_s = max(float(prefill.wait_s[other]), float(side.room_s[row]))
+        ttft_s = wait_s + compute_s + self._model.view.handshake_s
+        slo_s = config.ttft_slo_s * miss_probability(ttft_s / config.ttft_slo_s)
+        late_s = self._model.move_s(decode, worker, float(side.num_new[row]), compute_s)
+        move_s = self._model.gap_s(row, late_s)
+        extra_s = float(side.extra_s[row]) - float(prefill.preference_s[other])
+        decode_s = float(side.decode_s[row])
+        return Candidate(
+            decode.member.worker_id,
+            worker.member.worker_id,
+            ttft_s,
+            slo_s,
+            0.0,
+            decode_s,
+            0.0,
+            move_s,
+            extra_s,
+            ttft_s + slo_s + decode_s + move_s + extra_s,
+        )
 
 
-def _stale(sides: Sequence[DecodeSide], config: RouterConfig) -> bool:
-    # The pool mixes fresh and stale workers never: one is enough to know.
-    return sides[0].worker.age_s > config.stale_after_s
-
-
-def _decode_pool(
-    view: ClusterView, request: RouteRequest, config: RouterConfig
-) -> list[WorkerView]:
-    usable = usable_decode(view, request)
-    fresh = [worker for worker in usable if worker.age_s <= config.stale_after_s]
-    if fresh:
-        return fresh
-    # No report can be believed: go by what this gateway itself has sent, and say so in the reason.
-    fewest = min(worker.in_flight_requests for worker in usable)
-    return [worker for worker in usable if worker.in_flight_requests == fewest]
-
-
-def _prefill_pool(
-    view: ClusterView, request: RouteRequest, config: RouterConfig
-) -> tuple[list[WorkerView], str]:
-    """Prefill workers that may take this request, or none and the reason."""
-    if request.prompt_logprobs:
-        # They are computed with the prompt, and only the decode worker reports them.
-        return [], "prompt_logprobs"
-    usable = [worker for worker in view.prefill if _usable(worker, request)]
-    fresh = [worker for worker in usable if worker.age_s <= config.stale_after_s]
-    if usable and not fresh:
-        return [], "stale_prefill_view"
-    return fresh, "" if fresh else "no_prefill_worker"
-
-
-def _price(
-    view: ClusterView,
-    index: PrefixIndex,
-    request: RouteRequest,
-    config: RouterConfig,
-    rng: random.Random,
-    prefill: list[WorkerView],
-) -> tuple[list[DecodeSide], CostModel, list[PrefillSide]]:
-    decode = _decode_pool(view, request, config)
-    # `min` takes the first of equals, so a shuffle makes ties random.
-    rng.shuffle(decode)
-    rng.shuffle(prefill)
-    # With prompt_logprobs every prompt token is computed again, whatever is cached.
-    hits = {} if request.prompt_logprobs else index.hits(request.block_hashes)
-    prices = CostModel(view, request, config)
-    sides = [prices.decode_side(worker, hits.get(worker.member.worker_id, 0)) for worker in decode]
-    # Where a decode worker has next to nothing to compute there is nobody to protect from it.
-    prefer_idle = not any(prices.is_short_tail(side) for side in sides)
-    pool = [
-        prices.prefill_side(worker, hits.get(worker.member.worker_id, 0), prefer_idle=prefer_idle)
-        for worker in prefill
-    ]
-    return sides, prices, pool
-
-
-def _best_remote(side: DecodeSide, pool: Sequence[PrefillSide], prices: CostModel) -> _Option:
-    order = sorted(pool, key=side.remote_cost_s)
-    return _Option(prices.remote(side, order[0]), side, tuple(order))
-
-
-def _plan(best: _Option, options: Sequence[_Option], reason: str, config: RouterConfig) -> Plan:
-    targets = best.prefill[: config.max_prefill_targets]
-    return Plan(
-        decode=best.side.worker.member,
-        prefill=tuple(target.worker.member for target in targets),
-        reason=reason,
-        ttft_s=best.candidate.ttft_s,
-        num_cached_tokens=best.side.num_cached_tokens,
-        candidates=tuple(option.candidate for option in options),
-    )
+def _lowest(values: Floats, count: int) -> list[int]:
+    """Rows of the `count` lowest values, lowest first."""
+    if len(values) > count:
+        rows = np.argpartition(values, count)[:count]
+        return [int(row) for row in rows[np.argsort(values[rows])]]
+    return [int(row) for row in np.argsort(values)]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from baton.protos.errors import ConfigError
@@ -188,15 +190,26 @@ H100_8B: Final = ModelTimes(
 )
 
 
+class Near(IntEnum):
+    """How far two workers are from each other."""
+
+    FAR = 0
+    RACK = 1
+    HOST = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Transfers:
-    """Transfer models by (prefill worker, decode worker), and one for pairs never seen."""
+    """Transfer models by (prefill worker, decode worker), and for pairs never seen by nearness.
 
-    default: TransferTimes = H100_8B.transfer
-    pairs: dict[tuple[str, str], TransferTimes] = field(default_factory=dict)
+    by_nearness: indexed by `Near`.
+    """
 
-    def between(self, prefill: str, decode: str) -> TransferTimes:
-        return self.pairs.get((prefill, decode), self.default)
+    by_nearness: tuple[TransferTimes, TransferTimes, TransferTimes] = (H100_8B.transfer,) * 3
+    pairs: Mapping[tuple[str, str], TransferTimes] = field(default_factory=dict)
+
+    def between(self, prefill: str, decode: str, near: Near = Near.FAR) -> TransferTimes:
+        return self.pairs.get((prefill, decode)) or self.by_nearness[near]
 
 
 def _worker(raw: dict[str, Any]) -> WorkerTimes:

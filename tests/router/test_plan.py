@@ -9,9 +9,9 @@ import pytest
 from baton.protos.errors import ConfigError, UnavailableError
 from baton.protos.types import KvEvents, Member, Role, WorkerLoad
 from baton.router.config import POLICY_NAMES, RouterConfig
-from baton.router.plan import Plan, RouteRequest, plan
-from baton.router.policies import POLICIES
+from baton.router.plan import POLICIES, Plan, RouteRequest, plan
 from baton.router.prefix_index import PrefixIndex
+from baton.router.times import Transfers, TransferTimes
 from baton.router.view import ClusterView, WorkerState, WorkerView
 
 # What a worker on two CPU cores with the small model reports after its first steps.
@@ -114,11 +114,13 @@ def test_a_long_queue_at_the_prefill_worker_makes_local_cheaper() -> None:
     assert where(decide([worker("d0"), in_flight])) == ("d0", "local", "local_cheaper")
 
 
-def test_running_decodes_make_a_short_queue_worth_waiting_for() -> None:
+def test_running_decodes_near_their_objective_make_a_queue_worth_waiting_for() -> None:
     queued = worker("p0", WorkerLoad(queued_prefill_tokens=2_000, num_running=1))
-    assert where(decide([worker("d0"), queued], 1_000))[1] == "local"
     busy = worker("d0", WorkerLoad(num_running=30))
-    assert where(decide([busy, queued], 1_000)) == ("d0", "p0", "remote_cheaper")
+    # They have time to spare, so the decode worker computes the prompt beside them.
+    assert where(decide([busy, queued], 1_000)) == ("d0", "local", "local_cheaper")
+    strict = RouterConfig(itl_slo_s=0.008)
+    assert where(decide([busy, queued], 1_000, config=strict)) == ("d0", "p0", "remote_cheaper")
 
 
 def test_the_prefix_decides_between_decode_workers_until_load_outweighs_it() -> None:
@@ -194,31 +196,92 @@ def test_ties_are_random_and_the_same_rng_gives_the_same_plan() -> None:
     assert len(counts) == 16
 
 
+def by(name: str, workers: Sequence[WorkerView], num_tokens: int = 200, **request: object) -> Plan:
+    return decide(workers, num_tokens, config=RouterConfig(policy=name), **request)  # type: ignore[arg-type]
+
+
 def test_policies_by_name() -> None:
     assert set(POLICY_NAMES) == set(POLICIES)
     pool = [worker("d0"), worker("d1"), worker("p0"), worker("p1")]
     queue = [worker("d0"), worker("p0", WorkerLoad(queued_prefill_tokens=10**6))]
-
-    def by(name: str, workers: Sequence[WorkerView], **request: object) -> tuple[str, str, str]:
-        return where(decide(workers, config=RouterConfig(policy=name), **request))  # type: ignore[arg-type]
-
-    assert by("always_local", queue) == ("d0", "local", "always_local")
-    assert by("always_remote", queue) == ("d0", "p0", "always_remote")
-    assert by("always_remote", [worker("d0")]) == ("d0", "local", "no_prefill_worker")
-    turns = [by("round_robin", pool, sequence=i) for i in range(3)]
+    assert where(by("always_local", queue)) == ("d0", "local", "always_local")
+    assert where(by("always_remote", queue)) == ("d0", "p0", "always_remote")
+    assert where(by("always_remote", [worker("d0")])) == ("d0", "local", "no_prefill_worker")
+    turns = [where(by("round_robin", pool, sequence=i)) for i in range(3)]
     assert [turn[:2] for turn in turns] == [("d0", "p0"), ("d1", "p1"), ("d0", "p0")]
     for name in POLICY_NAMES:
-        assert by(name, pool, prompt_logprobs=True)[1] == "local"
+        assert where(by(name, pool, prompt_logprobs=True))[1] == "local"
+        assert by(name, [worker("d0"), worker("d1", age_s=60.0)]).decode.worker_id == "d0"
+
+
+def test_the_published_threshold_rules() -> None:
+    pair = [worker("d0"), worker("p0")]
+    queue = [worker("d0"), worker("p0", WorkerLoad(num_running=1, num_waiting=2))]
+    assert where(by("threshold", pair, 1000))[1:] == ("local", "threshold_short")
+    assert where(by("threshold", pair, 1001))[1:] == ("p0", "threshold_remote")
+    assert where(by("threshold", queue, 1001))[1:] == ("local", "threshold_queue_full")
+    # Short by tokens, but all of it is to be computed; then nearly all of it is cached.
+    assert where(by("isl_bounding", pair, 1600))[1:] == ("p0", "isl_remote")
+    cached_half = cached(d0=50)
+    assert where(by("isl_bounding", pair, 1600, index=cached_half))[1:] == ("local", "isl_short")
+    assert where(by("isl_bounding", pair, 8000, index=cached_half))[1:] == ("p0", "isl_remote")
+    busy = [worker("d0"), worker("p0", WorkerLoad(queued_prefill_tokens=20_000))]
+    assert where(by("isl_or_load", busy, 8000))[1:] == ("local", "isl_prefill_busy")
+    assert where(by("isl_or_load", pair, 8000))[1:] == ("p0", "isl_remote")
+
+
+def test_splitwise_borrows_a_decode_worker_when_the_prompt_pool_is_full() -> None:
+    pool = [worker("d0", WorkerLoad(queued_prefill_tokens=9)), worker("d1"), worker("p0")]
+    assert where(by("splitwise", pool, 9000))[1:] == ("p0", "splitwise")
+    full = [*pool[:2], worker("p0", WorkerLoad(queued_prefill_tokens=8000))]
+    assert where(by("splitwise", full, 9000)) == ("d1", "local", "splitwise_mixed")
+
+
+def test_load_and_prefix_rules() -> None:
+    busy = WorkerLoad(num_running=5, queued_prefill_tokens=500)
+    pool = [worker("d0", busy), worker("d1"), worker("p0", busy), worker("p1")]
+    for name in ("least_loaded", "power_of_two"):
+        assert where(by(name, pool)) == ("d1", "p1", name)
+    index = cached(d0=3, p0=2)
+    assert where(by("prefix_aware", pool, index=index)) == ("d0", "p0", "prefix_aware")
+    assert where(by("prefix_aware", pool)) == ("d1", "p1", "prefix_aware")
+
+
+def test_adapters_sessions_and_topology_enter_the_cost() -> None:
+    resident = worker("d1", adapters=frozenset({"sql"}))
+    assert where(decide([worker("d0"), resident], adapter="sql"))[0] == "d1"
+    pair = [worker("d0"), worker("d1")]
+    assert {where(decide(pair, last_worker=name))[0] for name in ("d0", "d1")} == {"d0", "d1"}
+    slow, fast = TransferTimes(fixed_s=0.1, per_byte_s=1e-9), TransferTimes(fixed_s=0, per_byte_s=0)
+    transfers = Transfers((slow, fast, fast))
+    near, far = worker("p0", rack="a"), worker("p1", rack="b")
+    view = ClusterView((worker("d0", rack="b"),), (near, far), transfers)
+    route = RouteRequest(request_id="r", num_prompt_tokens=200)
+    chosen = plan(view, PrefixIndex(), route, RouterConfig(), random.Random(0))
+    assert chosen.prefill[0].worker_id == "p1"
+
+
+def test_a_data_parallel_group_goes_at_the_pace_of_its_slowest() -> None:
+    slow = WorkerLoad(num_running=100, running_kv_tokens=400_000)
+    group = [worker("d0", group="g"), worker("d1", slow, group="g"), worker("d2")]
+    assert where(decide(group, max_tokens=500))[0] == "d2"
+
+
+def test_a_worker_whose_cache_is_not_known_shows_in_the_reason() -> None:
+    chosen = decide([worker("d0", kv_blind=True), worker("p0")])
+    assert chosen.reason == "remote_idle,kv_blind"
 
 
 def test_a_plan_explains_itself() -> None:
     chosen = decide([worker("d0"), worker("p0")], 100)
     assert chosen.header() == (
-        "decode=d0 prefill=p0 reason=remote_idle ttft_ms=6.9 cached_tokens=0"
+        "decode=d0 prefill=p0 reason=remote_idle ttft_ms=11.0 cached_tokens=0"
     )
     lines = chosen.explain().splitlines()
-    assert lines[1].startswith("  decode=d0 prefill=p0 cost=")
-    assert lines[2].startswith("  decode=d0 prefill=local cost=")
+    assert lines[1].startswith("  decode=d0 prefill=p0 ttft=")
+    assert lines[2].startswith("  decode=d0 prefill=local ttft=")
+    for option in chosen.candidates:
+        assert sum(option[2:-1]) == pytest.approx(option.cost_s)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +290,7 @@ def test_a_plan_explains_itself() -> None:
         ("policy", "best"),
         ("stale_after_s", 0.0),
         ("itl_weight", -1.0),
-        ("handshake_s", float("nan")),
+        ("ttft_slo_s", float("nan")),
     ],
 )
 def test_configuration_is_checked(field: str, value: object) -> None:

@@ -7,6 +7,7 @@ checks, and drains it when Serve tells it to leave. Requests and tokens never co
 from __future__ import annotations
 
 import logging
+import sys
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -26,6 +27,10 @@ from baton.protos.types import Member, WorkerLoad
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+# The engine's thread lets go of the interpreter lock only for moments, too short for a thread that
+# the kernel has to wake first: the event loop, with a token to send, would wait for the whole of
+# Python's default of 5 ms. The engine pays a switch of some 10 microseconds for each message.
+SWITCH_INTERVAL_S = 1e-4
 
 
 class Worker(Protocol):
@@ -98,6 +103,7 @@ class WorkerReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits a constructor that is a coroutine
         self, config: BatonConfig, pool: PoolConfig, factories: Factories
     ) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         me = Identity.of_this_replica()
         client = RayDirectoryClient(config.name, config.directory)
         self._drain_s = pool.drain_s

@@ -37,7 +37,7 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
         self._keys = ApiKeys(service.config.api_keys)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
-        response = pb.GenerateResponse(model=self._service.config.model_names[0])
+        response = pb.GenerateResponse(model=self._service.model_names[0])
         opened = self._opened(request, context)
         async with self._rpc(context, "Generate", request.timeout_s), opened as (job, choice):
             response.request_id = job.call.request_id
@@ -98,7 +98,7 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
 
     async def Models(self, request: pb.ModelsRequest, context: Any) -> pb.ModelsResponse:
         async with self._rpc(context, "Models"):
-            names, length = self._service.config.model_names, self._service.max_model_len
+            names, length = self._service.model_names, self._service.max_model_len
             return pb.ModelsResponse(
                 models=[pb.Model(id=name, max_model_len=length) for name in names]
             )

@@ -104,7 +104,7 @@ class HttpApp:
         raise NotFoundError(f"there is no {path[:128]} here: use one of {', '.join(self._routes)}")
 
     async def _models(self, exchange: Exchange) -> None:
-        models = [self._model_object(name) for name in self._service.config.model_names]
+        models = [self._model_object(name) for name in self._service.model_names]
         await exchange.respond(msgspec.json.encode({"object": "list", "data": models}))
 
     async def _model(self, exchange: Exchange) -> None:
@@ -118,7 +118,7 @@ class HttpApp:
             "object": "model",
             "created": self._created,
             "owned_by": "baton",
-            "root": self._service.config.model_names[0],
+            "root": self._service.model_names[0],
             "max_model_len": self._service.max_model_len,
         }
 

@@ -32,14 +32,14 @@ def read_chat(service: GatewayService, raw: bytes) -> Answer:
     """Checks a chat body."""
     body = parse_body(ChatBody, raw)
     call = chat_call(body, f"chatcmpl-{uuid.uuid4().hex}")
-    return ChatAnswer(body, call, service.tokenizer, service.config.model_names[0])
+    return ChatAnswer(body, call, service.tokenizer, service.model_names[0])
 
 
 def read_completion(service: GatewayService, raw: bytes) -> Answer:
     """Checks a completion body."""
     body = parse_body(CompletionBody, raw)
     call = completion_call(body, f"cmpl-{uuid.uuid4().hex}")
-    return CompletionAnswer(body, call, service.tokenizer, service.config.model_names[0])
+    return CompletionAnswer(body, call, service.tokenizer, service.model_names[0])
 
 
 class GenerateEndpoint:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import asyncio
 
-_PROBE_S = 0.01
-_SMOOTHING = 0.1
+_PROBE_S = 0.02
+_SMOOTHING = 0.2
 # Lateness below this is one burst of streams being served: no reason to hold anything back.
 _TOLERATED_LAG_S = 0.005
 _PAUSE_PER_LAG = 2.0

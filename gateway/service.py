@@ -51,6 +51,8 @@ class GatewayService:
         self.config = config
         self.fleet = fleet
         self.tokenizer = tokenizer
+        # Worked out once: without configured names it asks the file system.
+        self.model_names = config.model_names
         self.clock = clock or SystemClock()
         self.admission = Admission(config.max_concurrent_requests, self.clock)
         self.metrics = Metrics(fleet, lambda: self.admission.in_flight)
@@ -70,8 +72,8 @@ class GatewayService:
 
     def check_model(self, name: str | None) -> None:
         """None means the model that is served. NotFoundError for any other name."""
-        if name is not None and name not in self.config.model_names:
-            served = ", ".join(self.config.model_names)
+        if name is not None and name not in self.model_names:
+            served = ", ".join(self.model_names)
             raise NotFoundError(
                 f"the model {name[:80]!r} is not served here: use {served}",
                 param="model",

@@ -6,7 +6,7 @@ step must not hold up either of them.
 
 Why no fixed polling period: the thread sleeps a tenth of the time since something last happened,
 within `ConnectorLimits`, and not at all while a write is young, as one between GPUs of a host ends
-within microseconds. A wait of t is noticed after 1.1 t at most, an idle worker wakes 200 times a
+within microseconds. A wait of t is noticed after 1.1 t at most, an idle worker wakes 50 times a
 second, and whatever the owner asks for wakes it at once.
 """
 

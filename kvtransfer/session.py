@@ -117,6 +117,11 @@ class SendSession:
         self._cancelled = True
 
     @property
+    def is_reserved(self) -> bool:
+        """The receiver said where to write."""
+        return self._epoch is not None
+
+    @property
     def stopped(self) -> bool:
         """Cancelled, or failed with `error`."""
         return self._cancelled or self.error is not None

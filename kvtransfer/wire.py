@@ -32,7 +32,7 @@ class ConnectorLimits:
     connect_timeout_s: float = 20.0
     drain_timeout_s: float = 2.0
     eager_poll_s: float = 0.001
-    idle_poll_s: float = 0.005
+    idle_poll_s: float = 0.02
 
 
 class Transfer(Protocol):

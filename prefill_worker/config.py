@@ -23,7 +23,8 @@ class PrefillWorkerConfig:
     # Prompts queued here, from all decode workers; beyond it: OverloadedError.
     max_queued: int = 1024
     # Prompts are started while less than this many steps' worth of tokens waits in the engine, so
-    # that blocks are reserved at the receiver only shortly before they are written.
+    # that blocks are reserved at the receiver only while they are being computed. Prompts computed
+    # for receivers that have no room yet count.
     window_steps: int = 2
     # A decode worker that does not say where to write for this long has its prompt refused.
     reserve_timeout_s: float = 20.0

@@ -20,14 +20,16 @@ class JobState(Enum):
 
     ::
 
-        WAITING ──> RESERVING ──> RUNNING ──> SENDING ──> gone (Released was said)
-                    (where to      (in the     (computed, writes
-                     write?)        engine)     still in flight)
+        WAITING ──> RUNNING ──> SENDING ──> gone (Released was said)
+                    (in the     (computed, writes or
+                     engine)     the reservation to come)
+
+    The decode worker reserves blocks while the engine computes: no prompt waits for the answer.
+
         any state ──> CANCELLED ──> gone, when nothing is in flight
     """
 
     WAITING = "waiting"
-    RESERVING = "reserving"
     RUNNING = "running"
     SENDING = "sending"
     CANCELLED = "cancelled"
@@ -45,6 +47,8 @@ class Job:
     state: JobState = JobState.WAITING
     started_s: float = 0.0
     reserve_timer: asyncio.TimerHandle | None = None
+    # Sampled before the decode worker said where to write; it goes out then.
+    first: pb.PrefillMessage | None = None
 
     @property
     def request_id(self) -> str:
@@ -57,8 +61,8 @@ class Job:
 
     @property
     def started(self) -> bool:
-        """Its tokens are the engine's to compute, or soon will be."""
-        return self.state in (JobState.RESERVING, JobState.RUNNING)
+        """Its tokens are in the engine, or kept here until there is room for them there."""
+        return self.state is JobState.RUNNING or self.first is not None
 
 
 class JobTable:
@@ -104,5 +108,5 @@ class JobTable:
 
     @property
     def num_started_tokens(self) -> int:
-        """Prompt tokens that the engine has, or is about to be given."""
+        """Prompt tokens that the engine computes, or holds without knowing where they go."""
         return sum(job.num_tokens for job in self._jobs.values() if job.started)

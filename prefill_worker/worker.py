@@ -137,7 +137,7 @@ class PrefillWorker:
     def reserved(self, message: pb.Reservation) -> None:
         """A decode worker says where to write, or that it no longer wants this prompt."""
         job = self._jobs.get(message.request_id)
-        if job is None or job.state is not JobState.RESERVING:
+        if job is None or job.state is JobState.CANCELLED:
             return
         if job.reserve_timer is not None:
             job.reserve_timer.cancel()
@@ -150,11 +150,12 @@ class PrefillWorker:
         except TransferError as error:
             self._fail(job, error)
             return
-        job.state = JobState.RUNNING
-        job.started_s = self._clock.now_s()
-        request = job.request
-        future = asyncio.wrap_future(self._loop.call(lambda e: e.add(request, hold=True)))
-        future.add_done_callback(lambda done: self._on_engine_refusal(job, done))
+        self._push(job)
+        if job.first is not None and job.state is JobState.SENDING:
+            job.reply(job.first)
+            job.first = None
+            self._release_if_safe(job)
+            self._start_waiting()
 
     def cancel(self, request_id: str, reply: Reply) -> None:
         """The decode worker gave up. It hears `Released` when nothing can be written any more."""
@@ -216,17 +217,24 @@ class PrefillWorker:
         return None
 
     def _start_waiting(self) -> None:
-        """Asks for the next prompts' blocks while the engine will soon want work."""
+        """Gives the engine the next prompts, and asks where to write them, while it wants work."""
         window = self.config.window_steps * self.config.engine.max_step_tokens
         while self._jobs.num_started_tokens < window:
             job = self._jobs.next_waiting()
             if job is None:
                 return
-            job.state = JobState.RESERVING
+            job.state = JobState.RUNNING
+            job.started_s = self._clock.now_s()
             limit_s = self.config.reserve_timeout_s
             late = DeadlineError(f"no blocks were reserved within {limit_s:g} s")
             job.reserve_timer = self._events.call_later(limit_s, self._fail, job, late)
             job.reply(pb.PrefillMessage(reserve=pb.Reserve(request_id=job.request_id)))
+            self._run(job)
+
+    def _run(self, job: Job) -> None:
+        request = job.request
+        future = asyncio.wrap_future(self._loop.call(lambda e: e.add(request, hold=True)))
+        future.add_done_callback(lambda done: self._on_engine_refusal(job, done))
 
     def _on_engine_refusal(self, job: Job, done: asyncio.Future[None]) -> None:
         error = None if done.cancelled() else done.exception()
@@ -260,9 +268,13 @@ class PrefillWorker:
         )
         if output.logprobs:
             message.logprob.CopyFrom(logprob_to_proto(output.logprobs[0]))
-        job.reply(pb.PrefillMessage(first_token=message))
         job.state = JobState.SENDING
-        self._release_if_safe(job)
+        first = pb.PrefillMessage(first_token=message)
+        if not job.session.is_reserved:
+            job.first = first
+        else:
+            job.reply(first)
+            self._release_if_safe(job)
 
     def _push(self, job: Job) -> None:
         if job.session.error is not None:
@@ -306,6 +318,7 @@ class PrefillWorker:
         was_in_engine = job.state in (JobState.RUNNING, JobState.SENDING)
         job.state = JobState.CANCELLED
         job.session.cancel()
+        job.first = None
         if was_in_engine:
             # Writes in flight still read these blocks; `_release_if_safe` frees them after.
             self._loop.call(partial(_abort_held, request_id=job.request_id))

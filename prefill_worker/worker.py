@@ -246,15 +246,16 @@ class PrefillWorker:
         self._reporter.after_step(self._engine, step, self._dispatch)
 
     def _dispatch(self, step: StepOutput) -> None:
-        for progress in step.progress:
-            job = self._jobs.get(progress.request_id)
-            if job is not None and job.state is JobState.RUNNING:
-                job.session.advance(progress.num_computed_tokens, progress.block_ids)
-                self._push(job)
+        # Tokens first: a client waits for them, and nobody waits for blocks alone.
         for output in step.outputs:
             job = self._jobs.get(output.request_id)
             if job is not None and job.state is JobState.RUNNING and output.token_ids:
                 self._send_first(job, output)
+        for progress in step.progress:
+            job = self._jobs.get(progress.request_id)
+            if job is not None and job.state in (JobState.RUNNING, JobState.SENDING):
+                job.session.advance(progress.num_computed_tokens, progress.block_ids)
+                self._push(job)
         self._start_waiting()
 
     def _send_first(self, job: Job, output: RequestOutput) -> None:

@@ -1,0 +1,489 @@
+"""The twin of one engine: steps in which prompts' chunks and decodes share a budget of tokens.
+
+Follows `engine.scheduler`: decodes take one token each, prompts take chunks of what is left in the
+order of (priority, arrival); a prompt gets all of its KV when it enters the batch; a decode that
+finds no room sends the last in the order back to the queue. Steps in which only decodes run are
+taken many at a time, up to the next event, so that a token costs nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from baton.protos.types import Member, WorkerLoad
+from baton.simulator.cache import KvMemory
+from baton.simulator.events import Events
+from baton.simulator.gaps import GapHistogram
+from baton.simulator.meter import Meter
+from baton.simulator.times import ModelTimes
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request in one engine. `num_tokens` are known, of which `num_computed` have their KV.
+
+    `remaining` tokens are still to be sampled. `hold`: computed for another worker, and kept until
+    release(). `num_late` counts its tokens that came later than the ITL SLO.
+    """
+
+    request_id: int
+    order: tuple[int, int]
+    num_tokens: int
+    remaining: int
+    hashes: tuple[bytes, ...]
+    hold: bool = False
+    num_computed: int = 0
+    num_cached: int = 0
+    num_published: int = 0
+    shared: list[bytes] = field(default_factory=list)
+    own_tokens: int = 0
+    finish_step: int = -1
+    start_step: int = 0
+    start_late: int = 0
+    num_late: int = 0
+    last_token_s: float = -1.0
+
+
+class Owner(Protocol):
+    """Who is told what an engine did."""
+
+    def computed(self, worker: SimWorker, sequence: Sequence) -> None:
+        """A held prompt's KV is complete up to `num_computed`."""
+
+    def first_token(self, worker: SimWorker, sequence: Sequence) -> None: ...
+    def finished(self, worker: SimWorker, sequence: Sequence) -> None: ...
+    def room(self, worker: SimWorker) -> None:
+        """Memory has come free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerShape:
+    """Limits of an engine, and how slow its gaps may be before they count as late."""
+
+    max_running: int
+    max_step_tokens: int
+    block_tokens: int
+    itl_slo_s: float
+
+
+class SimWorker:
+    """One worker of either role. Everything happens at `events.now`."""
+
+    def __init__(
+        self,
+        member: Member,
+        times: ModelTimes,
+        shape: WorkerShape,
+        events: Events,
+        owner: Owner,
+        gaps: GapHistogram,
+    ) -> None:
+        self.member = member
+        self.shape = shape
+        self.memory = KvMemory(times.kv_capacity_tokens, shape.block_tokens)
+        self.meter = Meter()
+        self.started_s = events.now
+        self.draining = False
+        self.dead = False
+        # Requests owned that are in no engine queue here: their prompt is computed elsewhere.
+        self.num_elsewhere = 0
+        # When this worker's side of the network is free again.
+        self.wire_free_s = 0.0
+        self._times = times
+        self._events = events
+        self._owner = owner
+        self._gaps = gaps
+        self._waiting: list[tuple[tuple[int, int], Sequence]] = []
+        self._waiting_tokens = 0
+        self._prefilling: list[Sequence] = []
+        self._ready: deque[Sequence] = deque()
+        self._decoding: dict[int, Sequence] = {}
+        self._by_finish: list[tuple[int, int, Sequence]] = []
+        self._kv_tokens = 0
+        # Steps in which every decode got a token, and how many of them were late.
+        self._steps = 0
+        self._late = 0
+        self._chunks: list[tuple[Sequence, int]] = []
+        self._run: _Run | None = None
+        self.busy_s = 0.0
+
+    # Commands.
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a prompt."""
+        heapq.heappush(self._waiting, (sequence.order, sequence))
+        self._waiting_tokens += sequence.num_tokens
+        self._wake()
+
+    def reserve(self, sequence: Sequence) -> bool:
+        """Memory for a prompt that another worker computes; False when there is no room now."""
+        self.sync()
+        if not self._take(sequence):
+            return False
+        self._cut()
+        return True
+
+    def receive(self, sequence: Sequence) -> None:
+        """A reserved prompt's KV is here: joins the decodes at the next step."""
+        sequence.num_computed = sequence.num_tokens
+        self._publish(sequence)
+        self._ready.append(sequence)
+        self._wake()
+
+    def release(self, sequence: Sequence) -> None:
+        """Gives up a held or reserved sequence's memory."""
+        self._free(sequence)
+        self._wake()
+        self._owner.room(self)
+
+    def kill(self) -> list[Sequence]:
+        """Ends everything; returns what was in the engine, with `remaining` up to date."""
+        self.sync()
+        self.dead = True
+        self._run = None
+        for sequence in self._decoding.values():
+            self._settle(sequence)
+        queued = [sequence for _, sequence in self._waiting]
+        return [*queued, *self._prefilling, *self._ready, *self._decoding.values()]
+
+    # What is known of it.
+
+    @property
+    def num_requests(self) -> int:
+        """Requests in the engine or owned by it."""
+        return (
+            len(self._waiting)
+            + len(self._prefilling)
+            + len(self._ready)
+            + len(self._decoding)
+            + self.num_elsewhere
+        )
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Prompt tokens that are still to be computed here."""
+        chunks = sum(s.num_tokens - s.num_computed for s in self._prefilling)
+        return self._waiting_tokens + chunks
+
+    def load(self, *, num_waiting: int = 0, queued_tokens: int = 0) -> WorkerLoad:
+        """As the worker would report it now, with what waits before its engine."""
+        self.sync()
+        block_tokens = self.shape.block_tokens
+        num_decoding = len(self._decoding)
+        return WorkerLoad(
+            num_running=num_decoding + len(self._prefilling),
+            num_waiting=len(self._waiting) + len(self._ready) + self.num_elsewhere + num_waiting,
+            queued_prefill_tokens=self.num_queued_tokens + queued_tokens,
+            running_kv_tokens=self._kv_tokens,
+            total_blocks=self.memory.capacity_tokens // block_tokens,
+            free_blocks=max(0, self.memory.available_tokens) // block_tokens,
+            prefill_tokens_per_s=self.meter.prefill_tokens_per_s,
+            decode_step_s=self.meter.decode_step_s,
+            draining=self.draining,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless an idle worker holds nothing."""
+        self.memory.check_integrity()
+        if not self.num_requests:
+            assert self.memory.own_tokens == 0, "an idle worker holds tokens"
+            assert self._kv_tokens == 0, "an idle worker counts KV of decodes"
+
+    def sync(self) -> None:
+        """Takes in the steps of a long run that are over by now."""
+        run = self._run
+        if run is None or self._chunks or run.num_steps <= 1:
+            return
+        done = min(run.steps_by(self._events.now - run.start_s), run.num_steps - 1)
+        if done > 0:
+            self._decoded(run, done)
+            run.advance(done)
+
+    # Steps.
+
+    def _wake(self) -> None:
+        if self.dead:
+            return
+        if self._run is None:
+            self._start()
+        else:
+            self._cut()
+
+    def _cut(self) -> None:
+        """Ends a run of decode steps with the step in flight: something else has come."""
+        run = self._run
+        if run is None or self._chunks or run.num_steps == 1:
+            return
+        begun = min(run.steps_by(self._events.now - run.start_s) + 1, run.num_steps)
+        if begun < run.num_steps:
+            run.num_steps = begun
+            self._schedule(run)
+
+    def _start(self) -> None:
+        self._join_ready()
+        self._make_room()
+        num_rows = len(self._decoding)
+        chunks = self._share(self.shape.max_step_tokens - num_rows)
+        if not chunks and not num_rows:
+            self._run = None
+            return
+        num_tokens = sum(count for _, count in chunks)
+        pairs = sum(count * (s.num_computed + count / 2) for s, count in chunks)
+        first_s = self._times.duration_s(num_tokens, pairs, num_rows, self._kv_tokens)
+        num_steps = 1
+        if not chunks:
+            until_finish = self._next_finish() - self._steps
+            num_steps = min(until_finish, self.memory.available_tokens // num_rows)
+        self._chunks = chunks
+        growth_s = self._times.kv_token_s * num_rows
+        self._run = _Run(self._events.now, max(1, num_steps), first_s, growth_s)
+        self._schedule(self._run)
+
+    def _schedule(self, run: _Run) -> None:
+        # An event of a run that was cut short since finds another end, and does nothing.
+        run.end_s = run.start_s + run.elapsed_s(run.num_steps)
+        self._events.at(run.end_s, lambda end_s=run.end_s: self._end(run, end_s))  # type: ignore[misc]
+
+    def _end(self, run: _Run, end_s: float) -> None:
+        if self._run is not run or run.end_s != end_s:
+            return
+        chunks, self._chunks = self._chunks, []
+        self._run = None
+        freed = False
+        if self._decoding:
+            self._decoded(run, run.num_steps, prefill=bool(chunks))
+            freed = self._finish_decodes()
+        else:
+            self.busy_s += run.elapsed_s(run.num_steps)
+        if chunks:
+            num_tokens = sum(count for _, count in chunks)
+            self.meter.prefilled(num_tokens, run.first_s)
+            for sequence, count in chunks:
+                freed |= self._computed(sequence, count)
+        if freed:
+            self._owner.room(self)
+        if self._run is None and not self.dead:
+            self._start()
+
+    def _decoded(self, run: _Run, num_steps: int, *, prefill: bool = False) -> None:
+        """`num_steps` of the run are over: every decode has as many tokens more."""
+        num_rows = len(self._decoding)
+        last_s = run.first_s + (num_steps - 1) * run.growth_s
+        self._gaps.add_ramp(run.first_s, last_s, num_rows * num_steps)
+        self._late += run.num_over(self.shape.itl_slo_s, num_steps)
+        self._steps += num_steps
+        self._kv_tokens += num_rows * num_steps
+        self.memory.grow(num_rows * num_steps)
+        self.busy_s += run.elapsed_s(num_steps)
+        if not prefill:
+            self.meter.decoded((run.first_s + last_s) / 2, num_steps)
+
+    def _finish_decodes(self) -> bool:
+        finished = False
+        while self._by_finish and self._by_finish[0][0] <= self._steps:
+            finish_step, _, sequence = heapq.heappop(self._by_finish)
+            if self._decoding.get(id(sequence)) is sequence and sequence.finish_step == finish_step:
+                self._leave_decodes(sequence)
+                self._free(sequence)
+                finished = True
+                self._owner.finished(self, sequence)
+        return finished
+
+    def _computed(self, sequence: Sequence, count: int) -> bool:
+        """A chunk is done. Returns whether memory came free."""
+        sequence.num_computed += count
+        self._publish(sequence)
+        if sequence.hold:
+            self._owner.computed(self, sequence)
+        if sequence.num_computed < sequence.num_tokens:
+            return False
+        self._prefilling.remove(sequence)
+        sequence.remaining -= 1
+        self._tell_token(sequence)
+        if sequence.hold:
+            return False
+        if sequence.remaining:
+            self._enter_decodes(sequence)
+            return False
+        self._free(sequence)
+        self._owner.finished(self, sequence)
+        return True
+
+    def _tell_token(self, sequence: Sequence) -> None:
+        now = self._events.now
+        if sequence.last_token_s < 0:
+            sequence.last_token_s = now
+            self._owner.first_token(self, sequence)
+        else:
+            self._gap(sequence)
+
+    def _gap(self, sequence: Sequence) -> None:
+        """One token outside of the steps that all decodes share."""
+        gap_s = self._events.now - sequence.last_token_s
+        self._gaps.add(gap_s)
+        sequence.num_late += gap_s > self.shape.itl_slo_s
+        sequence.last_token_s = self._events.now
+
+    # The batch.
+
+    def _join_ready(self) -> None:
+        while self._ready and self._has_slot:
+            self._enter_decodes(self._ready.popleft())
+
+    @property
+    def _has_slot(self) -> bool:
+        return len(self._decoding) + len(self._prefilling) < self.shape.max_running
+
+    def _enter_decodes(self, sequence: Sequence) -> None:
+        # What it waited since its last token counts towards its first gap here.
+        waited_s = self._events.now - sequence.last_token_s
+        if waited_s > 0:
+            self._gaps.add(waited_s)
+            sequence.num_late += waited_s > self.shape.itl_slo_s
+        sequence.start_step = self._steps
+        sequence.start_late = self._late
+        sequence.finish_step = self._steps + sequence.remaining
+        self._decoding[id(sequence)] = sequence
+        self._kv_tokens += sequence.num_tokens
+        entry = (sequence.finish_step, sequence.order[1], sequence)
+        heapq.heappush(self._by_finish, entry)
+
+    def _settle(self, sequence: Sequence) -> None:
+        """Writes down what it decoded here."""
+        count = self._steps - sequence.start_step
+        sequence.num_tokens += count
+        sequence.num_computed += count
+        sequence.own_tokens += count
+        sequence.remaining -= count
+        sequence.num_late += self._late - sequence.start_late
+        sequence.last_token_s = self._events.now
+        sequence.start_step, sequence.start_late = self._steps, self._late
+
+    def _leave_decodes(self, sequence: Sequence) -> None:
+        self._settle(sequence)
+        del self._decoding[id(sequence)]
+        self._kv_tokens -= sequence.num_tokens
+        sequence.finish_step = -1
+
+    def _next_finish(self) -> int:
+        while True:
+            finish_step, _, sequence = self._by_finish[0]
+            if self._decoding.get(id(sequence)) is sequence and sequence.finish_step == finish_step:
+                return finish_step
+            heapq.heappop(self._by_finish)
+
+    def _make_room(self) -> None:
+        while self._decoding and self.memory.available_tokens < len(self._decoding):
+            decodes = max(self._decoding.values(), key=lambda s: s.order)
+            prompts = [s for s in self._prefilling if not s.hold]
+            last = max([decodes, *prompts], key=lambda s: s.order)
+            if last is decodes:
+                self._leave_decodes(last)
+            else:
+                self._prefilling.remove(last)
+            self._free(last)
+            heapq.heappush(self._waiting, (last.order, last))
+            self._waiting_tokens += last.num_tokens
+
+    def _share(self, budget: int) -> list[tuple[Sequence, int]]:
+        chunks = []
+        index = 0
+        admitting = True
+        while budget > 0:
+            running = self._prefilling[index] if index < len(self._prefilling) else None
+            head = self._waiting[0][1] if admitting and self._waiting else None
+            if head is not None and (running is None or head.order < running.order):
+                admitting = self._admit(head, index)
+                continue
+            if running is None:
+                break
+            count = min(running.num_tokens - running.num_computed, budget)
+            chunks.append((running, count))
+            budget -= count
+            index += 1
+        return chunks
+
+    def _admit(self, sequence: Sequence, index: int) -> bool:
+        if not self._has_slot or not self._take(sequence):
+            return False
+        heapq.heappop(self._waiting)
+        self._waiting_tokens -= sequence.num_tokens
+        self._prefilling.insert(index, sequence)
+        return True
+
+    # Memory.
+
+    def _take(self, sequence: Sequence) -> bool:
+        block_tokens = self.shape.block_tokens
+        # The last token is always computed: its logits choose the next one.
+        findable = sequence.hashes[: (sequence.num_tokens - 1) // block_tokens]
+        shared = list(findable[: self.memory.match(findable)])
+        num_cached = len(shared) * block_tokens
+        num_own = sequence.num_tokens - num_cached
+        if not self.memory.take(shared, num_own, len(self._decoding)):
+            return False
+        sequence.shared, sequence.own_tokens = shared, num_own
+        sequence.num_computed = num_cached
+        sequence.num_cached = num_cached
+        sequence.num_published = len(shared)
+        return True
+
+    def _publish(self, sequence: Sequence) -> None:
+        full = min(sequence.num_computed // self.shape.block_tokens, len(sequence.hashes))
+        for index in range(sequence.num_published, full):
+            if self.memory.publish(sequence.hashes[index]):
+                sequence.shared.append(sequence.hashes[index])
+                sequence.own_tokens -= self.shape.block_tokens
+        sequence.num_published = max(full, sequence.num_published)
+
+    def _free(self, sequence: Sequence) -> None:
+        self.memory.release(sequence.shared, sequence.own_tokens)
+        sequence.shared, sequence.own_tokens = [], 0
+        sequence.num_computed = sequence.num_published = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """Steps that only decodes run in, or one that prompts share: step i takes first + i * growth."""
+
+    start_s: float
+    num_steps: int
+    first_s: float
+    growth_s: float
+    end_s: float = 0.0
+
+    def elapsed_s(self, num_steps: int) -> float:
+        return num_steps * self.first_s + self.growth_s * num_steps * (num_steps - 1) / 2
+
+    def steps_by(self, elapsed_s: float) -> int:
+        """Steps that are over after `elapsed_s`."""
+        if elapsed_s <= 0:
+            return 0
+        if self.growth_s <= 0:
+            return int(elapsed_s / self.first_s + 1e-9)
+        half = self.first_s - self.growth_s / 2
+        root = math.sqrt(half * half + 2 * self.growth_s * elapsed_s)
+        return int((root - half) / self.growth_s + 1e-9)
+
+    def num_over(self, limit_s: float, num_steps: int) -> int:
+        """How many of the first `num_steps` took more than `limit_s`."""
+        if self.first_s > limit_s:
+            return num_steps
+        if self.growth_s <= 0:
+            return 0
+        within = int((limit_s - self.first_s) / self.growth_s) + 1
+        return max(0, num_steps - within)
+
+    def advance(self, num_steps: int) -> None:
+        """The first `num_steps` are over and counted."""
+        self.start_s += self.elapsed_s(num_steps)
+        self.first_s += num_steps * self.growth_s
+        self.num_steps -= num_steps
+
+
+Action = Callable[[], None]

@@ -17,6 +17,7 @@ COMMANDS = {
     "chat": ("chat", "Talk to a model in the terminal."),
     "bench": ("bench", "Measure latency and throughput of a server under load."),
     "status": ("status", "Show workers, queues and KV use, live."),
+    "simulate": ("simulate", "Compare routing policies on a trace, without workers."),
     "config": ("config", "Show or check a configuration."),
     "tools": ("tools", "Try a parser of tool calls on recorded answers."),
     "reasoning": ("reasoning", "Try a parser of thoughts on recorded answers."),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from types import MappingProxyType
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from baton.protos.errors import ConfigError
 from baton.protos.hashing import HASH_BYTES
@@ -76,107 +74,13 @@ class Mix:
         return found
 
 
-_CHAT = RequestClass(
-    rate=4.0,
-    prompt_tokens=400,
-    prompt_sigma=0.9,
-    output_tokens=220,
-    output_sigma=0.8,
-    prefix_tokens=1024,
-    num_prefixes=4,
-    turns=4,
-)
-_AGENT = RequestClass(
-    rate=0.6,
-    prompt_tokens=3_000,
-    prompt_sigma=0.7,
-    output_tokens=150,
-    output_sigma=0.7,
-    prefix_tokens=6_144,
-    num_prefixes=150,
-    turns=6,
-    think_s=4.0,
-)
-_DOCUMENT = RequestClass(
-    rate=1.2, prompt_tokens=16_000, prompt_sigma=0.6, output_tokens=200, output_sigma=0.6
-)
-_GENERATE = RequestClass(
-    rate=6.0, prompt_tokens=300, prompt_sigma=0.6, output_tokens=1_000, output_sigma=0.5
-)
-
-MIXES: Final[Mapping[str, Mix]] = MappingProxyType(
-    {
-        "chat": Mix(duration_s=900.0, classes=(_CHAT,)),
-        "agents": Mix(duration_s=900.0, classes=(_AGENT,)),
-        "documents": Mix(duration_s=900.0, classes=(_DOCUMENT,)),
-        "generate": Mix(duration_s=900.0, classes=(_GENERATE,)),
-        "mixed": Mix(
-            duration_s=900.0,
-            classes=(
-                RequestClass(
-                    rate=3.0,
-                    prompt_tokens=600,
-                    prompt_sigma=1.0,
-                    output_tokens=300,
-                    output_sigma=0.8,
-                ),
-                RequestClass(
-                    rate=1.0,
-                    prompt_tokens=12_000,
-                    prompt_sigma=0.8,
-                    output_tokens=200,
-                    output_sigma=0.8,
-                ),
-                _AGENT,
-            ),
-        ),
-        # A quiet hour with one quarter of it at four times the load.
-        "burst": Mix(
-            duration_s=3600.0,
-            classes=(
-                RequestClass(
-                    rate=2.5,
-                    prompt_tokens=3_000,
-                    prompt_sigma=0.8,
-                    output_tokens=250,
-                    output_sigma=0.7,
-                ),
-            ),
-            bursts=(Burst(start_s=1500.0, end_s=2400.0, factor=4.0),),
-        ),
-    }
-)
-
-
-def mix_from_json(value: Mapping[str, Any], where: str) -> Mix:
-    """`{"duration_s": ..., "classes": [{...}], "bursts": [{...}]}` with the fields of Mix.
-
-    Raises ConfigError that names an unknown or wrong field.
-    """
-    _known(value, Mix, where)
-    try:
-        return Mix(
-            duration_s=value.get("duration_s", 600.0),
-            classes=tuple(
-                RequestClass(**_known(item, RequestClass, f"{where} classes"))
-                for item in value.get("classes", ())
-            ),
-            bursts=tuple(
-                Burst(**_known(item, Burst, f"{where} bursts")) for item in value.get("bursts", ())
-            ),
-        )
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}", param="trace") from None
-
-
 def synthesize(name: str, mix: Mix, seed: int) -> Trace:
     """Draws the requests of a mix; the same seed gives the same ones."""
     maker = _Maker(random.Random(f"{name}/{seed}"))
     drawn: list[TraceRequest] = []
     for request_class in mix.classes:
         prefixes = [
-            maker.new_hashes(request_class.prefix_tokens)
-            for _ in range(request_class.num_prefixes)
+            maker.new_hashes(request_class.prefix_tokens) for _ in range(request_class.num_prefixes)
         ]
         for start_s in _arrivals(mix, request_class.rate, maker.rng):
             drawn += maker.conversation(request_class, maker.rng.choice(prefixes), start_s)
@@ -218,9 +122,7 @@ class _Maker:
         requests = []
         for _ in range(kind.turns):
             length += self._length(kind.prompt_tokens, kind.prompt_sigma, kind.max_prompt_tokens)
-            num_output = self._length(
-                kind.output_tokens, kind.output_sigma, kind.max_output_tokens
-            )
+            num_output = self._length(kind.output_tokens, kind.output_sigma, kind.max_output_tokens)
             if length > kind.max_prompt_tokens:
                 break
             hashes += self.new_hashes((length // BLOCK_TOKENS - len(hashes)) * BLOCK_TOKENS)
@@ -245,19 +147,6 @@ def _arrivals(mix: Mix, rate: float, rng: random.Random) -> list[float]:
             arrivals.append(at_s)
         at_s += rng.expovariate(rate * highest)
     return arrivals
-
-
-def _known(value: Any, kind: type, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where}: must be a JSON object", param="trace")
-    names = [field.name for field in fields(kind)]
-    for name in value:
-        if name not in names:
-            raise ConfigError(
-                f"{where}: {name!r} is unknown; {kind.__name__} has {', '.join(names)}",
-                param="trace",
-            )
-    return value
 
 
 def _positive(name: str, value: float) -> None:

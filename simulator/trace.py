@@ -12,8 +12,9 @@ from typing import Any
 
 from baton.protos.errors import ConfigError
 from baton.protos.hashing import HASH_BYTES
-from baton.simulator.synthetic import BLOCK_TOKENS, MIXES, mix_from_json, synthesize
+from baton.simulator.mixes import MIXES, mix_from_json
 from baton.simulator.request import Trace, TraceRequest
+from baton.simulator.synthetic import BLOCK_TOKENS, synthesize
 
 SYNTHETIC = "synthetic:"
 _AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -57,14 +58,15 @@ def read_trace(source: str, *, seed: int = 0) -> Trace:
 def scaled(trace: Trace, rate_scale: float) -> Trace:
     """The same requests, arriving `rate_scale` times as fast. Raises ConfigError unless > 0."""
     if not rate_scale > 0:
-        raise ConfigError(f"rate scale is {rate_scale}, but must be more than 0", param="rate-scale")
+        raise ConfigError(
+            f"rate scale is {rate_scale}, but must be more than 0", param="rate-scale"
+        )
     if rate_scale == 1:
         return trace
     return replace(
         trace,
         requests=tuple(
-            replace(request, arrival_s=request.arrival_s / rate_scale)
-            for request in trace.requests
+            replace(request, arrival_s=request.arrival_s / rate_scale) for request in trace.requests
         ),
     )
 

@@ -9,66 +9,18 @@ taken many at a time, up to the next event, so that a token costs nothing.
 from __future__ import annotations
 
 import heapq
-import math
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
 
 from baton.protos.types import Member, WorkerLoad
+from baton.router.times import WorkerTimes, num_pairs
 from baton.simulator.cache import KvMemory
 from baton.simulator.events import Events
 from baton.simulator.gaps import GapHistogram
 from baton.simulator.meter import Meter
-from baton.simulator.times import ModelTimes
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One request in one engine. `num_tokens` are known, of which `num_computed` have their KV.
-
-    `remaining` tokens are still to be sampled. `hold`: computed for another worker, and kept until
-    release(). `num_late` counts its tokens that came later than the ITL SLO.
-    """
-
-    request_id: int
-    order: tuple[int, int]
-    num_tokens: int
-    remaining: int
-    hashes: tuple[bytes, ...]
-    hold: bool = False
-    num_computed: int = 0
-    num_cached: int = 0
-    num_published: int = 0
-    shared: list[bytes] = field(default_factory=list)
-    own_tokens: int = 0
-    finish_step: int = -1
-    start_step: int = 0
-    start_late: int = 0
-    num_late: int = 0
-    last_token_s: float = -1.0
-
-
-class Owner(Protocol):
-    """Who is told what an engine did."""
-
-    def computed(self, worker: SimWorker, sequence: Sequence) -> None:
-        """A held prompt's KV is complete up to `num_computed`."""
-
-    def first_token(self, worker: SimWorker, sequence: Sequence) -> None: ...
-    def finished(self, worker: SimWorker, sequence: Sequence) -> None: ...
-    def room(self, worker: SimWorker) -> None:
-        """Memory has come free."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerShape:
-    """Limits of an engine, and how slow its gaps may be before they count as late."""
-
-    max_running: int
-    max_step_tokens: int
-    block_tokens: int
-    itl_slo_s: float
+from baton.simulator.runs import Run
+from baton.simulator.sequence import Sequence
+from baton.simulator.shape import Owner, WorkerShape
 
 
 class SimWorker:
@@ -77,7 +29,7 @@ class SimWorker:
     def __init__(
         self,
         member: Member,
-        times: ModelTimes,
+        times: WorkerTimes,
         shape: WorkerShape,
         events: Events,
         owner: Owner,
@@ -85,7 +37,7 @@ class SimWorker:
     ) -> None:
         self.member = member
         self.shape = shape
-        self.memory = KvMemory(times.kv_capacity_tokens, shape.block_tokens)
+        self.memory = KvMemory(shape.kv_capacity_tokens, shape.block_tokens)
         self.meter = Meter()
         self.started_s = events.now
         self.draining = False
@@ -94,7 +46,7 @@ class SimWorker:
         self.num_elsewhere = 0
         # When this worker's side of the network is free again.
         self.wire_free_s = 0.0
-        self._times = times
+        self.times = times
         self._events = events
         self._owner = owner
         self._gaps = gaps
@@ -104,12 +56,15 @@ class SimWorker:
         self._ready: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}
         self._by_finish: list[tuple[int, int, Sequence]] = []
+        # Decodes that waited between their last token and the step that they are in.
+        self._late_comers: list[tuple[Sequence, float]] = []
         self._kv_tokens = 0
         # Steps in which every decode got a token, and how many of them were late.
         self._steps = 0
         self._late = 0
         self._chunks: list[tuple[Sequence, int]] = []
-        self._run: _Run | None = None
+        self._run: Run | None = None
+        self._ending = False
         self.busy_s = 0.0
 
     # Commands.
@@ -123,7 +78,7 @@ class SimWorker:
     def reserve(self, sequence: Sequence) -> bool:
         """Memory for a prompt that another worker computes; False when there is no room now."""
         self.sync()
-        if not self._take(sequence):
+        if not sequence.take(self.memory, len(self._decoding)):
             return False
         self._cut()
         return True
@@ -131,13 +86,13 @@ class SimWorker:
     def receive(self, sequence: Sequence) -> None:
         """A reserved prompt's KV is here: joins the decodes at the next step."""
         sequence.num_computed = sequence.num_tokens
-        self._publish(sequence)
+        sequence.publish(self.memory)
         self._ready.append(sequence)
         self._wake()
 
     def release(self, sequence: Sequence) -> None:
         """Gives up a held or reserved sequence's memory."""
-        self._free(sequence)
+        sequence.free(self.memory)
         self._wake()
         self._owner.room(self)
 
@@ -197,7 +152,7 @@ class SimWorker:
     def sync(self) -> None:
         """Takes in the steps of a long run that are over by now."""
         run = self._run
-        if run is None or self._chunks or run.num_steps <= 1:
+        if run is None or self._ending or self._chunks or run.num_steps <= 1:
             return
         done = min(run.steps_by(self._events.now - run.start_s), run.num_steps - 1)
         if done > 0:
@@ -207,7 +162,7 @@ class SimWorker:
     # Steps.
 
     def _wake(self) -> None:
-        if self.dead:
+        if self.dead or self._ending:
             return
         if self._run is None:
             self._start()
@@ -217,7 +172,7 @@ class SimWorker:
     def _cut(self) -> None:
         """Ends a run of decode steps with the step in flight: something else has come."""
         run = self._run
-        if run is None or self._chunks or run.num_steps == 1:
+        if run is None or self._ending or self._chunks or run.num_steps == 1:
             return
         begun = min(run.steps_by(self._events.now - run.start_s) + 1, run.num_steps)
         if begun < run.num_steps:
@@ -228,32 +183,47 @@ class SimWorker:
         self._join_ready()
         self._make_room()
         num_rows = len(self._decoding)
-        chunks = self._share(self.shape.max_step_tokens - num_rows)
+        chunks = self._share(self.times.prefill.chunk_tokens - num_rows)
         if not chunks and not num_rows:
             self._run = None
             return
-        num_tokens = sum(count for _, count in chunks)
-        pairs = sum(count * (s.num_computed + count / 2) for s, count in chunks)
-        first_s = self._times.duration_s(num_tokens, pairs, num_rows, self._kv_tokens)
+        first_s = self._step_s(chunks)
         num_steps = 1
         if not chunks:
             until_finish = self._next_finish() - self._steps
             num_steps = min(until_finish, self.memory.available_tokens // num_rows)
         self._chunks = chunks
-        growth_s = self._times.kv_token_s * num_rows
-        self._run = _Run(self._events.now, max(1, num_steps), first_s, growth_s)
+        growth_s = self.times.decode.per_kv_token_s * num_rows
+        self._run = Run(self._events.now, max(1, num_steps), first_s, growth_s)
         self._schedule(self._run)
 
-    def _schedule(self, run: _Run) -> None:
+    def _step_s(self, chunks: list[tuple[Sequence, int]]) -> float:
+        """The next step, of these chunks beside all decodes."""
+        times, num_rows = self.times, len(self._decoding)
+        if not chunks:
+            return times.decode.predict(num_rows, self._kv_tokens)
+        prefill = times.prefill
+        num_tokens = sum(count for _, count in chunks)
+        pairs = sum(num_pairs(count, sequence.num_computed) for sequence, count in chunks)
+        return (
+            prefill.fixed_s
+            + num_tokens * prefill.per_token_s
+            + pairs * prefill.per_pair_s
+            + num_rows * prefill.per_row_s
+            + self._kv_tokens * times.decode.per_kv_token_s
+        )
+
+    def _schedule(self, run: Run) -> None:
         # An event of a run that was cut short since finds another end, and does nothing.
         run.end_s = run.start_s + run.elapsed_s(run.num_steps)
-        self._events.at(run.end_s, lambda end_s=run.end_s: self._end(run, end_s))  # type: ignore[misc]
+        self._events.at(run.end_s, partial(self._end, run, run.end_s))
 
-    def _end(self, run: _Run, end_s: float) -> None:
+    def _end(self, run: Run, end_s: float) -> None:
         if self._run is not run or run.end_s != end_s:
             return
+        # What owners do on the way must not begin a step before this one is wholly accounted for.
+        self._ending = True
         chunks, self._chunks = self._chunks, []
-        self._run = None
         freed = False
         if self._decoding:
             self._decoded(run, run.num_steps, prefill=bool(chunks))
@@ -267,14 +237,17 @@ class SimWorker:
                 freed |= self._computed(sequence, count)
         if freed:
             self._owner.room(self)
-        if self._run is None and not self.dead:
+        self._ending = False
+        self._run = None
+        if not self.dead:
             self._start()
 
-    def _decoded(self, run: _Run, num_steps: int, *, prefill: bool = False) -> None:
+    def _decoded(self, run: Run, num_steps: int, *, prefill: bool = False) -> None:
         """`num_steps` of the run are over: every decode has as many tokens more."""
         num_rows = len(self._decoding)
         last_s = run.first_s + (num_steps - 1) * run.growth_s
-        self._gaps.add_ramp(run.first_s, last_s, num_rows * num_steps)
+        num_gaps = num_rows * num_steps - self._count_late_comers(run.first_s)
+        self._gaps.add_ramp(run.first_s, last_s, num_gaps)
         self._late += run.num_over(self.shape.itl_slo_s, num_steps)
         self._steps += num_steps
         self._kv_tokens += num_rows * num_steps
@@ -283,13 +256,23 @@ class SimWorker:
         if not prefill:
             self.meter.decoded((run.first_s + last_s) / 2, num_steps)
 
+    def _count_late_comers(self, step_s: float) -> int:
+        """What they waited since their last token is part of their first gap here."""
+        limit_s = self.shape.itl_slo_s
+        for sequence, waited_s in self._late_comers:
+            self._gaps.add(waited_s + step_s)
+            sequence.num_late += (waited_s + step_s > limit_s) - (step_s > limit_s)
+        count = len(self._late_comers)
+        self._late_comers.clear()
+        return count
+
     def _finish_decodes(self) -> bool:
         finished = False
         while self._by_finish and self._by_finish[0][0] <= self._steps:
             finish_step, _, sequence = heapq.heappop(self._by_finish)
             if self._decoding.get(id(sequence)) is sequence and sequence.finish_step == finish_step:
                 self._leave_decodes(sequence)
-                self._free(sequence)
+                sequence.free(self.memory)
                 finished = True
                 self._owner.finished(self, sequence)
         return finished
@@ -297,7 +280,7 @@ class SimWorker:
     def _computed(self, sequence: Sequence, count: int) -> bool:
         """A chunk is done. Returns whether memory came free."""
         sequence.num_computed += count
-        self._publish(sequence)
+        sequence.publish(self.memory)
         if sequence.hold:
             self._owner.computed(self, sequence)
         if sequence.num_computed < sequence.num_tokens:
@@ -310,7 +293,7 @@ class SimWorker:
         if sequence.remaining:
             self._enter_decodes(sequence)
             return False
-        self._free(sequence)
+        sequence.free(self.memory)
         self._owner.finished(self, sequence)
         return True
 
@@ -340,11 +323,9 @@ class SimWorker:
         return len(self._decoding) + len(self._prefilling) < self.shape.max_running
 
     def _enter_decodes(self, sequence: Sequence) -> None:
-        # What it waited since its last token counts towards its first gap here.
         waited_s = self._events.now - sequence.last_token_s
         if waited_s > 0:
-            self._gaps.add(waited_s)
-            sequence.num_late += waited_s > self.shape.itl_slo_s
+            self._late_comers.append((sequence, waited_s))
         sequence.start_step = self._steps
         sequence.start_late = self._late
         sequence.finish_step = self._steps + sequence.remaining
@@ -386,7 +367,7 @@ class SimWorker:
                 self._leave_decodes(last)
             else:
                 self._prefilling.remove(last)
-            self._free(last)
+            last.free(self.memory)
             heapq.heappush(self._waiting, (last.order, last))
             self._waiting_tokens += last.num_tokens
 
@@ -409,81 +390,9 @@ class SimWorker:
         return chunks
 
     def _admit(self, sequence: Sequence, index: int) -> bool:
-        if not self._has_slot or not self._take(sequence):
+        if not self._has_slot or not sequence.take(self.memory, len(self._decoding)):
             return False
         heapq.heappop(self._waiting)
         self._waiting_tokens -= sequence.num_tokens
         self._prefilling.insert(index, sequence)
         return True
-
-    # Memory.
-
-    def _take(self, sequence: Sequence) -> bool:
-        block_tokens = self.shape.block_tokens
-        # The last token is always computed: its logits choose the next one.
-        findable = sequence.hashes[: (sequence.num_tokens - 1) // block_tokens]
-        shared = list(findable[: self.memory.match(findable)])
-        num_cached = len(shared) * block_tokens
-        num_own = sequence.num_tokens - num_cached
-        if not self.memory.take(shared, num_own, len(self._decoding)):
-            return False
-        sequence.shared, sequence.own_tokens = shared, num_own
-        sequence.num_computed = num_cached
-        sequence.num_cached = num_cached
-        sequence.num_published = len(shared)
-        return True
-
-    def _publish(self, sequence: Sequence) -> None:
-        full = min(sequence.num_computed // self.shape.block_tokens, len(sequence.hashes))
-        for index in range(sequence.num_published, full):
-            if self.memory.publish(sequence.hashes[index]):
-                sequence.shared.append(sequence.hashes[index])
-                sequence.own_tokens -= self.shape.block_tokens
-        sequence.num_published = max(full, sequence.num_published)
-
-    def _free(self, sequence: Sequence) -> None:
-        self.memory.release(sequence.shared, sequence.own_tokens)
-        sequence.shared, sequence.own_tokens = [], 0
-        sequence.num_computed = sequence.num_published = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """Steps that only decodes run in, or one that prompts share: step i takes first + i * growth."""
-
-    start_s: float
-    num_steps: int
-    first_s: float
-    growth_s: float
-    end_s: float = 0.0
-
-    def elapsed_s(self, num_steps: int) -> float:
-        return num_steps * self.first_s + self.growth_s * num_steps * (num_steps - 1) / 2
-
-    def steps_by(self, elapsed_s: float) -> int:
-        """Steps that are over after `elapsed_s`."""
-        if elapsed_s <= 0:
-            return 0
-        if self.growth_s <= 0:
-            return int(elapsed_s / self.first_s + 1e-9)
-        half = self.first_s - self.growth_s / 2
-        root = math.sqrt(half * half + 2 * self.growth_s * elapsed_s)
-        return int((root - half) / self.growth_s + 1e-9)
-
-    def num_over(self, limit_s: float, num_steps: int) -> int:
-        """How many of the first `num_steps` took more than `limit_s`."""
-        if self.first_s > limit_s:
-            return num_steps
-        if self.growth_s <= 0:
-            return 0
-        within = int((limit_s - self.first_s) / self.growth_s) + 1
-        return max(0, num_steps - within)
-
-    def advance(self, num_steps: int) -> None:
-        """The first `num_steps` are over and counted."""
-        self.start_s += self.elapsed_s(num_steps)
-        self.first_s += num_steps * self.growth_s
-        self.num_steps -= num_steps
-
-
-Action = Callable[[], None]

@@ -1,0 +1,54 @@
+"""What waits before a prefill worker's engine: the twin of `prefill_worker.jobs`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from baton.simulator.job import Job
+
+
+class PrefillDesk:
+    """Jobs in the order of arrival. A job starts while the engine will soon want work; starting it
+    asks its decode worker for memory.
+    """
+
+    def __init__(self, window_tokens: int, start: Callable[[Job], None]) -> None:
+        self._window_tokens = window_tokens
+        self._start = start
+        self._waiting: deque[tuple[Job, int]] = deque()
+        self._started: dict[Job, int] = {}
+        self._started_tokens = 0
+        self.waiting_tokens = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def add(self, job: Job) -> None:
+        self._waiting.append((job, job.attempt))
+        self.waiting_tokens += job.num_known
+        self.start_waiting()
+
+    def done(self, job: Job) -> None:
+        """It is computed, or was given up: the next may start."""
+        self._started_tokens -= self._started.pop(job, 0)
+        self.start_waiting()
+
+    def start_waiting(self) -> None:
+        while self._waiting and self._started_tokens < self._window_tokens:
+            job, attempt = self._waiting.popleft()
+            self.waiting_tokens -= job.num_known
+            if job.attempt == attempt and not job.ended:
+                self._started[job] = job.num_known
+                self._started_tokens += job.num_known
+                self._start(job)
+
+    def clear(self) -> list[Job]:
+        """Everything here is lost; returns the jobs."""
+        jobs = [job for job, attempt in self._waiting if job.attempt == attempt]
+        jobs += self._started
+        self._waiting.clear()
+        self._started.clear()
+        self._started_tokens = self.waiting_tokens = 0
+        return jobs

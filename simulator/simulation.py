@@ -1,0 +1,254 @@
+"""Requests through a simulated cluster: planned by the real router, served by twins of engines."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import partial
+
+from baton.protos.errors import BatonError, ContextLengthError, UnavailableError
+from baton.protos.types import Role
+from baton.router.plan import Plan, RouteRequest, plan
+from baton.simulator.config import SimConfig
+from baton.simulator.events import Events
+from baton.simulator.fleet import SimFleet
+from baton.simulator.gaps import GapHistogram
+from baton.simulator.job import Job
+from baton.simulator.outcome import Outcome
+from baton.simulator.request import Trace
+from baton.simulator.sequence import Sequence
+from baton.simulator.worker import SimWorker
+
+# The policy that is told what no router knows: how long each answer will be.
+ORACLE = "oracle"
+
+
+def simulate(trace: Trace, config: SimConfig, *, oracle: bool = False) -> Outcome:
+    """Runs the whole trace and waits for its last token. The same inputs give the same outcome.
+
+    `oracle`: the router is told every request's real output length.
+    """
+    return Simulation(trace, config, oracle=oracle).run()
+
+
+class Simulation:
+    """One run. The order of things follows `decode_worker.remote` and `prefill_worker.worker`:
+    a prefill worker that is about to start asks for memory, pushes each chunk's KV while the next
+    one computes, and sends the first token itself; the decode worker goes on when all KV is there.
+    """
+
+    def __init__(self, trace: Trace, config: SimConfig, *, oracle: bool = False) -> None:
+        self._trace = trace
+        self._config = config
+        self._oracle = oracle
+        self._rng = random.Random(config.seed)
+        self.events = Events()
+        self.gaps = GapHistogram()
+        self.fleet = SimFleet(config, trace.block_tokens, self.events, self, self.gaps)
+        self.jobs = [Job(request) for request in trace.requests]
+        self._by_sequence: dict[int, Job] = {}
+        # Jobs that no worker can take now, and jobs whose decode worker has no memory for them.
+        self._parked: list[Job] = []
+        self._unreserved: dict[SimWorker, list[tuple[Job, int]]] = {}
+        self._num_left = len(self.jobs)
+        self.ended_s = 0.0
+
+    def run(self) -> Outcome:
+        config = self._config
+        for role, count in ((Role.PREFILL, config.prefill), (Role.DECODE, config.decode)):
+            for _ in range(count):
+                self.add_worker(role)
+        for job in self.jobs:
+            self.events.at(job.request.arrival_s + config.overhead_s, partial(self._place, job))
+        while self._num_left and self.events.step():
+            pass
+        for worker in self.fleet.workers.values():
+            worker.check_integrity()
+        return Outcome.of(self._trace, config, self.jobs, self.gaps, self.fleet.gpu_hours())
+
+    def add_worker(self, role: Role, worker_id: str = "") -> SimWorker:
+        """A worker that is ready now; requests that waited for one are placed."""
+        worker = self.fleet.add(role, self._start_prefill, worker_id)
+        parked, self._parked = self._parked, []
+        for job in parked:
+            self._place(job)
+        return worker
+
+    # Placing.
+
+    def _place(self, job: Job) -> None:
+        request = job.request
+        longest = request.num_prompt_tokens + request.num_output_tokens
+        if longest > self._config.kv_capacity_tokens:
+            self._fail(
+                job, ContextLengthError(f"{longest} tokens are more than any worker can hold")
+            )
+            return
+        try:
+            chosen = self._plan(job)
+        except UnavailableError:
+            self._parked.append(job)
+            return
+        self._dispatch(job, chosen)
+
+    def _plan(self, job: Job) -> Plan:
+        request = job.request
+        router = self._config.router
+        max_tokens = self._config.max_tokens
+        if self._oracle:
+            max_tokens = job.num_left
+            router = replace(router, policy="cost", expected_output_tokens=max_tokens)
+        route = RouteRequest(
+            request_id=str(request.index),
+            num_prompt_tokens=job.num_known,
+            block_hashes=request.block_hashes,
+            block_size=self._trace.block_tokens,
+            max_tokens=max_tokens,
+            sequence=request.index,
+        )
+        return plan(self.fleet.view(), self.fleet.index, route, router, self._rng)
+
+    def _dispatch(self, job: Job, chosen: Plan) -> None:
+        job.attempt += 1
+        job.decode = self.fleet.workers[chosen.decode.worker_id]
+        job.targets = list(chosen.prefill)
+        job.local = not job.targets
+        job.reason = chosen.reason
+        if job.attempt == 1:
+            job.predicted_ttft_s = chosen.ttft_s
+        job.decode.num_elsewhere += 1
+        self._next_attempt(job)
+
+    def _next_attempt(self, job: Job) -> None:
+        """Tries the next prefill worker that is left, or prefills at the decode worker."""
+        decode = job.decode
+        assert decode is not None
+        job.prefill, job.held, job.sequence = None, None, None
+        while job.targets:
+            target = job.targets.pop(0)
+            worker = self.fleet.workers.get(target.worker_id)
+            if worker is not None and worker.member == target:
+                job.prefill = worker
+                asked_s = self.events.now + self._config.times.handshake_s
+                self.events.at(asked_s, partial(self._ask, job, worker, job.attempt))
+                return
+        decode.num_elsewhere -= 1
+        job.sequence = self._sequence(job)
+        decode.add(job.sequence)
+
+    def _ask(self, job: Job, worker: SimWorker, attempt: int) -> None:
+        if job.attempt == attempt and not worker.dead:
+            self.fleet.desks[worker.member.worker_id].add(job)
+
+    def _sequence(self, job: Job, *, hold: bool = False) -> Sequence:
+        request = job.request
+        sequence = Sequence(
+            (0, request.index), job.num_known, job.num_left, request.block_hashes, hold=hold
+        )
+        if job.num_emitted:
+            sequence.last_token_s = job.last_s
+        self._by_sequence[id(sequence)] = job
+        return sequence
+
+    # A remote prefill.
+
+    def _start_prefill(self, job: Job) -> None:
+        decode = job.decode
+        assert decode is not None
+        self._unreserved.setdefault(decode, []).append((job, job.attempt))
+        self.room(decode)
+
+    def room(self, worker: SimWorker) -> None:
+        """Memory has come free: those who asked for it try again, oldest first."""
+        waiting = self._unreserved.pop(worker, None)
+        if not waiting:
+            return
+        left = [entry for entry in waiting if not self._reserve(*entry)]
+        if left:
+            self._unreserved[worker] = left + self._unreserved.get(worker, [])
+
+    def _reserve(self, job: Job, attempt: int) -> bool:
+        """False to try again later."""
+        decode, prefill = job.decode, job.prefill
+        if job.attempt != attempt or decode is None or prefill is None or prefill.dead:
+            return True
+        sequence = self._sequence(job)
+        if not decode.reserve(sequence):
+            del self._by_sequence[id(sequence)]
+            return False
+        job.sequence = sequence
+        job.num_pushed = sequence.num_cached
+        job.held = self._sequence(job, hold=True)
+        prefill.add(job.held)
+        return True
+
+    def computed(self, worker: SimWorker, sequence: Sequence) -> None:
+        """Pushes what is new; both ends of the wire carry one push at a time."""
+        job = self._by_sequence[id(sequence)]
+        if job.held is not sequence or job.decode is None:
+            return
+        num_new = sequence.num_computed - job.num_pushed
+        if num_new <= 0:
+            job.delivered_s = max(job.delivered_s, self.events.now)
+            return
+        job.num_pushed = sequence.num_computed
+        num_bytes = num_new * self._config.times.kv_bytes_per_token
+        start_s = max(self.events.now, worker.wire_free_s, job.decode.wire_free_s)
+        end_s = start_s + self._config.times.transfer.predict(num_bytes)
+        worker.wire_free_s = job.decode.wire_free_s = job.delivered_s = end_s
+
+    def first_token(self, worker: SimWorker, sequence: Sequence) -> None:
+        job = self._by_sequence[id(sequence)]
+        if sequence.hold and job.held is not sequence:
+            self._drop_held(worker, sequence)
+            return
+        job.first_s = job.last_s = self.events.now
+        job.num_emitted = 1
+        job.num_cached = sequence.num_cached
+        if sequence.hold:
+            self._first_of_remote(job, worker, sequence)
+
+    def _first_of_remote(self, job: Job, worker: SimWorker, held: Sequence) -> None:
+        self.fleet.desks[worker.member.worker_id].done(job)
+        delivered = partial(self._delivered, job, worker, held, job.attempt)
+        self.events.at(job.delivered_s, delivered)
+
+    def _delivered(self, job: Job, worker: SimWorker, held: Sequence, attempt: int) -> None:
+        if not worker.dead:
+            self._drop_held(worker, held)
+        decode, sequence = job.decode, job.sequence
+        if job.attempt != attempt or decode is None or sequence is None or job.held is not held:
+            return
+        job.held = None
+        decode.num_elsewhere -= 1
+        sequence.remaining = job.num_left
+        sequence.last_token_s = job.last_s
+        if job.num_left:
+            decode.receive(sequence)
+        else:
+            decode.release(sequence)
+            self._finish(job, sequence)
+
+    def _drop_held(self, worker: SimWorker, held: Sequence) -> None:
+        self._by_sequence.pop(id(held), None)
+        worker.release(held)
+
+    def finished(self, worker: SimWorker, sequence: Sequence) -> None:
+        self._finish(self._by_sequence[id(sequence)], sequence)
+
+    # Ends.
+
+    def _finish(self, job: Job, sequence: Sequence) -> None:
+        self._by_sequence.pop(id(sequence), None)
+        job.num_late += sequence.num_late
+        job.num_emitted = job.request.num_output_tokens
+        job.finish_s = job.last_s = self.events.now
+        self._ended()
+
+    def _fail(self, job: Job, error: BatonError) -> None:
+        job.error = error.message
+        self._ended()
+
+    def _ended(self) -> None:
+        self._num_left -= 1
+        self.ended_s = self.events.now

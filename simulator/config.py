@@ -19,8 +19,8 @@ MAX_RUNNING: Final = 256
 class SimConfig:
     """One fleet, one policy, one seed. Seconds and tokens. Raises ConfigError naming the field.
 
-    A request is good when its first token comes within `ttft_slo_s` and 95 % of its other tokens
-    come within `itl_slo_s` of the one before. `kv_capacity_tokens` is one worker's KV pool,
+    A request is good when its first token comes within the router's `ttft_slo_s` and the mean time
+    between its tokens is within `itl_slo_s`. `kv_capacity_tokens` is one worker's KV pool,
     `max_tokens` what clients ask for at most (routers never know the real length), `overhead_s`
     what a request pays outside of engines, `startup_s` the time from asking for a worker to its
     first request. The defaults are those of an 8B model on an H100 of 80 GB with vLLM 0.26.
@@ -30,8 +30,6 @@ class SimConfig:
     decode: int
     router: RouterConfig = field(default_factory=RouterConfig)
     times: ModelTimes = H100_8B
-    ttft_slo_s: float = 2.0
-    itl_slo_s: float = 0.05
     seed: int = 0
     kv_capacity_tokens: int = H100_KV_TOKENS
     max_running: int = MAX_RUNNING

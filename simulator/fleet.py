@@ -33,9 +33,8 @@ class SimFleet:
             kv_capacity_tokens=config.kv_capacity_tokens,
             max_running=config.max_running,
             block_tokens=block_tokens,
-            itl_slo_s=config.itl_slo_s,
         )
-        self._transfers = Transfers(config.times.transfer)
+        self._transfers = Transfers((config.times.transfer,) * 3)
         self.index = PrefixIndex()
         self.workers: dict[str, SimWorker] = {}
         self.desks: dict[str, PrefillDesk] = {}

@@ -31,7 +31,6 @@ class Job:
     first_s: float = -1.0
     last_s: float = -1.0
     finish_s: float = -1.0
-    num_late: int = 0
     num_cached: int = 0
     local: bool = False
     reason: str = ""

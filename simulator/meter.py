@@ -14,6 +14,7 @@ class Meter:
         self._prefill_tokens = 0.0
         self._prefill_s = 0.0
         self.decode_step_s = 0.0
+        self.itl_s = 0.0
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -25,7 +26,13 @@ class Meter:
         self._prefill_tokens += weight * (num_tokens - self._prefill_tokens)
         self._prefill_s += weight * (duration_s - self._prefill_s)
 
-    def decoded(self, mean_step_s: float, num_steps: int) -> None:
-        """Steps of decodes only."""
-        kept = (1 - _WEIGHT) ** num_steps if self.decode_step_s > 0 else 0.0
-        self.decode_step_s = mean_step_s + kept * (self.decode_step_s - mean_step_s)
+    def decoded(self, mean_step_s: float, num_steps: int, *, prefill: bool) -> None:
+        """Steps in which requests decoded; `prefill`: beside part of a prompt."""
+        self.itl_s = _moved(self.itl_s, mean_step_s, num_steps)
+        if not prefill:
+            self.decode_step_s = _moved(self.decode_step_s, mean_step_s, num_steps)
+
+
+def _moved(average: float, value: float, count: int) -> float:
+    kept = (1 - _WEIGHT) ** count if average > 0 else 0.0
+    return value + kept * (average - value)

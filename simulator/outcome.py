@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,13 +50,14 @@ class Outcome:
     ) -> Outcome:
         """Measures jobs that have all ended."""
         served = [job for job in jobs if not job.error]
-        ttfts = sorted(job.first_s - job.request.arrival_s for job in served)
+        ttfts = sorted(map(ttft_s, served))
         last_s = max((job.finish_s for job in served), default=0.0)
         # A trace of one moment has no arrival time to divide by.
         duration_s = trace.duration_s or last_s
-        in_time = [job for job in served if ttft_met(job, config)]
-        steady = [job for job in served if itl_met(job)]
-        num_good = sum(itl_met(job) for job in in_time)
+        router = config.router
+        in_time = [ttft_s(job) <= router.ttft_slo_s for job in served]
+        steady = [itl_s(job) <= router.itl_slo_s for job in served]
+        num_good = sum(map(operator.and_, in_time, steady))
         num_jobs = len(jobs)
         num_tokens = sum(job.request.num_prompt_tokens for job in served)
         return cls(
@@ -65,8 +67,8 @@ class Outcome:
             duration_s=duration_s,
             goodput_rps=num_good / duration_s if duration_s > 0 else 0.0,
             attainment=num_good / num_jobs,
-            ttft_attainment=len(in_time) / num_jobs,
-            itl_attainment=len(steady) / num_jobs,
+            ttft_attainment=sum(in_time) / num_jobs,
+            itl_attainment=sum(steady) / num_jobs,
             ttft_mean=sum(ttfts) / len(ttfts) if ttfts else None,
             ttft_p50=quantile(ttfts, 0.50),
             ttft_p95=quantile(ttfts, 0.95),
@@ -88,14 +90,15 @@ class Outcome:
         }
 
 
-def ttft_met(job: Job, config: SimConfig) -> bool:
-    """Its first token came in time."""
-    return 0 <= job.first_s - job.request.arrival_s <= config.ttft_slo_s
+def ttft_s(job: Job) -> float:
+    """From its arrival to its first token."""
+    return job.first_s - job.request.arrival_s
 
 
-def itl_met(job: Job) -> bool:
-    """At most 5 % of its gaps were longer than the SLO: their 95th percentile is within it."""
-    return job.num_late <= 0.05 * (job.request.num_output_tokens - 1)
+def itl_s(job: Job) -> float:
+    """The mean time between its tokens; 0.0 for a single one."""
+    num_gaps = job.request.num_output_tokens - 1
+    return (job.finish_s - job.first_s) / num_gaps if num_gaps else 0.0
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:

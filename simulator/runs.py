@@ -29,15 +29,6 @@ class Run:
         root = math.sqrt(half * half + 2 * self.growth_s * elapsed_s)
         return int((root - half) / self.growth_s + 1e-9)
 
-    def num_over(self, limit_s: float, num_steps: int) -> int:
-        """How many of the first `num_steps` took more than `limit_s`."""
-        if self.first_s > limit_s:
-            return num_steps
-        if self.growth_s <= 0:
-            return 0
-        within = int((limit_s - self.first_s) / self.growth_s) + 1
-        return max(0, num_steps - within)
-
     def advance(self, num_steps: int) -> None:
         """The first `num_steps` are over and counted."""
         self.start_s += self.elapsed_s(num_steps)

@@ -12,7 +12,7 @@ class Sequence:
     """One request in one engine. `num_tokens` are known, of which `num_computed` have their KV.
 
     `remaining` tokens are still to be sampled. `hold`: computed for another worker, and kept until
-    release(). `num_late` counts its tokens that came later than the ITL SLO.
+    release().
     """
 
     order: tuple[int, int]
@@ -27,8 +27,6 @@ class Sequence:
     own_tokens: int = 0
     finish_step: int = -1
     start_step: int = 0
-    start_late: int = 0
-    num_late: int = 0
     last_token_s: float = -1.0
 
     def take(self, memory: KvMemory, headroom: int) -> bool:

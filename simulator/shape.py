@@ -25,9 +25,8 @@ class Owner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerShape:
-    """Limits of an engine, and how slow its gaps may be before they count as late."""
+    """Limits of an engine."""
 
     kv_capacity_tokens: int
     max_running: int
     block_tokens: int
-    itl_slo_s: float

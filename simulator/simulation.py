@@ -240,7 +240,6 @@ class Simulation:
 
     def _finish(self, job: Job, sequence: Sequence) -> None:
         self._by_sequence.pop(id(sequence), None)
-        job.num_late += sequence.num_late
         job.num_emitted = job.request.num_output_tokens
         job.finish_s = job.last_s = self.events.now
         self._ended()

@@ -56,12 +56,11 @@ class SimWorker:
         self._ready: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}
         self._by_finish: list[tuple[int, int, Sequence]] = []
-        # Decodes that waited between their last token and the step that they are in.
-        self._late_comers: list[tuple[Sequence, float]] = []
+        # How long decodes waited between their last token and the step that they are in.
+        self._late_comers: list[float] = []
         self._kv_tokens = 0
-        # Steps in which every decode got a token, and how many of them were late.
+        # Steps in which every decode got a token.
         self._steps = 0
-        self._late = 0
         self._chunks: list[tuple[Sequence, int]] = []
         self._run: Run | None = None
         self._ending = False
@@ -140,6 +139,7 @@ class SimWorker:
             prefill_tokens_per_s=self.meter.prefill_tokens_per_s,
             decode_step_s=self.meter.decode_step_s,
             draining=self.draining,
+            itl_s=self.meter.itl_s,
         )
 
     def check_integrity(self) -> None:
@@ -248,20 +248,16 @@ class SimWorker:
         last_s = run.first_s + (num_steps - 1) * run.growth_s
         num_gaps = num_rows * num_steps - self._count_late_comers(run.first_s)
         self._gaps.add_ramp(run.first_s, last_s, num_gaps)
-        self._late += run.num_over(self.shape.itl_slo_s, num_steps)
         self._steps += num_steps
         self._kv_tokens += num_rows * num_steps
         self.memory.grow(num_rows * num_steps)
         self.busy_s += run.elapsed_s(num_steps)
-        if not prefill:
-            self.meter.decoded((run.first_s + last_s) / 2, num_steps)
+        self.meter.decoded((run.first_s + last_s) / 2, num_steps, prefill=prefill)
 
     def _count_late_comers(self, step_s: float) -> int:
         """What they waited since their last token is part of their first gap here."""
-        limit_s = self.shape.itl_slo_s
-        for sequence, waited_s in self._late_comers:
+        for waited_s in self._late_comers:
             self._gaps.add(waited_s + step_s)
-            sequence.num_late += (waited_s + step_s > limit_s) - (step_s > limit_s)
         count = len(self._late_comers)
         self._late_comers.clear()
         return count
@@ -307,9 +303,7 @@ class SimWorker:
 
     def _gap(self, sequence: Sequence) -> None:
         """One token outside of the steps that all decodes share."""
-        gap_s = self._events.now - sequence.last_token_s
-        self._gaps.add(gap_s)
-        sequence.num_late += gap_s > self.shape.itl_slo_s
+        self._gaps.add(self._events.now - sequence.last_token_s)
         sequence.last_token_s = self._events.now
 
     # The batch.
@@ -325,9 +319,8 @@ class SimWorker:
     def _enter_decodes(self, sequence: Sequence) -> None:
         waited_s = self._events.now - sequence.last_token_s
         if waited_s > 0:
-            self._late_comers.append((sequence, waited_s))
+            self._late_comers.append(waited_s)
         sequence.start_step = self._steps
-        sequence.start_late = self._late
         sequence.finish_step = self._steps + sequence.remaining
         self._decoding[id(sequence)] = sequence
         self._kv_tokens += sequence.num_tokens
@@ -341,9 +334,8 @@ class SimWorker:
         sequence.num_computed += count
         sequence.own_tokens += count
         sequence.remaining -= count
-        sequence.num_late += self._late - sequence.start_late
         sequence.last_token_s = self._events.now
-        sequence.start_step, sequence.start_late = self._steps, self._late
+        sequence.start_step = self._steps
 
     def _leave_decodes(self, sequence: Sequence) -> None:
         self._settle(sequence)

@@ -49,7 +49,7 @@ def fleet_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=float,
             default=0.05,
             show_default=True,
-            help="Seconds within which 95 % of a good request's other tokens follow.",
+            help="Seconds between the tokens of a good request, on average.",
         ),
         click.option(
             "--seed",
@@ -117,7 +117,8 @@ def command(policies: str, prefill: int, decode: int, as_json: bool, **options: 
     trace = scaled(read_trace(source, seed=base.seed), rate_scale)
     outcomes = []
     for name in names:
-        config = replace(base, router=RouterConfig(policy="cost" if name == ORACLE else name))
+        policy = "cost" if name == ORACLE else name
+        config = replace(base, router=replace(base.router, policy=policy))
         outcome = replace(simulate(trace, config, oracle=name == ORACLE), policy=name)
         outcomes.append(outcome)
         if as_json:
@@ -157,8 +158,7 @@ def make_config(
         prefill=prefill,
         decode=decode,
         times=H100_8B if model_times is None else load_times(model_times),
-        ttft_slo_s=ttft_slo,
-        itl_slo_s=itl_slo,
+        router=RouterConfig(ttft_slo_s=ttft_slo, itl_slo_s=itl_slo),
         kv_capacity_tokens=kv_tokens,
         **options,
     )

@@ -17,7 +17,8 @@ def times(*, chunk_tokens: int = 512) -> ModelTimes:
 
 
 def config(policy: str = "cost", **options: object) -> SimConfig:
-    values: dict[str, object] = {"prefill": 1, "decode": 1, "router": RouterConfig(policy=policy)}
+    router = RouterConfig(policy=policy, itl_slo_s=0.05)
+    values: dict[str, object] = {"prefill": 1, "decode": 1, "router": router}
     return SimConfig(**{**values, **options})  # type: ignore[arg-type]
 
 

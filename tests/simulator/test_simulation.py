@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.simulator.helpers import config, times, trace
 
+from baton.router.config import RouterConfig
 from baton.simulator.mixes import MIXES
 from baton.simulator.simulation import Simulation, simulate
 from baton.simulator.synthetic import synthesize
@@ -78,11 +79,10 @@ def test_the_same_seed_gives_the_same_outcome() -> None:
 
 def test_slos_decide_what_is_good() -> None:
     requests = trace((0.0, 8192, 20), (0.0, 8192, 20))
-    one = config("always_remote", times=times(chunk_tokens=8192), ttft_slo_s=0.3, itl_slo_s=0.1)
-    outcome = simulate(requests, one)
-    assert outcome.attainment == 0.5
-    assert simulate(requests, replace(one, ttft_slo_s=1.0)).attainment == 1.0
-    assert simulate(requests, replace(one, itl_slo_s=0.001)).attainment == 0.0
+    for ttft_slo_s, itl_slo_s, share in ((0.3, 0.05, 0.5), (1.0, 0.05, 1.0), (1.0, 0.001, 0.0)):
+        router = RouterConfig(policy="always_remote", ttft_slo_s=ttft_slo_s, itl_slo_s=itl_slo_s)
+        fleet = config(times=times(chunk_tokens=8192), router=router)
+        assert simulate(requests, fleet).attainment == share
 
 
 def test_gpu_hours_are_those_of_all_workers() -> None:

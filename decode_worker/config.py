@@ -19,7 +19,10 @@ class DecodeWorkerConfig:
     # 0 takes any free port, which the directory publishes.
     port: int = 0
     model_name: str = ""
+    # How KV travels; the same for both pools.
     connector: str = "nixl"
+    # Shared by all workers of a cluster: who does not know it gets no access to this KV pool.
+    secret: str = ""
     # Requests owned at once, waiting ones included; beyond it: OverloadedError.
     max_requests: int = 4096
     # Connecting to a prefill worker, including the first exchange over the KV wire.

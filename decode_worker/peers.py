@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 import grpc
 
-from baton.kvtransfer.connector import Connector, PeerInfo, PeerKey
-from baton.kvtransfer.hello import check_peer_hello, peer_info_from_hello
+from baton.kvtransfer.connector import Connector, PeerKey
+from baton.kvtransfer.hello import CallerHandshake, Identity
+from baton.kvtransfer.layout import KVLayout
 from baton.protos import worker_pb2 as pb
-from baton.protos.errors import PeerLostError
+from baton.protos.errors import (
+    AuthenticationError,
+    BatonError,
+    LayoutMismatchError,
+    PeerLostError,
+)
 from baton.protos.server import GRPC_OPTIONS
 from baton.protos.worker_pb2_grpc import WorkerStub
 
@@ -19,13 +27,25 @@ log = logging.getLogger(__name__)
 
 OnMessage = Callable[["PrefillPeer", pb.PrefillMessage], None]
 OnLost = Callable[["PrefillPeer", str], None]
+OnConnected = Callable[["PrefillPeer"], None]
+
+# What the called side ends a greeting with when no further attempt can go better.
+_REFUSALS: Final[dict[grpc.StatusCode, type[BatonError]]] = {
+    grpc.StatusCode.FAILED_PRECONDITION: LayoutMismatchError,
+    grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
+}
+_MAX_REFUSED: Final = 1024
 
 
 class PrefillPeer:
-    """One prefill worker's incarnation: the stream to it and the KV wire beside it."""
+    """One connection to a prefill worker's incarnation: the stream and the KV wire beside it."""
 
-    def __init__(self, target: pb.PrefillTarget, on_message: OnMessage, on_lost: OnLost) -> None:
-        self.key = PeerKey(target.worker_id, target.incarnation)
+    def __init__(
+        self, target: pb.PrefillTarget, session: int, on_message: OnMessage, on_lost: OnLost
+    ) -> None:
+        self.key = PeerKey(target.worker_id, target.incarnation, session)
+        # Of the sender's blocks, once connected.
+        self.layout: KVLayout | None = None
         self._address = target.address
         self._on_message = on_message
         self._on_lost = on_lost
@@ -35,27 +55,37 @@ class PrefillPeer:
         self._reader: asyncio.Task[None] | None = None
         self.lost = False
 
-    async def connect(self, hello: pb.PeerHello, connector: Connector) -> None:
-        """Exchanges hellos and connects the KV wire.
+    async def connect(self, identity: Identity, connector: Connector) -> None:
+        """Exchanges greetings and connects the KV wire.
 
-        Raises PeerLostError when the worker cannot be reached or is another incarnation, and
-        LayoutMismatchError when its KV does not fit this pool.
+        Raises PeerLostError when the worker cannot be reached or is another incarnation,
+        LayoutMismatchError when its KV cannot become this pool's, AuthenticationError when the
+        two do not share a secret.
         """
+        handshake = CallerHandshake(identity, self.key.session)
         self._channel = grpc.aio.insecure_channel(self._address, options=GRPC_OPTIONS)
-        self._outgoing.put_nowait(pb.DecodeMessage(hello=hello))
+        self._outgoing.put_nowait(pb.DecodeMessage(challenge=handshake.challenge()))
         call = WorkerStub(self._channel).Handover(self._requests())
-        try:
-            first = await call.read()
-        except grpc.aio.AioRpcError as error:
-            raise PeerLostError(f"{self.key.worker_id}: {error.details()}") from error
-        if first is grpc.aio.EOF or first.WhichOneof("message") != "hello":
-            raise PeerLostError(f"{self.key.worker_id} did not greet first")
-        check_peer_hello(hello, first.hello)
-        info: PeerInfo = peer_info_from_hello(first.hello)
+        theirs = (await self._answer(call, "challenge")).challenge
+        self._outgoing.put_nowait(pb.DecodeMessage(hello=handshake.hello(theirs)))
+        info = handshake.accept((await self._answer(call, "hello")).hello)
         if info.key != self.key:
             raise PeerLostError(f"{self._address} is {info.key}, expected {self.key}")
         await asyncio.to_thread(connector.connect, info)
+        self.layout = info.layout
         self._reader = asyncio.create_task(self._read(call), name=f"prefill-{self.key.worker_id}")
+
+    async def _answer(self, call: grpc.aio.StreamStreamCall, kind: str) -> pb.PrefillMessage:
+        """The other's next message, of that kind; what it refused with becomes ours."""
+        try:
+            message = await call.read()
+        except grpc.aio.AioRpcError as error:
+            words = f"{self.key.worker_id}: {error.details()}"
+            raise _REFUSALS.get(error.code(), PeerLostError)(words) from error
+        if message is grpc.aio.EOF or message.WhichOneof("message") != kind:
+            raise PeerLostError(f"{self.key.worker_id} did not greet first")
+        answer: pb.PrefillMessage = message
+        return answer
 
     def send(self, message: pb.DecodeMessage) -> None:
         """Queues a message; one that is sent to a lost peer is dropped, as `on_lost` was called."""
@@ -90,56 +120,79 @@ class PrefillPeer:
 
 
 class PeerTable:
-    """Connects on first use, once per incarnation, however many requests ask at the same time."""
+    """Connects on first use, once per incarnation, however many requests ask at the same time.
+
+    A connection that was lost is replaced by a new one, with a higher session, for the next
+    request; an incarnation whose KV does not fit is not asked again.
+    """
 
     def __init__(
         self,
-        hello: pb.PeerHello,
+        identity: Identity,
         connector: Connector,
         *,
         handshake_timeout_s: float,
         on_message: OnMessage,
         on_lost: OnLost,
+        on_connected: OnConnected,
     ) -> None:
-        self._hello = hello
+        self._identity = identity
         self._connector = connector
         self._timeout_s = handshake_timeout_s
         self._on_message = on_message
         self._on_lost = on_lost
-        self._peers: dict[PeerKey, asyncio.Task[PrefillPeer]] = {}
+        self._on_connected = on_connected
+        self._sessions = itertools.count(1)
+        # By `PeerKey.agent`.
+        self._peers: dict[str, asyncio.Task[PrefillPeer]] = {}
+        self._refused: dict[str, BatonError] = {}
 
     async def get(self, target: pb.PrefillTarget) -> PrefillPeer:
         """The connected peer. Raises BatonError when it cannot be had in the handshake's time."""
-        key = PeerKey(target.worker_id, target.incarnation)
-        task = self._peers.get(key)
+        agent = PeerKey(target.worker_id, target.incarnation).agent
+        if agent in self._refused:
+            raise self._refused[agent]
+        task = self._peers.get(agent)
         if task is None:
             task = asyncio.create_task(self._connect(target), name=f"connect-{target.worker_id}")
-            self._peers[key] = task
+            self._peers[agent] = task
         return await asyncio.shield(task)
 
     async def _connect(self, target: pb.PrefillTarget) -> PrefillPeer:
-        peer = PrefillPeer(target, self._on_message, self._lose)
+        peer = PrefillPeer(target, next(self._sessions), self._on_message, self._lose)
         try:
             async with asyncio.timeout(self._timeout_s):
-                await peer.connect(self._hello, self._connector)
+                await peer.connect(self._identity, self._connector)
         except TimeoutError:
             await self._forget(peer)
             raise PeerLostError(
                 f"no handshake with {target.worker_id} at {target.address} in {self._timeout_s} s"
             ) from None
+        except (LayoutMismatchError, AuthenticationError) as error:
+            self._refuse(peer.key.agent, error)
+            await self._forget(peer)
+            raise
         except BaseException:
             await self._forget(peer)
             raise
+        self._on_connected(peer)
         return peer
 
+    def _refuse(self, agent: str, error: BatonError) -> None:
+        log.error("no KV from %s: %s", agent, error.message)
+        self._refused[agent] = error
+        if len(self._refused) > _MAX_REFUSED:
+            del self._refused[next(iter(self._refused))]
+
     async def _forget(self, peer: PrefillPeer) -> None:
-        # Incarnations never come back, so what is kept of them would only grow.
-        self._peers.pop(peer.key, None)
+        self._peers.pop(peer.key.agent, None)
         await peer.close()
+        # A handshake that was too late for us may still have opened the wire.
+        await asyncio.to_thread(self._connector.disconnect, peer.key)
 
     def _lose(self, peer: PrefillPeer, reason: str) -> None:
-        log.warning("prefill worker %s is gone: %s", peer.key.worker_id, reason)
-        self._peers.pop(peer.key, None)
+        log.warning("the connection to %s is gone: %s", peer.key, reason)
+        self._peers.pop(peer.key.agent, None)
         self._on_lost(peer, reason)
 
     async def close(self) -> None:

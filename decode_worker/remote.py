@@ -120,7 +120,9 @@ class RemotePrefills:
                 self._end_quarantine(message.released.request_id)
 
     def on_lost(self, peer: PrefillPeer, reason: str) -> None:
-        """A prefill worker is gone: its attempts fail, and its leases end after `lease_s`."""
+        """A connection is gone: its attempts fail, and its leases end after `lease_s`, or as soon
+        as that incarnation is connected again.
+        """
         self._tasks.spawn(asyncio.to_thread(self._connector.disconnect, peer.key))
         self._tasks.spawn(peer.close())
         for live, owner in list(self._attempts.values()):
@@ -130,10 +132,18 @@ class RemotePrefills:
             if key == peer.key:
                 self._end_quarantine_later(attempt_id)
 
+    def on_connected(self, peer: PrefillPeer) -> None:
+        """A connection stands. Its other side has ended all older ones, and with them every write
+        that was under way: blocks that waited for those may be used again.
+        """
+        for attempt_id, key in list(self._quarantined.items()):
+            if key.agent == peer.key.agent and key.session < peer.key.session:
+                self._end_quarantine(attempt_id)
+
     def on_notice(self, key: PeerKey, notice: Notice) -> None:
         """Blocks have arrived. A notice that no attempt expects is late and means nothing."""
         attempt = self._attempts.get(notice.request_id)
-        if attempt is None or attempt[1].key != key:
+        if attempt is None or attempt[1].key.agent != key.agent:
             return
         live = attempt[0]
         if live.session is None:

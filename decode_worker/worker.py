@@ -17,7 +17,7 @@ from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
 from baton.kvtransfer.connector import Connector, Notice, PeerKey
 from baton.kvtransfer.factory import make_connector
-from baton.kvtransfer.hello import peer_hello
+from baton.kvtransfer.hello import read_identity
 from baton.protos import worker_pb2 as pb
 from baton.protos.clock import Clock, SystemClock
 from baton.protos.convert import generate_from_proto, logprobs_to_proto, worker_hello
@@ -355,19 +355,22 @@ class DecodeWorker:
         self._tasks.spawn(self._server.set_serving(False))
 
     def _make_remote(self, connector: Connector) -> RemotePrefills:
-        hello = peer_hello(
+        identity = read_identity(
             connector.local_info(),
             connector=self.config.connector,
+            model_dir=self.config.engine.model_dir,
             model_digest=self._engine.model.digest,
+            secret=self.config.secret,
         )
 
         def peers(remote: RemotePrefills) -> PeerTable:
             return PeerTable(
-                hello,
+                identity,
                 connector,
                 handshake_timeout_s=self.config.handshake_timeout_s,
                 on_message=remote.on_message,
                 on_lost=remote.on_lost,
+                on_connected=remote.on_connected,
             )
 
         callbacks = RemoteCallbacks(

@@ -2,12 +2,13 @@
 
 A `Connector` belongs to one pool of one worker process. It connects that pool to pools of other
 workers, writes blocks into them, and tells its owner what others have written here. Shipped
-implementations: `nixl.NixlConnector` (processes and machines) and `local.LocalConnector` (one
-process).
+implementations: `nixl.NixlConnector` and `collective.CollectiveConnector` (processes and
+machines), `local.LocalConnector` (one process).
 
-A peer is an *incarnation* of a worker. What is known of it dies with it: after `disconnect`, or
-after the wire reported it lost, every push to that key fails with PeerLostError, for ever; its
-successor has another key.
+A peer is a *connection to an incarnation* of a worker. What is known of it dies with it: after
+`disconnect`, or after the wire reported it lost, every push to that key fails with PeerLostError,
+for ever; its successor has another key. A successor is another incarnation (the worker restarted)
+or the same one with a higher session (only the wire was lost).
 """
 
 from __future__ import annotations
@@ -26,10 +27,16 @@ _NOTICE_MAGIC: Final = b"BKV1"
 
 @dataclass(frozen=True, slots=True)
 class PeerKey:
-    """One incarnation of one worker. Neither part may hold '@' or be empty."""
+    """One connection to one incarnation of one worker.
+
+    `session` counts the connections that the two have had: when a wire between living workers is
+    lost, the next one has a higher number, and nothing that belongs to the old one reaches it.
+    Neither text may hold '@' or be empty.
+    """
 
     worker_id: str
     incarnation: str
+    session: int = 0
 
     def __post_init__(self) -> None:
         for name, value in (("worker_id", self.worker_id), ("incarnation", self.incarnation)):
@@ -38,13 +45,18 @@ class PeerKey:
                     f"{name} is {value!r}, but must be text without '@'", param=name
                 )
 
-    def __str__(self) -> str:
+    @property
+    def agent(self) -> str:
+        """The worker's name on the wire, the same in every session."""
         return f"{self.worker_id}@{self.incarnation}"
 
+    def __str__(self) -> str:
+        return f"{self.agent} (connection {self.session})" if self.session else self.agent
+
     @classmethod
-    def parse(cls, text: str) -> PeerKey:
-        """Reads what `str` wrote; TransferError otherwise."""
-        worker_id, _, incarnation = text.partition("@")
+    def parse(cls, agent: str) -> PeerKey:
+        """The key, without a session, of an `agent`; TransferError if it is not one."""
+        worker_id, _, incarnation = agent.partition("@")
         return cls(worker_id, incarnation)
 
 
@@ -130,14 +142,15 @@ class Connector(Protocol):
     def connect(self, peer: PeerInfo) -> None:
         """Makes `peer` writable and warms the wire to it. Blocks: up to seconds the first time.
 
-        Connecting again to a connected key does nothing. Raises LayoutMismatchError if blocks
-        cannot be copied, PeerLostError if that incarnation was lost or disconnected before or
-        does not answer, TransferError.
+        Connecting again to a connected key does nothing; a higher session of a connected
+        incarnation ends the lower one. Raises LayoutMismatchError if this pool's KV cannot be
+        written into the peer's, PeerLostError if that key was lost or disconnected before, is
+        older than what is connected, or does not answer, TransferError.
         """
         ...
 
     def disconnect(self, key: PeerKey) -> None:
-        """Final for that incarnation: its transfers fail with PeerLostError.
+        """Final for that key: its transfers fail with PeerLostError.
 
         A key that was never connected is ignored.
         """
@@ -150,13 +163,21 @@ class Connector(Protocol):
         remote_blocks: Sequence[int],
         notice: Notice,
         done: Callable[[TransferError | None], None],
+        *,
+        skip_tokens: int = 0,
     ) -> None:
-        """Writes local block i into remote block i, for each i, then delivers `notice` to the peer.
+        """Writes the KV in `local_blocks` into `remote_blocks`, then delivers `notice` to the peer.
+
+        Both lists are consecutive blocks of one request, and the first token of `remote_blocks` is
+        number `skip_tokens` of the first local block. Between pools of equal block sizes that is 0
+        and local block i goes to remote block i; otherwise the local blocks must reach the last
+        remote block, or end with the prompt within it. `notice` counts remote blocks; a large push
+        to an unlike pool delivers several that cover the same blocks.
 
         Returns at once. `done(error)` comes exactly once, when the data can no longer be written:
         None if all of it has been, PeerLostError if the peer is gone or was never connected,
         TransferError otherwise. Raises TransferError, and then never calls `done`, for block
-        lists that are empty, of different lengths or outside a pool, when too many pushes wait,
+        lists that are empty, outside a pool or do not cover each other, when too many pushes wait,
         and after `close`.
         """
         ...

@@ -17,12 +17,12 @@ import torch
 
 from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
 from baton.kvtransfer.layout import KVLayout
-from baton.kvtransfer.pool import check_pool
-from baton.kvtransfer.wire import BlockIds, ConnectorLimits, Transfer
+from baton.kvtransfer.pool import check_pool, copy_runs
+from baton.kvtransfer.wire import ConnectorLimits, Route, RunIds, Transfer
 from baton.kvtransfer.wire_connector import WireConnector
 from baton.protos.errors import PeerLostError, TransferError
 
-_NO_BLOCKS: Final = np.empty(0, dtype=np.int32)
+_NO_RUNS: Final = np.empty(0, dtype=np.int32)
 
 
 class LocalFabric:
@@ -31,23 +31,23 @@ class LocalFabric:
     def __init__(self, *, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
         self._lock = threading.Lock()
-        self._wires: dict[PeerKey, LocalWire] = {}
+        self._wires: dict[str, LocalWire] = {}
 
     def cut(self, key: PeerKey) -> None:
         """From now on nobody reaches that incarnation, as if it had died."""
         with self._lock:
-            self._wires.pop(key, None)
+            self._wires.pop(key.agent, None)
 
     def add(self, wire: LocalWire) -> None:
         with self._lock:
-            if wire.info.key in self._wires:
+            if wire.info.key.agent in self._wires:
                 raise TransferError(f"{wire.info.key} is in this fabric already")
-            self._wires[wire.info.key] = wire
+            self._wires[wire.info.key.agent] = wire
 
     def find(self, key: PeerKey) -> LocalWire:
         """Raises PeerLostError if it was cut off, closed, or never there."""
         with self._lock:
-            wire = self._wires.get(key)
+            wire = self._wires.get(key.agent)
         if wire is None:
             raise PeerLostError(f"writing to {key}: it is not in this process (any more)")
         return wire
@@ -85,31 +85,33 @@ class LocalWire:
         self.info = PeerInfo(key, b"", layout, pool.data_ptr(), num_blocks, 0)
         self._fabric = fabric
         self._inbox: deque[tuple[str, bytes]] = deque()
+        self._routes: dict[PeerKey, Route] = {}
         fabric.add(self)
 
     def enter_thread(self) -> None:
         """Nothing here belongs to a thread."""
 
-    def open(self, peer: PeerInfo) -> Transfer:
-        return self._transfer(peer.key, _NO_BLOCKS, _NO_BLOCKS, None)
+    def open(self, peer: PeerInfo, route: Route) -> Transfer:
+        self._routes[peer.key] = route
+        return self._transfer(peer.key, _NO_RUNS, _NO_RUNS, None)
 
     def write(
-        self, key: PeerKey, local_blocks: BlockIds, remote_blocks: BlockIds, notice: bytes
+        self, key: PeerKey, local_runs: RunIds, remote_runs: RunIds, notice: bytes
     ) -> Transfer:
-        return self._transfer(key, local_blocks, remote_blocks, notice)
+        return self._transfer(key, local_runs, remote_runs, notice)
 
     def _transfer(
-        self, key: PeerKey, local: BlockIds, remote: BlockIds, notice: bytes | None
+        self, key: PeerKey, local: RunIds, remote: RunIds, notice: bytes | None
     ) -> Transfer:
         self._fabric.find(key)
+        route = self._routes[key]
 
         def finish() -> None:
             peer = self._fabric.find(key)
             if local.size:
-                source = self.pool[torch.from_numpy(local)]
-                peer.pool[torch.from_numpy(remote)] = source
+                copy_runs(route, local, peer.pool, remote)
             if notice is not None:
-                peer.put_notice(str(self.info.key), notice)
+                peer.put_notice(self.info.key.agent, notice)
 
         return _LocalTransfer(finish, time.monotonic() + self._fabric.delay_s)
 
@@ -119,6 +121,7 @@ class LocalWire:
 
     def drop(self, key: PeerKey) -> None:
         """Transfers to it are released by the connector, and then do nothing."""
+        self._routes.pop(key, None)
 
     def received(self) -> list[tuple[str, bytes]]:
         return [self._inbox.popleft() for _ in range(len(self._inbox))]

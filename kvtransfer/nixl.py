@@ -8,6 +8,8 @@ What the NIXL 1.5 wire was seen to do, and what follows from it here:
   a socket or a GPU it goes on after it.
 - A peer that died makes any call raise `nixlRemoteDisconnectError`, for ever. Its endpoint must be
   closed, and some progress made after that, or UCX aborts this process when the agent goes.
+- An agent whose wire was lost can be forgotten and added again by the same name, and then
+  works.
 - `remove_remote_agent` ends writes that are under way, also to a peer that stands still.
 
 Environment, read when the first connector of a process is made and never overwritten:
@@ -23,7 +25,7 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
@@ -33,8 +35,9 @@ import torch
 
 from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
 from baton.kvtransfer.layout import KVLayout
+from baton.kvtransfer.mapping import Grid
 from baton.kvtransfer.pool import check_pool, prefault
-from baton.kvtransfer.wire import BlockIds, ConnectorLimits, Transfer
+from baton.kvtransfer.wire import ConnectorLimits, Route, RunIds, Transfer
 from baton.kvtransfer.wire_connector import WireConnector
 from baton.protos.errors import ConfigError, PeerLostError, TransferError
 
@@ -77,12 +80,14 @@ class NixlWire:
         self._pool = pool
         self._memory = "VRAM" if pool.is_cuda else "DRAM"
         self._scratch = np.zeros(_SCRATCH_BYTES, dtype=np.uint8)
-        self._remote_lists: dict[PeerKey, Any] = {}
+        # Descriptor lists of each open peer, made once: runs here, runs there.
+        self._lists: dict[PeerKey, tuple[Any, Any]] = {}
+        self._staging: torch.Tensor | None = None
         if not pool.is_cuda:
             prefault(pool)
         try:
             config = self._api.nixl_agent_config(enable_prog_thread=False, backends=["UCX"])
-            self._agent = self._api.nixl_agent(str(key), config)
+            self._agent = self._api.nixl_agent(key.agent, config)
             scratch = [(self._scratch.ctypes.data, _SCRATCH_BYTES, 0, "")]
             self._registered = [
                 self._agent.register_memory(pool),
@@ -92,7 +97,6 @@ class NixlWire:
             metadata = head + self._agent.get_agent_metadata()
             device_id = max(pool.get_device(), 0)
             self._info = PeerInfo(key, metadata, layout, pool.data_ptr(), num_blocks, device_id)
-            self._local_list = self._prepare("NIXL_INIT_AGENT", self._info, self._memory)
         except self._errors as error:
             raise ConfigError(
                 f"NIXL cannot register the KV pool of {key}: {error}", param="connector"
@@ -102,23 +106,28 @@ class NixlWire:
     def info(self) -> PeerInfo:
         return self._info
 
+    @property
+    def pool(self) -> torch.Tensor:
+        return self._pool
+
     def enter_thread(self) -> None:
         if self._pool.is_cuda:
             # UCX moves GPU memory in the context that is current on the posting thread.
             torch.cuda.set_device(self._pool.device)
 
-    def open(self, peer: PeerInfo) -> Transfer:
+    def open(self, peer: PeerInfo, route: Route) -> Transfer:
         """Writes into the peer's scratch bytes: when they are there, the wire is up."""
         memory, scratch_address, metadata = _unpack_metadata(peer)
-        name = str(peer.key)
-        with self._mapped(f"connecting to {name}"):
+        name = peer.key.agent
+        with self._mapped(f"connecting to {peer.key}"):
+            self._register(route.source)
             found = self._agent.add_remote_agent(metadata)
             found = found.decode() if isinstance(found, bytes) else str(found)
             if found != name:
                 self._agent.remove_remote_agent(found)
                 raise TransferError(f"the NIXL agent of {name} says that it is {found}")
             try:
-                self._remote_lists[peer.key] = self._prepare(name, peer, memory)
+                self._prepare_lists(peer, memory, route)
                 handle = self._agent.initialize_xfer(
                     "WRITE",
                     self._agent.get_xfer_descs(
@@ -127,31 +136,26 @@ class NixlWire:
                     self._agent.get_xfer_descs([(scratch_address, _SCRATCH_BYTES, 0)], "DRAM"),
                     name,
                 )
-                return self._post(handle, name)
+                return self._post(handle, peer.key)
             except Exception:
                 self.drop(peer.key)
                 raise
 
     def write(
-        self, key: PeerKey, local_blocks: BlockIds, remote_blocks: BlockIds, notice: bytes
+        self, key: PeerKey, local_runs: RunIds, remote_runs: RunIds, notice: bytes
     ) -> Transfer:
+        here, there = self._lists[key]
         with self._mapped(f"writing to {key}"):
             handle = self._agent.make_prepped_xfer(
-                "WRITE",
-                self._local_list,
-                local_blocks,
-                self._remote_lists[key],
-                remote_blocks,
-                notice,
+                "WRITE", here, local_runs, there, remote_runs, notice
             )
-            return self._post(handle, str(key))
+            return self._post(handle, key)
 
     def drop(self, key: PeerKey) -> None:
-        prepared = self._remote_lists.pop(key, None)
         try:
-            if prepared is not None:
+            for prepared in self._lists.pop(key, ()):
                 self._agent.release_dlist_handle(prepared)
-            self._agent.remove_remote_agent(str(key))
+            self._agent.remove_remote_agent(key.agent)
         except self._errors as error:
             # It was on its way out; nothing depends on it any more.
             logger.warning("NIXL could not forget %s: %s", key, error)
@@ -167,33 +171,55 @@ class NixlWire:
             while time.monotonic() < end_s:
                 self._agent.get_new_notifs()
                 time.sleep(0.001)
-            self._agent.release_dlist_handle(self._local_list)
             for registered in self._registered:
                 self._agent.deregister_memory(registered)
         except self._errors as error:
             logger.warning("NIXL agent %s did not close cleanly: %s", self._info.key, error)
         del self._agent
 
-    def _prepare(self, agent_name: str, of: PeerInfo, memory: str) -> Any:
-        """A descriptor list over all blocks of a pool; writes pick from it by index."""
-        size = of.layout.block_bytes
-        strided = [(of.pool_address, size, of.device_id, size, of.num_blocks)]
-        blocks = np.array(strided, dtype=np.uint64)
-        return self._agent.prep_xfer_dlist(agent_name, blocks, memory)
+    def _register(self, source: torch.Tensor) -> None:
+        """A staging buffer is registered with the first route that reads from it."""
+        if source is not self._pool and self._staging is None:
+            self._registered.append(self._agent.register_memory(source))
+            self._staging = source
 
-    def _post(self, handle: Any, name: str) -> Transfer:
-        transfer = _NixlTransfer(self, handle, name)
+    def _prepare_lists(self, peer: PeerInfo, memory: str, route: Route) -> None:
+        """Descriptor lists over all runs of a route; writes pick from them by index."""
+        device_id = self._info.device_id
+        here = self._prepare(
+            "NIXL_INIT_AGENT", route.source.data_ptr(), device_id, route.local, self._memory
+        )
         try:
-            with self._mapped(f"writing to {name}"):
+            there = self._prepare(
+                peer.key.agent, peer.pool_address, peer.device_id, (route.remote,), memory
+            )
+        except self._errors:
+            self._agent.release_dlist_handle(here)
+            raise
+        self._lists[peer.key] = (here, there)
+
+    def _prepare(
+        self, agent: str, address: int, device_id: int, grids: Sequence[Grid], memory: str
+    ) -> Any:
+        strided = [
+            (address + grid.offset, grid.run_bytes, device_id, grid.stride, grid.count)
+            for grid in grids
+        ]
+        return self._agent.prep_xfer_dlist(agent, np.array(strided, dtype=np.uint64), memory)
+
+    def _post(self, handle: Any, key: PeerKey) -> Transfer:
+        transfer = _NixlTransfer(self, handle, key)
+        try:
+            with self._mapped(f"writing to {key}"):
                 transfer.state = self._agent.transfer(handle)
         except TransferError:
             transfer.release()
             raise
         return transfer
 
-    def check(self, handle: Any, name: str) -> str:
+    def check(self, handle: Any, key: PeerKey) -> str:
         """DONE, PROC or ERR; PeerLostError, TransferError."""
-        with self._mapped(f"writing to {name}"):
+        with self._mapped(f"writing to {key}"):
             state: str = self._agent.check_xfer_state(handle)
         return state
 
@@ -219,17 +245,17 @@ class NixlWire:
 class _NixlTransfer:
     """See `Transfer`."""
 
-    def __init__(self, wire: NixlWire, handle: Any, name: str) -> None:
+    def __init__(self, wire: NixlWire, handle: Any, key: PeerKey) -> None:
         self.state = "PROC"
         self._wire = wire
         self._handle = handle
-        self._name = name
+        self._key = key
 
     def poll(self) -> bool:
         if self.state == "PROC":
-            self.state = self._wire.check(self._handle, self._name)
+            self.state = self._wire.check(self._handle, self._key)
         if self.state == "ERR":
-            raise TransferError(f"writing to {self._name}: NIXL reports an error")
+            raise TransferError(f"writing to {self._key}: NIXL reports an error")
         return self.state == "DONE"
 
     def release(self) -> None:

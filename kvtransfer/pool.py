@@ -7,6 +7,8 @@ import mmap
 import torch
 
 from baton.kvtransfer.layout import KVLayout
+from baton.kvtransfer.mapping import Grid
+from baton.kvtransfer.wire import Route, RunIds
 from baton.protos.errors import ConfigError
 
 
@@ -39,3 +41,38 @@ def prefault(pool: torch.Tensor) -> None:
     stride = max(mmap.PAGESIZE // pool.element_size(), 1)
     one_of_each_page = pool.view(-1)[::stride]
     one_of_each_page.copy_(one_of_each_page.clone())
+
+
+def runs_view(memory: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The runs of `grid` in a contiguous `memory`, uint8 `[count, run_bytes]`, no copy."""
+    raw = memory.view(-1).view(torch.uint8)
+    return raw.as_strided((grid.count, grid.run_bytes), (grid.stride, 1), grid.offset)
+
+
+def gather_runs(route: Route, runs: RunIds) -> torch.Tensor:
+    """The bytes of a route's local runs, uint8 `[len(runs), run_bytes]`; runs of one grid.
+
+    A view where they are adjacent, else a copy.
+    """
+    grid = route.local[int(runs[0]) // route.local[0].count]
+    view = runs_view(route.source, grid)
+    return take_rows(view, runs % route.local[0].count)
+
+
+def take_rows(view: torch.Tensor, rows: RunIds) -> torch.Tensor:
+    """Rows of `view`: a view of it where they are adjacent and gapless, else a copy."""
+    first = int(rows[0])
+    if are_adjacent(rows) and view.stride(0) == view.shape[1]:
+        return view[first : first + len(rows)]
+    return view[torch.from_numpy(rows.astype("int64")).to(view.device)]
+
+
+def are_adjacent(rows: RunIds) -> bool:
+    """Whether each is the one before plus 1."""
+    return bool(rows[-1] - rows[0] + 1 == len(rows) and (rows[1:] > rows[:-1]).all())
+
+
+def copy_runs(route: Route, local: RunIds, pool: torch.Tensor, remote: RunIds) -> None:
+    """Copies local runs of `route` into runs of the peer's `pool`, in this process."""
+    target = runs_view(pool, route.remote)
+    target[torch.from_numpy(remote.astype("int64"))] = gather_runs(route, local)

@@ -13,15 +13,21 @@ second, and whatever the owner asks for wakes it at once.
 from __future__ import annotations
 
 import logging
-import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+import torch
+
 from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
-from baton.kvtransfer.wire import BlockIds, ConnectorLimits, Transfer, Wire
+from baton.kvtransfer.mailbox import Mailbox
+from baton.kvtransfer.mapping import Grid, KVMap, plan_map
+from baton.kvtransfer.pieces import Flight, Peer, Piece, Push, cut, runs_of, whole
+from baton.kvtransfer.staging import Staging
+from baton.kvtransfer.wire import ConnectorLimits, Route, Transfer, Wire
 from baton.protos.errors import PeerLostError, TransferError
 
 _MAX_LOST_KEYS: Final = 4096
@@ -30,17 +36,6 @@ _SHORTEST_SLEEP_S: Final = 20e-6
 _COMMANDS_PER_ROUND: Final = 16
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """What `Connector.push` was given, checked."""
-
-    key: PeerKey
-    local_blocks: BlockIds
-    remote_blocks: BlockIds
-    notice: Notice
-    done: Callable[[TransferError | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +57,6 @@ class Disconnect:
 @dataclass(frozen=True, slots=True)
 class Wake:
     """Only ends a sleep."""
-
-
-@dataclass(slots=True)
-class _Peer:
-    """An open peer: opening while `warm_up` is there, then connected; leaving once it is lost."""
-
-    info: PeerInfo
-    deadline_s: float
-    warm_up: Transfer | None
-    waiters: list[Future[None]]
-    flights: list[tuple[Push, Transfer]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -99,26 +83,28 @@ class Pump:
         on_notice: Callable[[PeerKey, Notice], None],
         limits: ConnectorLimits,
     ) -> None:
-        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self.commands: Mailbox[Command] = Mailbox()
         self.num_expected = 0
         self.counts = Counts()
         self._wire = wire
         self._info = wire.info
         self._on_notice = on_notice
         self._limits = limits
-        self._peers: dict[PeerKey, _Peer] = {}
-        self._leaving: dict[PeerKey, _Peer] = {}
+        self._peers: dict[PeerKey, Peer] = {}
+        self._leaving: dict[PeerKey, Peer] = {}
         self._lost: dict[PeerKey, str] = {}
+        # Agents whose latest connection is lost: what they still say belongs to nobody.
+        self._silenced: dict[str, None] = {}
+        self._staging: Staging | None = None
         self._last_event_s = time.monotonic()
 
     @property
     def num_peers(self) -> int:
         return len(self._peers)
 
-    def num_blocks_of(self, key: PeerKey) -> int | None:
-        """Blocks in the pool of an open peer; None for any other. From any thread."""
-        peer = self._peers.get(key)
-        return None if peer is None else peer.info.num_blocks
+    def peer(self, key: PeerKey) -> Peer | None:
+        """An open peer, to be read only; None for any other. From any thread."""
+        return self._peers.get(key)
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Works until `stopped()`; `wind_down` must follow, also after an exception."""
@@ -130,7 +116,7 @@ class Pump:
     def _sleep_s(self) -> float:
         waited_s = time.monotonic() - self._last_event_s
         peers = (*self._peers.values(), *self._leaving.values())
-        writing = any(peer.warm_up or peer.flights for peer in peers)
+        writing = any(peer.warm_up or peer.flights or peer.pending for peer in peers)
         if writing and waited_s < _SPIN_S:
             return 0.0
         eager = writing or self.num_expected > 0
@@ -139,15 +125,15 @@ class Pump:
 
     def _take_commands(self, sleep_s: float) -> None:
         """Sleeps until a command or the end of `sleep_s`; some commands, then polls have a turn."""
-        try:
-            command = self.commands.get(timeout=sleep_s)
-            for _ in range(_COMMANDS_PER_ROUND):
-                self._last_event_s = time.monotonic()
-                self._take(command)
-                command = self.commands.get_nowait()
+        command = self.commands.take(sleep_s)
+        for _ in range(_COMMANDS_PER_ROUND):
+            if command is None:
+                return
+            self._last_event_s = time.monotonic()
             self._take(command)
-        except queue.Empty:
-            return
+            command = self.commands.take()
+        if command is not None:
+            self._take(command)
 
     def _take(self, command: Command) -> None:
         match command:
@@ -165,49 +151,120 @@ class Pump:
             reason = self._lost.get(push.key, f"{push.key} is not connected")
             self._end(push, PeerLostError(reason))
             return
-        try:
-            transfer = self._wire.write(
-                push.key, push.local_blocks, push.remote_blocks, push.notice.to_bytes()
-            )
-        except TransferError as error:
-            if isinstance(error, PeerLostError):
-                self._lose(push.key, error.message)
-            self._end(push, error)
-            return
-        peer.flights.append((push, transfer))
+        if self._staging is None or peer.kv_map.alike:
+            peer.pending.append(whole(push))
+        else:
+            most = self._staging.blocks_per_chamber(peer.kv_map)
+            peer.pending.extend(cut(push, peer.kv_map, most))
+        self._post_pending(peer)
+
+    def _post_pending(self, peer: Peer) -> None:
+        """Posts what waits, as far as there is room to convert it."""
+        while peer.pending:
+            chamber = None
+            if not peer.kv_map.alike:
+                chamber = self._take_chamber()
+                if chamber is None:
+                    break
+            piece = peer.pending.popleft()
+            try:
+                transfer = self._write(peer, piece, chamber)
+            except TransferError as error:
+                self._end_piece(piece, chamber, error)
+                if isinstance(error, PeerLostError):
+                    self._lose(peer.info.key, error.message)
+                    return
+                continue
+            peer.flights.append(Flight(piece, transfer, chamber))
         # Through shared memory it is written by now: no need to wait for the next round.
         self._poll_flights(peer)
 
+    def _take_chamber(self) -> int | None:
+        return None if self._staging is None else self._staging.take()
+
+    def _write(self, peer: Peer, piece: Piece, chamber: int | None) -> Transfer:
+        kv_map, local = peer.kv_map, piece.local_blocks
+        num_blocks = len(piece.remote_blocks)
+        if self._staging is not None and chamber is not None:
+            blocks = torch.from_numpy(local.astype(np.int64))
+            self._staging.fill(chamber, kv_map, blocks, piece.skip_tokens, num_blocks)
+            first = chamber * self._staging.blocks_per_chamber(kv_map)
+            local = np.arange(first, first + num_blocks, dtype=np.int32)
+        runs = kv_map.runs_per_block if chamber is not None else 1
+        return self._wire.write(
+            peer.info.key,
+            runs_of(local, runs),
+            runs_of(piece.remote_blocks, runs),
+            piece.notice.to_bytes(),
+        )
+
     def _open(self, command: Connect) -> None:
         key = command.peer.key
-        if key in self._lost:
-            command.result.set_exception(PeerLostError(self._lost[key]))
+        try:
+            known = self._known(key)
+        except PeerLostError as error:
+            command.result.set_exception(error)
             return
-        peer = self._peers.get(key)
-        if peer is None:
-            deadline_s = time.monotonic() + self._limits.connect_timeout_s
-            try:
-                warm_up = self._wire.open(command.peer)
-            except TransferError as error:
-                command.result.set_exception(error)
-                return
-            self._peers[key] = _Peer(command.peer, deadline_s, warm_up, [command.result])
-        elif peer.warm_up is None:
+        if known is not None and known.warm_up is None:
             command.result.set_result(None)
-        else:
-            peer.waiters.append(command.result)
+            return
+        if known is not None:
+            known.waiters.append(command.result)
+            return
+        try:
+            kv_map = plan_map(self._info.layout, command.peer.layout)
+            warm_up = self._wire.open(command.peer, self._route(kv_map, command.peer))
+        except TransferError as error:
+            command.result.set_exception(error)
+            return
+        deadline_s = time.monotonic() + self._limits.connect_timeout_s
+        self._silenced.pop(key.agent, None)
+        self._peers[key] = Peer(
+            info=command.peer,
+            kv_map=kv_map,
+            deadline_s=deadline_s,
+            warm_up=warm_up,
+            waiters=[command.result],
+        )
+
+    def _known(self, key: PeerKey) -> Peer | None:
+        """The open peer of that key, after ending older sessions. PeerLostError if it is over."""
+        if key in self._lost:
+            raise PeerLostError(self._lost[key])
+        for other in [k for k in (*self._peers, *self._leaving) if k.agent == key.agent]:
+            if other.session > key.session:
+                raise PeerLostError(f"{key} was replaced by {other}")
+            if other != key:
+                self._lose(other, f"{other} was replaced by {key}")
+                if (old := self._leaving.pop(other, None)) is not None:
+                    self._drop(old)
+        return self._peers.get(key)
+
+    def _route(self, kv_map: KVMap, peer: PeerInfo) -> Route:
+        """Raises LayoutMismatchError when a block does not fit the staging buffer."""
+        remote = kv_map.remote_grid(peer.num_blocks)
+        if kv_map.alike:
+            size = self._info.layout.block_bytes
+            blocks = Grid(offset=0, run_bytes=size, stride=size, count=self._info.num_blocks)
+            return Route(source=self._wire.pool, local=(blocks,), remote=remote)
+        if self._staging is None:
+            self._staging = Staging(self._limits.staging_bytes, self._wire.pool)
+        local = self._staging.grids(kv_map)
+        return Route(source=self._staging.buffer, local=local, remote=remote)
 
     def _progress(self) -> None:
         for peer in list(self._peers.values()):
             if peer.warm_up is not None:
                 self._poll_warm_up(peer, peer.warm_up)
             self._poll_flights(peer)
+            if peer.pending:
+                self._post_pending(peer)
         for peer in list(self._leaving.values()):
             self._poll_flights(peer)
             self._drop_when_quiet(peer)
         self._deliver_notices()
 
-    def _poll_warm_up(self, peer: _Peer, warm_up: Transfer) -> None:
+    def _poll_warm_up(self, peer: Peer, warm_up: Transfer) -> None:
         try:
             if warm_up.poll():
                 warm_up.release()
@@ -220,25 +277,38 @@ class Pump:
         except TransferError as error:
             self._lose(peer.info.key, error.message)
 
-    def _poll_flights(self, peer: _Peer) -> None:
-        """Ends the pushes that are written or failed. May lose the peer."""
-        still: list[tuple[Push, Transfer]] = []
-        ended: list[tuple[Push, TransferError | None]] = []
-        for push, transfer in peer.flights:
+    def _poll_flights(self, peer: Peer) -> None:
+        """Ends the pieces that are written or failed. May lose the peer."""
+        still: list[Flight] = []
+        ended: list[tuple[Flight, TransferError | None]] = []
+        for flight in peer.flights:
             try:
-                if not transfer.poll():
-                    still.append((push, transfer))
+                if not flight.transfer.poll():
+                    still.append(flight)
                     continue
-                ended.append((push, None))
+                ended.append((flight, None))
             except TransferError as error:
-                ended.append((push, error))
-            transfer.release()
+                ended.append((flight, error))
+            flight.transfer.release()
         peer.flights = still
-        for push, failure in ended:
+        for flight, failure in ended:
+            key = peer.info.key
             if isinstance(failure, PeerLostError):
-                self._lose(push.key, failure.message)
-            reason = self._lost.get(push.key)
-            self._end(push, failure if reason is None else PeerLostError(reason))
+                self._lose(key, failure.message)
+            # What a lost peer has taken in full is still not known to have been noticed.
+            reason = self._lost.get(key)
+            self._end_piece(
+                flight.piece, flight.chamber, PeerLostError(reason) if reason else failure
+            )
+
+    def _end_piece(self, piece: Piece, chamber: int | None, error: TransferError | None) -> None:
+        if chamber is not None and self._staging is not None:
+            self._staging.give_back(chamber)
+        job = piece.job
+        job.error = job.error or error
+        job.num_left -= 1
+        if not job.num_left:
+            self._end(job.push, job.error)
 
     def _lose(self, key: PeerKey, reason: str) -> None:
         """From now on `key` is gone for good; what is under way to it still has to end."""
@@ -250,34 +320,42 @@ class Pump:
         peer = self._peers.pop(key, None)
         if peer is None:
             return
+        self._silenced[key.agent] = None
+        if len(self._silenced) > _MAX_LOST_KEYS:
+            del self._silenced[next(iter(self._silenced))]
         if peer.warm_up is not None:
             for waiter in peer.waiters:
                 waiter.set_exception(PeerLostError(reason))
         peer.deadline_s = time.monotonic() + self._limits.drain_timeout_s
         self._leaving[key] = peer
+        while peer.pending:
+            self._end_piece(peer.pending.popleft(), None, PeerLostError(reason))
         self._drop_when_quiet(peer)
 
-    def _drop_when_quiet(self, peer: _Peer) -> None:
+    def _drop_when_quiet(self, peer: Peer) -> None:
         """Ends the peer in the wire, at the deadline together with what is still under way."""
-        key = peer.info.key
         if peer.flights and time.monotonic() < peer.deadline_s:
             return
-        if self._leaving.pop(key, None) is None:
-            return
+        if self._leaving.pop(peer.info.key, None) is not None:
+            self._drop(peer)
+
+    def _drop(self, peer: Peer) -> None:
+        key = peer.info.key
         self._wire.drop(key)
         if peer.warm_up is not None:
             peer.warm_up.release()
-        for push, transfer in peer.flights:
-            transfer.release()
-            self._end(push, PeerLostError(self._lost.get(key, f"{key} was disconnected")))
-        peer.flights = []
+        flights, peer.flights = peer.flights, []
+        for flight in flights:
+            flight.transfer.release()
+            error = PeerLostError(self._lost.get(key, f"{key} was disconnected"))
+            self._end_piece(flight.piece, flight.chamber, error)
 
     def _end(self, push: Push, error: TransferError | None) -> None:
         self._last_event_s = time.monotonic()
         counts = self.counts
         if error is None:
             counts.num_done += 1
-            counts.num_bytes += len(push.local_blocks) * self._info.layout.block_bytes
+            counts.num_bytes += push.num_bytes
         else:
             counts.num_failed += 1
         self._call_back(push.done, error)
@@ -291,7 +369,7 @@ class Pump:
                 logger.warning("unreadable notice from %r: %s", sender, error)
                 self.counts.num_bad_notices += 1
                 continue
-            if key in self._lost:
+            if sender in self._silenced:
                 self.counts.num_bad_notices += 1
                 continue
             self.counts.num_notices += 1
@@ -318,14 +396,10 @@ class Pump:
         self._wire.close()
 
     def _fail_queued(self, reason: str) -> None:
-        try:
-            while True:
-                command = self.commands.get_nowait()
-                if isinstance(command, Push):
-                    self._end(command, TransferError(reason))
-                elif isinstance(command, Connect):
-                    command.result.set_exception(TransferError(reason))
-                elif isinstance(command, Disconnect):
-                    command.result.set_result(None)
-        except queue.Empty:
-            return
+        while (command := self.commands.take()) is not None:
+            if isinstance(command, Push):
+                self._end(command, TransferError(reason))
+            elif isinstance(command, Connect):
+                command.result.set_exception(TransferError(reason))
+            elif isinstance(command, Disconnect):
+                command.result.set_result(None)

@@ -18,11 +18,12 @@ from baton.protos.errors import StaleEpochError, TransferError
 
 @dataclass(frozen=True, slots=True)
 class PushSpan:
-    """One push: what `Connector.push` takes. Block ids are pool indices, aligned."""
+    """One push: what `Connector.push` takes. Block ids are pool indices of either side."""
 
     local_blocks: tuple[int, ...]
     remote_blocks: tuple[int, ...]
     notice: Notice
+    skip_tokens: int = 0
 
 
 class SendSession:
@@ -36,13 +37,25 @@ class SendSession:
     is in flight ends through `push_done`, after which `safe_to_release` holds.
     """
 
-    def __init__(self, request_id: str, *, num_tokens: int, block_size: int) -> None:
-        """`num_tokens` is what will be computed in all: the prompt and any replayed output."""
+    def __init__(
+        self,
+        request_id: str,
+        *,
+        num_tokens: int,
+        block_size: int,
+        target_block_size: int | None = None,
+    ) -> None:
+        """`num_tokens` is what will be computed in all: the prompt and any replayed output.
+
+        `target_block_size` is the receiver's, if it is another one. `num_blocks` and all that a
+        `Notice` says count the receiver's blocks.
+        """
         self.request_id = request_id
-        self.num_blocks = -(-num_tokens // block_size)
         self.error: TransferError | None = None
         self._num_tokens = num_tokens
         self._block_size = block_size
+        self._target_block_size = target_block_size or block_size
+        self.num_blocks = -(-num_tokens // self._target_block_size)
         self._epoch: int | None = None
         self._remote_blocks: tuple[int, ...] = ()
         self._local_blocks: tuple[int, ...] = ()
@@ -87,7 +100,8 @@ class SendSession:
             )
             return
         self._num_computed_tokens = num_computed_tokens
-        self._local_blocks = tuple(local_blocks[: self._num_ready_blocks])
+        # The last one perhaps in part: only its computed tokens are read.
+        self._local_blocks = tuple(local_blocks[: -(-num_computed_tokens // self._block_size)])
 
     def next_push(self) -> PushSpan | None:
         """The run of computed blocks that were not given yet, or None. The caller must post it."""
@@ -95,10 +109,13 @@ class SendSession:
         if self._epoch is None or self.stopped or self._next_block >= end:
             return None
         first = self._next_block
+        first_token = first * self._target_block_size
+        end_token = min(end * self._target_block_size, self._num_tokens)
         span = PushSpan(
-            self._local_blocks[first:end],
+            self._local_blocks[first_token // self._block_size : -(-end_token // self._block_size)],
             self._remote_blocks[first:end],
             Notice(self.request_id, self._epoch, first, end - first),
+            first_token % self._block_size,
         )
         self._next_block = end
         self._in_flight.add(span)
@@ -141,7 +158,7 @@ class SendSession:
     def _num_ready_blocks(self) -> int:
         if self._num_computed_tokens >= self._num_tokens:
             return self.num_blocks
-        return self._num_computed_tokens // self._block_size
+        return self._num_computed_tokens // self._target_block_size
 
     def _stop(self, error: TransferError) -> None:
         if self.error is None:
@@ -151,17 +168,28 @@ class SendSession:
 class ReceiveSession:
     """The decode side of one reservation: which of its blocks are proved to be written."""
 
-    def __init__(self, request_id: str, *, epoch: int, first_block: int, num_blocks: int) -> None:
-        """The sender is to write blocks `[first_block, num_blocks)` of the request's list."""
+    def __init__(
+        self,
+        request_id: str,
+        *,
+        epoch: int,
+        first_block: int,
+        num_blocks: int,
+        num_senders: int = 1,
+    ) -> None:
+        """Senders are to write blocks `[first_block, num_blocks)` of the request's list.
+
+        Each of `num_senders` tensor-parallel ranks writes its heads of every block.
+        """
         self.request_id = request_id
         self.epoch = epoch
         self.first_block = first_block
         self.num_blocks = num_blocks
-        self._missing = set(range(first_block, num_blocks))
+        self._missing = [set(range(first_block, num_blocks)) for _ in range(num_senders)]
         self._has_first_token = False
 
-    def prove(self, notice: Notice) -> None:
-        """The blocks that `notice` names were written. Repeats are harmless.
+    def prove(self, notice: Notice, *, sender: int = 0) -> None:
+        """The blocks that `notice` names were written by that sender. Repeats are harmless.
 
         Raises StaleEpochError, and proves nothing, for another request, another epoch, or blocks
         that this reservation did not ask for.
@@ -177,7 +205,7 @@ class ReceiveSession:
                 f"a write to blocks [{notice.first_block}, {end}) of request {self.request_id} is"
                 f" outside its reservation [{self.first_block}, {self.num_blocks})"
             )
-        self._missing.difference_update(range(notice.first_block, end))
+        self._missing[sender].difference_update(range(notice.first_block, end))
 
     def first_token(self) -> None:
         """The sender has finished the prompt, its sampled token is here. Repeats are harmless."""
@@ -185,9 +213,10 @@ class ReceiveSession:
 
     @property
     def num_missing_blocks(self) -> int:
-        return len(self._missing)
+        """Blocks that not every sender is proved to have written."""
+        return len(set().union(*self._missing))
 
     @property
     def complete(self) -> bool:
         """Every block is proved and the first token is here: the request may join the batch."""
-        return self._has_first_token and not self._missing
+        return self._has_first_token and not any(self._missing)

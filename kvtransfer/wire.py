@@ -12,10 +12,12 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from baton.kvtransfer.connector import PeerInfo, PeerKey
+from baton.kvtransfer.mapping import Grid
 
-BlockIds = npt.NDArray[np.int32]
+RunIds = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +27,8 @@ class ConnectorLimits:
     `max_pushes` may be accepted and unfinished at a time. `connect_timeout_s` bounds one
     `connect`, `drain_timeout_s` what a disconnect or a close waits for writes under way before it
     cuts them off. The thread sleeps at most `eager_poll_s` between looks while something is
-    expected, and `idle_poll_s` otherwise.
+    expected, and `idle_poll_s` otherwise. `staging_bytes` is the size of the buffer in which blocks
+    for unlike pools are converted; it is allocated when the first such peer connects.
     """
 
     max_pushes: int = 4096
@@ -33,6 +36,20 @@ class ConnectorLimits:
     drain_timeout_s: float = 2.0
     eager_poll_s: float = 0.001
     idle_poll_s: float = 0.02
+    staging_bytes: int = 32 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Which runs of bytes pushes to one peer read and write.
+
+    `source` is the memory that they are read from: this side's pool, or a staging buffer. `local`
+    are its runs and `remote` those of the peer's pool, both numbered from 0; all have one length.
+    """
+
+    source: torch.Tensor
+    local: tuple[Grid, ...]
+    remote: Grid
 
 
 class Transfer(Protocol):
@@ -53,18 +70,26 @@ class Wire(Protocol):
     @property
     def info(self) -> PeerInfo: ...
 
+    @property
+    def pool(self) -> torch.Tensor: ...
+
     def enter_thread(self) -> None:
         """The first call from the connector's thread."""
         ...
 
-    def open(self, peer: PeerInfo) -> Transfer:
-        """Starts connecting; the transfer is done when the wire is warm. TransferError."""
+    def open(self, peer: PeerInfo, route: Route) -> Transfer:
+        """Starts connecting; the transfer is done when the wire is warm. TransferError.
+
+        No other session of that incarnation is open.
+        """
         ...
 
     def write(
-        self, key: PeerKey, local_blocks: BlockIds, remote_blocks: BlockIds, notice: bytes
+        self, key: PeerKey, local_runs: RunIds, remote_runs: RunIds, notice: bytes
     ) -> Transfer:
-        """Posts a write to an open peer; `notice` arrives after its data. TransferError."""
+        """Posts a write of local run i to remote run i, of the peer's route; `notice` arrives
+        after the data. TransferError.
+        """
         ...
 
     def drop(self, key: PeerKey) -> None:
@@ -72,7 +97,7 @@ class Wire(Protocol):
         ...
 
     def received(self) -> list[tuple[str, bytes]]:
-        """Notices that came since the last call, each with `str(key)` of its sender."""
+        """Notices that came since the last call, each with the sender's `PeerKey.agent`."""
         ...
 
     def close(self) -> None:

@@ -10,8 +10,11 @@ from concurrent.futures import Future
 import numpy as np
 
 from baton.kvtransfer.connector import ConnectorStatistics, Notice, PeerInfo, PeerKey
-from baton.kvtransfer.pump import Connect, Disconnect, Pump, Push, Wake
-from baton.kvtransfer.wire import BlockIds, ConnectorLimits, Wire
+from baton.kvtransfer.layout import KVLayout
+from baton.kvtransfer.mapping import plan_map
+from baton.kvtransfer.pieces import Push
+from baton.kvtransfer.pump import Connect, Disconnect, Pump, Wake
+from baton.kvtransfer.wire import ConnectorLimits, RunIds, Wire
 from baton.protos.errors import TransferError
 
 logger = logging.getLogger(__name__)
@@ -42,8 +45,8 @@ class WireConnector:
         return self._info
 
     def connect(self, peer: PeerInfo) -> None:
-        self._info.layout.check_compatible(peer.layout)
-        if peer.key == self._info.key:
+        plan_map(self._info.layout, peer.layout)
+        if peer.key.agent == self._info.key.agent:
             raise TransferError(f"{peer.key} cannot connect to itself")
         result: Future[None] = Future()
         self._submit(Connect(peer, result))
@@ -64,9 +67,18 @@ class WireConnector:
         remote_blocks: Sequence[int],
         notice: Notice,
         done: Callable[[TransferError | None], None],
+        *,
+        skip_tokens: int = 0,
     ) -> None:
-        local, remote = self._checked_blocks(key, local_blocks, remote_blocks)
-        self._submit(Push(key, local, remote, notice, done))
+        ours = self._info
+        peer = self._pump.peer(key)
+        # Not open: whatever it holds, the push fails later with the reason.
+        sent = ours.layout if peer is None else peer.kv_map.sent_layout
+        _check_cover(ours.layout, sent, len(local_blocks), len(remote_blocks), skip_tokens)
+        local = _in_pool("local_blocks", local_blocks, ours.num_blocks)
+        remote = _in_pool("remote_blocks", remote_blocks, peer.info.num_blocks if peer else None)
+        num_bytes = len(remote) * sent.block_bytes
+        self._submit(Push(key, local, remote, notice, done, num_bytes, skip_tokens))
 
     def expect(self, delta: int) -> None:
         with self._lock:
@@ -102,22 +114,6 @@ class WireConnector:
         self._pump.commands.put(Wake())
         self._thread.join()
 
-    def _checked_blocks(
-        self, key: PeerKey, local_blocks: Sequence[int], remote_blocks: Sequence[int]
-    ) -> tuple[BlockIds, BlockIds]:
-        """Both lists as arrays, in ascending local order; TransferError if they are bad."""
-        if not local_blocks or len(local_blocks) != len(remote_blocks):
-            raise TransferError(
-                f"a push needs as many local as remote blocks, at least one, not"
-                f" {len(local_blocks)} and {len(remote_blocks)}"
-            )
-        local = _in_pool("local_blocks", local_blocks, self._info.num_blocks)
-        remote = _in_pool("remote_blocks", remote_blocks, self._pump.num_blocks_of(key))
-        # Adjacent blocks make one descriptor, but only where both sides ascend: pools that hand
-        # out their highest free block first would otherwise pay for each block.
-        order = np.argsort(local, kind="stable")
-        return local[order], remote[order]
-
     def _submit(self, command: Push | Connect | Disconnect) -> None:
         with self._lock:
             if self._closed:
@@ -143,7 +139,29 @@ class WireConnector:
         self._pump.wind_down(reason)
 
 
-def _in_pool(name: str, blocks: Sequence[int], num_blocks: int | None) -> BlockIds:
+def _check_cover(
+    ours: KVLayout, theirs: KVLayout, num_local: int, num_remote: int, skip_tokens: int
+) -> None:
+    """TransferError unless the local blocks reach into the last remote block, and not beyond."""
+    if ours.block_size == theirs.block_size and not skip_tokens:
+        if not num_local or num_local != num_remote:
+            raise TransferError(
+                f"a push needs as many local as remote blocks, at least one, not {num_local} and"
+                f" {num_remote}"
+            )
+        return
+    tokens = num_local * ours.block_size - skip_tokens
+    first_unused = num_remote * theirs.block_size + ours.block_size
+    if not 0 <= skip_tokens < ours.block_size or not (
+        (num_remote - 1) * theirs.block_size < tokens < first_unused
+    ):
+        raise TransferError(
+            f"{num_local} blocks of {ours.block_size} tokens, the first {skip_tokens} skipped, are"
+            f" not {num_remote} blocks of {theirs.block_size}"
+        )
+
+
+def _in_pool(name: str, blocks: Sequence[int], num_blocks: int | None) -> RunIds:
     """`blocks` as an array. With None, of a peer that is not open, the push fails later anyhow."""
     found = np.asarray(blocks, dtype=np.int64)
     low, high = int(found.min()), int(found.max())

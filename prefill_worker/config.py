@@ -19,7 +19,10 @@ class PrefillWorkerConfig:
     # 0 takes any free port, which the directory publishes.
     port: int = 0
     model_name: str = ""
+    # How KV travels; the same for both pools.
     connector: str = "nixl"
+    # Shared by all workers of a cluster: who does not know it gets no access to this KV pool.
+    secret: str = ""
     # Prompts queued here, from all decode workers; beyond it: OverloadedError.
     max_queued: int = 1024
     # Prompts are started while less than this many steps' worth of tokens waits in the engine, so

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
 from baton.kvtransfer.connector import PeerKey
+from baton.kvtransfer.hello import CalledHandshake
 from baton.protos import worker_pb2 as pb
-from baton.protos.errors import BatonError
+from baton.protos.errors import AuthenticationError, BatonError, LayoutMismatchError
 from baton.protos.feed import GatewayFeed
 from baton.protos.worker_pb2_grpc import WorkerServicer
 
 if TYPE_CHECKING:
     from baton.prefill_worker.worker import PrefillWorker
+
+
+# A caller that hears one of these need not try again.
+_STATUS: Final[dict[type[Exception], grpc.StatusCode]] = {
+    LayoutMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
+    AuthenticationError: grpc.StatusCode.UNAUTHENTICATED,
+}
 
 
 class PrefillService(WorkerServicer):
@@ -45,25 +53,30 @@ class PrefillService(WorkerServicer):
         requests: AsyncIterator[pb.DecodeMessage],
         context: grpc.aio.ServicerContext[pb.DecodeMessage, pb.PrefillMessage],
     ) -> AsyncIterator[pb.PrefillMessage]:
-        """One decode worker's incarnation; when its stream ends, so do its prompts."""
+        """One connection of a decode worker; when its stream ends, so do its prompts."""
         incoming = aiter(requests)
-        try:
-            first = await anext(incoming)
-            hello = await self._worker.greet(first.hello)
-        except (StopAsyncIteration, BatonError) as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-            raise
-        yield pb.PrefillMessage(hello=hello)
-        key = PeerKey(first.hello.worker_id, first.hello.incarnation)
         # One entry per event of a job, and jobs are bounded.
         outgoing: asyncio.Queue[pb.PrefillMessage | None] = asyncio.Queue()
-        reader = asyncio.create_task(self._read(incoming, key, outgoing))
+        key: PeerKey | None = None
+        reader: asyncio.Task[None] | None = None
         try:
+            handshake = CalledHandshake(self._worker.identity)
+            mine = handshake.challenge((await anext(incoming)).challenge)
+            yield pb.PrefillMessage(challenge=mine)
+            info = handshake.accept((await anext(incoming)).hello)
+            key = info.key
+            await self._worker.greet(info, lambda: outgoing.put_nowait(None))
+            yield pb.PrefillMessage(hello=handshake.hello())
+            reader = asyncio.create_task(self._read(incoming, key, outgoing))
             while (message := await outgoing.get()) is not None:
                 yield message
+        except (StopAsyncIteration, BatonError) as error:
+            await context.abort(_STATUS.get(type(error), grpc.StatusCode.UNAVAILABLE), str(error))
         finally:
-            reader.cancel()
-            self._worker.lose(key)
+            if reader is not None:
+                reader.cancel()
+            if key is not None:
+                self._worker.lose(key)
 
     async def _read(
         self,

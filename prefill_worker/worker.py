@@ -7,12 +7,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
-from baton.kvtransfer.connector import Notice, PeerKey
+from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
 from baton.kvtransfer.factory import make_connector
-from baton.kvtransfer.hello import check_peer_hello, peer_hello, peer_info_from_hello
+from baton.kvtransfer.hello import read_identity
 from baton.kvtransfer.session import PushSpan, SendSession
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.prefill_worker.jobs import Job, JobState, JobTable
@@ -24,6 +25,7 @@ from baton.protos.errors import (
     BatonError,
     DeadlineError,
     OverloadedError,
+    PeerLostError,
     TransferError,
     UnavailableError,
     WorkerLostError,
@@ -39,6 +41,13 @@ log = logging.getLogger(__name__)
 Reply = Callable[[pb.PrefillMessage], None]
 
 
+class Stream(NamedTuple):
+    """A connected decode worker: the size of its blocks in tokens, and how to end its stream."""
+
+    block_size: int
+    end: Callable[[], None]
+
+
 class PrefillWorker:
     """One prefill worker on one event loop. `start` before anything else, `close` at the end."""
 
@@ -48,6 +57,7 @@ class PrefillWorker:
         self.failure: BaseException | None = None
         self._clock = clock or SystemClock()
         self._jobs = JobTable()
+        self._streams: dict[PeerKey, Stream] = {}
         self._draining = False
         self._tasks = TaskSet()
 
@@ -74,10 +84,12 @@ class PrefillWorker:
             make_connector, config.connector, pool.tensor, pool.layout, me, _ignore_notice
         )
         stack.push_async_callback(asyncio.to_thread, self._connector.close)
-        self._hello = peer_hello(
+        self.identity = read_identity(
             self._connector.local_info(),
             connector=config.connector,
+            model_dir=config.engine.model_dir,
             model_digest=self._engine.model.digest,
+            secret=config.secret,
         )
         self._loop.start()
         stack.push_async_callback(asyncio.to_thread, self._loop.stop)
@@ -107,11 +119,13 @@ class PrefillWorker:
             vocab_size=model.vocab_size,
         )
 
-    async def greet(self, hello: pb.PeerHello) -> pb.PeerHello:
-        """Connects the KV wire to a decode worker. Raises LayoutMismatchError, PeerLostError."""
-        check_peer_hello(self._hello, hello)
-        await asyncio.to_thread(self._connector.connect, peer_info_from_hello(hello))
-        return self._hello
+    async def greet(self, peer: PeerInfo, end: Callable[[], None]) -> None:
+        """Connects the KV wire to a decode worker; `end` ends its stream when that wire is lost.
+
+        Raises LayoutMismatchError, PeerLostError. `lose` must follow, whatever happens.
+        """
+        self._streams[peer.key] = Stream(peer.layout.block_size, end)
+        await asyncio.to_thread(self._connector.connect, peer)
 
     def take(self, owner: PeerKey, message: pb.Generate, reply: Reply) -> None:
         """Queues a prompt, or refuses it."""
@@ -128,6 +142,7 @@ class PrefillWorker:
                 request.request_id,
                 num_tokens=len(request.prompt_token_ids) + len(request.output_token_ids),
                 block_size=self.config.engine.block_size,
+                target_block_size=self._streams[owner].block_size,
             ),
             queued_s=self._clock.now_s(),
         )
@@ -145,7 +160,7 @@ class PrefillWorker:
             self._cancel(job)
             return
         try:
-            first_block = message.num_cached_tokens // self.config.engine.block_size
+            first_block = message.num_cached_tokens // self._streams[job.owner].block_size
             job.session.reserved(message.epoch, message.block_ids, first_block=first_block)
         except TransferError as error:
             self._fail(job, error)
@@ -166,7 +181,8 @@ class PrefillWorker:
             self._cancel(job)
 
     def lose(self, owner: PeerKey) -> None:
-        """A decode worker is gone: its prompts end."""
+        """A decode worker's connection is gone: its prompts end."""
+        self._streams.pop(owner, None)
         for job in self._jobs:
             if job.owner == owner:
                 job.reply = _drop_reply
@@ -291,6 +307,7 @@ class PrefillWorker:
                 span.remote_blocks,
                 span.notice,
                 partial(self._on_pushed, job, span),
+                skip_tokens=span.skip_tokens,
             )
         except TransferError as error:
             self._pushed(job, span, error)
@@ -301,6 +318,9 @@ class PrefillWorker:
 
     def _pushed(self, job: Job, span: PushSpan, error: TransferError | None) -> None:
         job.session.push_done(span, error)
+        if isinstance(error, PeerLostError) and job.owner in self._streams:
+            # With its wire, the connection is over: the decode worker makes a new one.
+            self._streams[job.owner].end()
         if error is not None and job.state is not JobState.CANCELLED:
             self._fail(job, error)
         else:

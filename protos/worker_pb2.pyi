@@ -271,7 +271,14 @@ class KvEventBatch(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., cleared: bool = ..., removed: _Optional[bytes] = ..., stored: _Optional[bytes] = ...) -> None: ...
 
 class PeerHello(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "version", "model_digest", "connector", "agent_metadata", "kv_layout", "pool_address", "num_blocks", "device_id")
+    __slots__ = ("worker_id", "incarnation", "version", "model_digest", "connector", "agent_metadata", "kv_layout", "pool_address", "num_blocks", "device_id", "session", "model_config", "adapters", "mac")
+    class AdaptersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -282,6 +289,10 @@ class PeerHello(_message.Message):
     POOL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    MAC_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     version: str
@@ -292,19 +303,39 @@ class PeerHello(_message.Message):
     pool_address: int
     num_blocks: int
     device_id: int
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[str] = ..., model_digest: _Optional[str] = ..., connector: _Optional[str] = ..., agent_metadata: _Optional[bytes] = ..., kv_layout: _Optional[str] = ..., pool_address: _Optional[int] = ..., num_blocks: _Optional[int] = ..., device_id: _Optional[int] = ...) -> None: ...
+    session: int
+    model_config: str
+    adapters: _containers.ScalarMap[str, str]
+    mac: bytes
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[str] = ..., model_digest: _Optional[str] = ..., connector: _Optional[str] = ..., agent_metadata: _Optional[bytes] = ..., kv_layout: _Optional[str] = ..., pool_address: _Optional[int] = ..., num_blocks: _Optional[int] = ..., device_id: _Optional[int] = ..., session: _Optional[int] = ..., model_config: _Optional[str] = ..., adapters: _Optional[_Mapping[str, str]] = ..., mac: _Optional[bytes] = ...) -> None: ...
+
+class Challenge(_message.Message):
+    __slots__ = ("worker_id", "incarnation", "version", "nonce", "mac")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    MAC_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    incarnation: str
+    version: str
+    nonce: bytes
+    mac: bytes
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[str] = ..., nonce: _Optional[bytes] = ..., mac: _Optional[bytes] = ...) -> None: ...
 
 class DecodeMessage(_message.Message):
-    __slots__ = ("hello", "prefill", "reservation", "cancel")
+    __slots__ = ("hello", "prefill", "reservation", "cancel", "challenge")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     hello: PeerHello
     prefill: Generate
     reservation: Reservation
     cancel: Cancel
-    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., prefill: _Optional[_Union[Generate, _Mapping]] = ..., reservation: _Optional[_Union[Reservation, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+    challenge: Challenge
+    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., prefill: _Optional[_Union[Generate, _Mapping]] = ..., reservation: _Optional[_Union[Reservation, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ...) -> None: ...
 
 class Reservation(_message.Message):
     __slots__ = ("request_id", "granted", "epoch", "num_cached_tokens", "block_ids")
@@ -327,18 +358,20 @@ class Cancel(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class PrefillMessage(_message.Message):
-    __slots__ = ("hello", "reserve", "first_token", "failed", "released")
+    __slots__ = ("hello", "reserve", "first_token", "failed", "released", "challenge")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     RESERVE_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     hello: PeerHello
     reserve: Reserve
     first_token: FirstToken
     failed: Failed
     released: Released
-    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., reserve: _Optional[_Union[Reserve, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ...) -> None: ...
+    challenge: Challenge
+    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., reserve: _Optional[_Union[Reserve, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ...) -> None: ...
 
 class Reserve(_message.Message):
     __slots__ = ("request_id",)

@@ -35,7 +35,8 @@ class Side:
         device: str = "cpu",
     ) -> None:
         generator = torch.Generator().manual_seed(sum(name.encode()))
-        self.pool = torch.randn(num_blocks, *layout.block_shape, generator=generator).to(device)
+        noise = torch.randn(num_blocks, *layout.block_shape, generator=generator)
+        self.pool = noise.to(device, getattr(torch, layout.dtype))
         self.notices: list[tuple[PeerKey, Notice]] = []
         self.seen: list[torch.Tensor] = []
         self.key = PeerKey(name, incarnation)

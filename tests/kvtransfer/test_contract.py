@@ -137,12 +137,12 @@ def test_a_push_to_an_unknown_peer_fails_through_done(side: MakeSide) -> None:
     assert "nobody@1 is not connected" in error.message
 
 
-def test_layouts_that_differ_are_refused_in_words(side: MakeSide) -> None:
+def test_layouts_that_cannot_be_mapped_are_refused_in_words(side: MakeSide) -> None:
     sender = side("sender")
-    other = side("receiver", layout=replace(LAYOUT, block_size=8, num_layers=5))
-    with pytest.raises(LayoutMismatchError, match="block_size is 4 here, 8 there") as caught:
+    other = side("receiver", layout=replace(LAYOUT, head_dim=16, num_layers=5))
+    with pytest.raises(LayoutMismatchError, match="layers 3 and 5; head size 8 and 16") as caught:
         sender.connector.connect(other.info)
-    assert "num_layers is 3 here, 5 there" in caught.value.message
+    assert "the receiver has 5 layers of K and V" in caught.value.message
 
 
 def test_a_pool_that_is_not_its_layout_is_refused(make: Make) -> None:

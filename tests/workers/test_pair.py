@@ -14,6 +14,7 @@ from tests.workers.probe import Probe
 from baton.decode_worker.config import DecodeWorkerConfig
 from baton.decode_worker.worker import DecodeWorker
 from baton.engine.engine import Engine
+from baton.kvtransfer.hello import CalledHandshake, Identity
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.prefill_worker.worker import PrefillWorker
 from baton.protos import worker_pb2 as pb
@@ -159,12 +160,15 @@ async def test_a_prefill_worker_that_dies_is_replaced_by_local_prefill(pair: Pai
 class SilentPrefill(WorkerServicer):
     """Greets like a worker of this fleet and then never says anything."""
 
-    def __init__(self, greeting: pb.PeerHello) -> None:
-        self._greeting = greeting
+    def __init__(self, identity: Identity) -> None:
+        self._handshake = CalledHandshake(identity)
 
     async def Handover(self, requests, context):  # type: ignore[no-untyped-def]
-        await anext(aiter(requests))
-        yield pb.PrefillMessage(hello=self._greeting)
+        incoming = aiter(requests)
+        challenge = self._handshake.challenge((await anext(incoming)).challenge)
+        yield pb.PrefillMessage(challenge=challenge)
+        self._handshake.accept((await anext(incoming)).hello)
+        yield pb.PrefillMessage(hello=self._handshake.hello())
         await asyncio.sleep(3600)
 
 
@@ -179,9 +183,7 @@ async def test_a_silent_prefill_worker_is_given_up_in_time() -> None:
     )
     prefill = PrefillWorker(PrefillWorkerConfig(engine=engine_config(Role.PREFILL)))
     decode_member, prefill_member = await decode.start(), await prefill.start()
-    greeting = pb.PeerHello()
-    greeting.CopyFrom(prefill._hello)
-    server = await start_worker_server(SilentPrefill(greeting), "127.0.0.1", 0)
+    server = await start_worker_server(SilentPrefill(prefill.identity), "127.0.0.1", 0)
     silent = Member(
         worker_id=prefill_member.worker_id,
         incarnation=prefill_member.incarnation,

@@ -112,6 +112,7 @@ class WorkerReplica:
             worker_id=me.replica_id,
             incarnation=me.incarnation,
             host=resolve_host(config.worker_host),
+            secret=config.secret,
         )
         self._worker = factories.worker(worker_config)
         member = await told(client, me, self._worker.start)

@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from baton.cluster.actors import Factories, GatewayReplica, WorkerReplica
-from baton.cluster.config import BatonConfig, PoolConfig, resolve, with_gpus
+from baton.cluster.config import BatonConfig, PoolConfig, resolve, with_gpus, with_secret
 from baton.cluster.schema import Document
 
 # A replica that cannot be constructed is tried this often; a wrong configuration does not heal.
@@ -36,6 +36,7 @@ def build(args: dict[str, Any]) -> serve.Application:
 def build_app(config: BatonConfig, factories: Factories | None = None) -> serve.Application:
     """Binds the application; deploying it is the caller's."""
     factories = factories or Factories()
+    config = with_secret(config)
     pools = [
         _worker_deployment(pool, config).bind(config, pool, factories)
         for pool in (config.prefill, config.decode)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ WORKER_FIXED = {
     "host": "cannot be set here: it is the cluster's `worker_host`",
     "port": "cannot be set here: workers bind a free port and publish it in the directory",
     "model_name": "cannot be set here: it is the top-level `model_name`",
+    "secret": "cannot be set here: it is the top-level `secret`",
 }
 GATEWAY_FIXED = {"model_dir": _BY_MODEL}
 
@@ -131,7 +133,8 @@ class BatonConfig:
     configuration.
 
     `worker_host` is the address that workers bind and publish; "auto" is 127.0.0.1 in a private Ray
-    and the node's own address in a cluster.
+    and the node's own address in a cluster. `secret` is what workers prove to each other that they
+    know before they exchange KV; empty stands for a random one.
     """
 
     model: str
@@ -142,6 +145,7 @@ class BatonConfig:
     name: str = "baton"
     gateway_replicas: int = 1
     worker_host: str = "auto"
+    secret: str = field(default="", repr=False)
     router: RouterConfig = field(default_factory=RouterConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
     directory: DirectoryConfig = field(default_factory=DirectoryConfig)
@@ -184,6 +188,11 @@ def with_gpus(config: BatonConfig, num_gpus: float) -> BatonConfig:
     return dataclasses.replace(
         config, prefill=settled(config.prefill), decode=settled(config.decode)
     )
+
+
+def with_secret(config: BatonConfig) -> BatonConfig:
+    """Chooses a random secret where none was given: one for this deployment."""
+    return config if config.secret else dataclasses.replace(config, secret=secrets.token_hex(32))
 
 
 def load_config(path: Path | None, overrides: Mapping[str, tuple[Any, str]]) -> BatonConfig:

@@ -22,7 +22,7 @@ class DecodeWorkerConfig:
     # How KV travels; the same for both pools.
     connector: str = "nixl"
     # Shared by all workers of a cluster: who does not know it gets no access to this KV pool.
-    secret: str = ""
+    secret: str = field(default="", repr=False)
     # Requests owned at once, waiting ones included; beyond it: OverloadedError.
     max_requests: int = 4096
     # Connecting to a prefill worker, including the first exchange over the KV wire.

@@ -22,7 +22,7 @@ class PrefillWorkerConfig:
     # How KV travels; the same for both pools.
     connector: str = "nixl"
     # Shared by all workers of a cluster: who does not know it gets no access to this KV pool.
-    secret: str = ""
+    secret: str = field(default="", repr=False)
     # Prompts queued here, from all decode workers; beyond it: OverloadedError.
     max_queued: int = 1024
     # Prompts are started while less than this many steps' worth of tokens waits in the engine, so

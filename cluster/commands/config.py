@@ -22,7 +22,7 @@ def command() -> None:
 def show(file: Path | None) -> None:
     """Print the whole configuration that FILE (or no file) stands for, as YAML, defaults included.
 
-    API keys are hidden.
+    API keys and the workers' secret are hidden.
     """
     import yaml
 
@@ -59,6 +59,7 @@ def as_document(config: Any) -> dict[str, Any]:
         values[pool]["worker"] = {k: v for k, v in worker.items() if k not in WORKER_FIXED}
     gateway = values["gateway"]
     values["gateway"] = {k: v for k, v in gateway.items() if k not in GATEWAY_FIXED}
+    values["secret"] = SECRET if values["secret"] else ""
     values["gateway"]["api_keys"] = [SECRET] * len(gateway["api_keys"])
     return values
 

@@ -19,6 +19,7 @@ from baton.cluster.schema import Document, build, dotted, load_document, read_fi
 from baton.decode_worker.config import DecodeWorkerConfig
 from baton.engine.config import EngineConfig
 from baton.gateway.config import GatewayConfig
+from baton.gateway.dialect import check_parsers
 from baton.gateway.fleet_config import FleetConfig
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos.errors import ConfigError
@@ -262,7 +263,17 @@ def _gateway(model: Path, model_name: str, document: Document) -> GatewayConfig:
     if "http_port" in fields and "grpc_port" not in fields:
         # Beside the HTTP port, as the defaults are, so that two clusters need two numbers only.
         given["grpc_port"] = fields["http_port"] and fields["http_port"] + 1
-    return build(GatewayConfig, given | fields, document, path)
+    # Gateways may run in another directory than this command.
+    plugins = [str(Path(f).expanduser().absolute()) for f in fields.get("tool_parser_plugins", ())]
+    gateway = build(
+        GatewayConfig, given | fields | {"tool_parser_plugins": tuple(plugins)}, document, path
+    )
+    try:
+        check_parsers(gateway)
+    except ConfigError as error:
+        where = (*path, error.param) if error.param else path
+        raise document.error(where, error.message) from error
+    return gateway
 
 
 def _model_dir(wanted: str, document: Document) -> Path:

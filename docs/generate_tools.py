@@ -24,12 +24,42 @@ Models write tool calls and thoughts as text, each family in its own way. A pars
 content, thoughts and calls come out as they become certain. However a text is cut into tokens and pieces, the result is the same, and nothing that a model writes is an error: what is no valid call is content.
 
 Baton knows {num_tools} formats of tool calls under {num_tool_names} names and {num_reasoning} formats of thoughts under
-{num_reasoning_names}, the names being those that users of vLLM and SGLang know. `detect(model_type,
-chat_template)` chooses for a model.
+{num_reasoning_names}, the names being those that users of vLLM and SGLang know.
 
-**What uses them today: the two commands below.** The gateway's chat answers do not yet: thoughts and calls are part of
-`content` there, and `tools` in a request is refused by name.
+## In chat answers
+`baton serve` chooses the formats by the model's chat template and `model_type`; `--tool-call-parser NAME` and
+`--reasoning-parser NAME` say otherwise, and `none` turns one off. With them, `POST /v1/chat/completions` and gRPC's chats give
 
+* `tool_calls` in messages and deltas, and the finish reason `tool_calls` (also where `tool_choice` named the function);
+* `reasoning_content`, and the same as `reasoning`, in messages and deltas; line breaks around a thought are left out.
+  `usage.completion_tokens_details.reasoning_tokens` counts its tokens, `include_reasoning: false` leaves it out.
+
+Special tokens that a format's markers are made of stay in the text for the parser; a client never sees them.
+
+**Tools.** The template is shown `tools` without `strict`; `content: null` and arguments (JSON text or an object) come
+back in the shape in which the template writes them. `tool_choice`:
+
+| `tool_choice` | tools shown | the answer |
+| --- | --- | --- |
+| `auto` (default) | all | text, calls or both; arguments of functions with `strict: true` follow their schema where the format has a *trigger* (see each format) |
+| `none` | none | text, taken as it is |
+| `required` | all | one call or more, kept valid by a grammar; only one with `parallel_tool_calls: false` |
+| a named function | all | as `required`, of that function |
+| `allowed_tools` | mode `auto`: those; `required`: all | as `auto` or `required`, of those |
+
+With `parallel_tool_calls: false` and `auto`, calls after the first are dropped. A required call is written in the model's own
+format where arguments are plain JSON there, else as a JSON list `[{{"name": ..., "arguments": ...}}]`, which Baton reads directly.
+
+**Thinking.** `chat_template_kwargs` (such as `enable_thinking`) go to the template. `reasoning_effort` does, too, under that name,
+and sets `enable_thinking` and `thinking` (false for `none`) unless the kwargs do. Whether a thought is open is seen from the
+prompt's end. `thinking_token_budget` (or `thinking_budget`) closes the thought after so many tokens; it needs a model whose
+markers are tokens of their own.
+
+**Forms of the answer.** A grammar (`response_format`, `guided_json`, ...; see [gateway.md](gateway.md)) holds after the thought. Beside tools
+with `auto`, the answer is either calls or of that form; with `required` or a named function it is calls, and the form does
+not bear on them.
+
+## What parsers do
 * Arguments are always a JSON object. Formats that write values as bare text are typed by the tool's JSON schema.
 * White space that only parts calls from each other is dropped; other text around calls is content.
 * A call is passed on when it is complete, or, once its JSON or a text in it is longer than {commit} characters, while it is
@@ -86,7 +116,18 @@ def _section(form: ToolFormat | ReasoningFormat) -> str:
     names = ", ".join(f"`{name}`" for name in form.names)
     machine = type(form.machine).__name__
     lines = [f"### {names}", f"{form.models}. Machine: `{machine}`.", "````", form.example, "````"]
-    return "\n".join([*lines, _found(form), ""])
+    return "\n".join([*lines, _found(form), *_required(form), ""])
+
+
+def _required(form: ToolFormat | ReasoningFormat) -> list[str]:
+    """How a call is required of the model."""
+    if not isinstance(form, ToolFormat):
+        return []
+    if form.frame is None:
+        return ["Required calls: as a JSON list."]
+    several = "" if form.frame.several else ", one at a time"
+    trigger = f" Trigger: `{form.frame.trigger}`." if form.frame.trigger else ""
+    return [f"Required calls: in this form{several}.{trigger}"]
 
 
 def _found(form: ToolFormat | ReasoningFormat) -> str:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from baton.gateway.call import Call, Job
 from baton.gateway.choice import Choice, Delta
 from baton.gateway.openai_schema import GenerationBody
+from baton.gateway.reply import CallDelta
 from baton.gateway.tokenizer import Tokenizer
 from baton.protos.types import SamplingParams, TokenLogprob
 
@@ -28,10 +29,14 @@ class Transcript:
     parts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[CallDelta] = field(default_factory=list)
     finish_reason: str | None = None
 
     def add(self, delta: Delta) -> None:
         self.parts.append(delta.text)
+        self.reasoning.append(delta.reasoning)
+        self.calls += delta.calls
         self.token_ids += delta.token_ids
         if delta.logprobs is not None:
             self.logprobs += delta.logprobs
@@ -40,6 +45,15 @@ class Transcript:
     @property
     def text(self) -> str:
         return "".join(self.parts)
+
+    def tool_calls(self) -> list[CallDelta]:
+        """Each call with all of its arguments."""
+        whole: dict[int, CallDelta] = {}
+        arguments: dict[int, list[str]] = {}
+        for piece in self.calls:
+            whole.setdefault(piece.index, piece)
+            arguments.setdefault(piece.index, []).append(piece.arguments)
+        return [replace(call, arguments="".join(arguments[i])) for i, call in whole.items()]
 
 
 class Answer(Protocol):
@@ -84,12 +98,14 @@ def usage(job: Job, choices: Sequence[Choice]) -> dict[str, Any]:
     """OpenAI's usage object; a prompt counts once, whatever n is."""
     num_prompt = job.num_prompt_tokens
     num_completion = 0 if job.prompt_only else sum(choice.num_tokens for choice in choices)
+    num_reasoning = sum(choice.num_reasoning_tokens for choice in choices)
     num_cached = sum(choice.num_cached_tokens for choice in choices[:: job.call.n])
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_completion,
         "total_tokens": num_prompt + num_completion,
         "prompt_tokens_details": {"cached_tokens": num_cached},
+        "completion_tokens_details": {"reasoning_tokens": num_reasoning},
     }
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from baton.gateway.reply import ReplyPlan
+from baton.protos.constraints import Grammar
 from baton.protos.types import SamplingParams
 
 
@@ -32,6 +34,7 @@ class ChatPrompt:
     """Messages for the chat template, which writes the special tokens itself."""
 
     messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
     add_generation_prompt: bool = True
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     add_special_tokens: bool = False
@@ -62,6 +65,10 @@ class Call:
     skip_special_tokens: bool = True
     priority: int = 0
     cache_salt: str = ""
+    # None: all text is content.
+    reply: ReplyPlan | None = None
+    # None: any text.
+    grammar: Grammar | None = None
     # None: the worker's own limit.
     timeout_s: float | None = None
     traceparent: str = ""

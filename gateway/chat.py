@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a body to a Call, and sequences to OpenAI's chat objects."""
+"""POST /v1/chat/completions: sequences to OpenAI's chat objects."""
 
 from __future__ import annotations
 
@@ -13,44 +13,16 @@ from baton.gateway.answers import (
     Transcript,
     chat_logprob,
     prompt_logprob,
-    sampling_params,
     usage,
 )
-from baton.gateway.call import Call, ChatPrompt, Job
+from baton.gateway.call import Call, Job
 from baton.gateway.choice import Choice, Delta
 from baton.gateway.openai_schema import ChatBody
+from baton.gateway.reply import CallDelta
 from baton.gateway.tokenizer import Tokenizer
 from baton.protos.types import TokenLogprob
 
 _encode = msgspec.json.encode
-
-
-def chat_call(body: ChatBody, request_id: str) -> Call:
-    """What the service is to do for this body."""
-    prompt = ChatPrompt(
-        messages=[message.for_template() for message in body.messages],
-        add_generation_prompt=body.add_generation_prompt,
-        template_kwargs=body.chat_template_kwargs or {},
-        add_special_tokens=bool(body.add_special_tokens),
-    )
-    wanted = body.max_completion_tokens
-    return Call(
-        request_id=request_id,
-        prompts=(prompt,),
-        sampling=sampling_params(
-            body, logprobs=(body.top_logprobs or 0) if body.logprobs else None
-        ),
-        model=body.model,
-        n=body.n or 1,
-        max_tokens=body.max_tokens if wanted is None else wanted,
-        fill_context=True,
-        seed=body.seed,
-        stop=body.stop,
-        keep_stop=body.include_stop_str_in_output,
-        skip_special_tokens=body.skip_special_tokens,
-        priority=body.priority,
-        cache_salt=body.cache_salt or "",
-    )
 
 
 class ChatAnswer:
@@ -83,7 +55,8 @@ class ChatAnswer:
 
     def delta(self, choice: Choice, delta: Delta) -> bytes:
         opening = b"" if choice.index in self._begun else self._opening(choice)
-        if self._text_only and delta.finish_reason is None:
+        plain = not (delta.reasoning or delta.calls)
+        if self._text_only and plain and delta.finish_reason is None:
             if not delta.text:
                 return opening
             text = _encode(delta.text)
@@ -138,7 +111,7 @@ class ChatAnswer:
     def _full(self, choice: Choice, delta: Delta) -> bytes:
         fields: dict[str, Any] = {
             "index": choice.index,
-            "delta": {"content": delta.text} if delta.text or not delta.finish_reason else {},
+            "delta": _delta_fields(delta),
             "logprobs": self._logprobs(delta.logprobs),
             "finish_reason": delta.finish_reason,
         }
@@ -149,7 +122,7 @@ class ChatAnswer:
     def _whole_choice(self, index: int, transcript: Transcript) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "index": index,
-            "message": {"role": "assistant", "content": transcript.text, "refusal": None},
+            "message": _message(transcript),
             "logprobs": self._logprobs(transcript.logprobs),
             "finish_reason": transcript.finish_reason,
         }
@@ -162,3 +135,48 @@ class ChatAnswer:
             return None
         content = [chat_logprob(self._tokenizer, entry) for entry in entries]
         return {"content": content, "refusal": None}
+
+
+def _delta_fields(delta: Delta) -> dict[str, Any]:
+    """What a chunk's delta says."""
+    fields: dict[str, Any] = {}
+    if delta.reasoning:
+        fields["reasoning_content"] = fields["reasoning"] = delta.reasoning
+    if delta.text:
+        fields["content"] = delta.text
+    if delta.calls:
+        fields["tool_calls"] = [_call_delta(call) for call in delta.calls]
+    return fields
+
+
+def _call_delta(call: CallDelta) -> dict[str, Any]:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+def _message(transcript: Transcript) -> dict[str, Any]:
+    """The message of a whole answer; its content is null where it said none beside calls or a
+    thought.
+    """
+    reasoning = "".join(transcript.reasoning)
+    calls = transcript.tool_calls()
+    content = transcript.text
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if not content and (calls or reasoning) else content,
+        "refusal": None,
+    }
+    if reasoning:
+        message["reasoning_content"] = message["reasoning"] = reasoning
+    if calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in calls
+        ]
+    return message

@@ -4,11 +4,12 @@ ends it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from baton.gateway.detokenize import IncrementalText
+from baton.gateway.reply import CallDelta, ReplyReader
 from baton.gateway.seam import Generation, Plan, TokenChunk
 from baton.gateway.stop_strings import StopChecker
 from baton.protos.errors import BatonError, UnavailableError
@@ -17,14 +18,16 @@ from baton.protos.types import FinishReason, TokenLogprob
 
 @dataclass(slots=True)
 class Delta:
-    """What became certain since the last one. `finish_reason` ("stop" or "length") only in the last
-    one.
+    """What became certain since the last one. `finish_reason` ("stop", "length", or "tool_calls")
+    only in the last one. `text` is content; `reasoning` and `calls` are taken out of it.
     """
 
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprob] | None
     finish_reason: str | None
+    reasoning: str = ""
+    calls: Sequence[CallDelta] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,7 @@ class ChoiceRules:
 
     text: IncrementalText
     stop: StopChecker | None = None
+    reader: ReplyReader | None = None
     min_tokens: int = 0
     observe: Callable[[int], None] | None = None
 
@@ -51,6 +55,7 @@ class Choice:
         self.index = index
         self.num_tokens = 0
         self.num_cached_tokens = 0
+        self.num_reasoning_tokens = 0
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self._start = start
         self._rules = rules
@@ -88,6 +93,8 @@ class Choice:
         except StopAsyncIteration:
             raise BatonError("the worker's stream ended without a finish reason") from None
         delta = self._take(chunk)
+        if self._rules.reader is not None:
+            self._read(delta, self._rules.reader)
         if self._rules.observe is not None:
             self._rules.observe(len(delta.token_ids))
         if delta.finish_reason is not None:
@@ -99,6 +106,14 @@ class Choice:
         self._finished = True
         if self._generation is not None:
             await self._generation.aclose()
+
+    def _read(self, delta: Delta, reader: ReplyReader) -> None:
+        """Takes the delta's text apart."""
+        said = reader.read(delta.text, delta.token_ids, last=delta.finish_reason is not None)
+        delta.text, delta.reasoning, delta.calls = said.content, said.reasoning, said.calls
+        if delta.finish_reason == FinishReason.STOP.value and reader.num_calls:
+            delta.finish_reason = "tool_calls"
+        self.num_reasoning_tokens = reader.num_reasoning_tokens
 
     def _take(self, chunk: TokenChunk) -> Delta:
         reason = chunk.finish_reason

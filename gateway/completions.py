@@ -47,6 +47,7 @@ def completion_call(body: CompletionBody, request_id: str) -> Call:
         skip_special_tokens=body.skip_special_tokens,
         priority=body.priority,
         cache_salt=body.cache_salt or "",
+        grammar=body.output_grammar(),
     )
 
 

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from baton.protos.errors import ConfigError
 
+# What a parser's name may be besides a format's.
+AUTO = "auto"
+NO_PARSER = "none"
+
 _POSITIVE = (
     "max_body_bytes",
     "max_concurrent_requests",
@@ -54,6 +58,11 @@ class GatewayConfig:
     tokenizer_threads: int = 2
     # max_tokens where /v1/completions has none, as OpenAI; chat then takes the rest of the context.
     completion_max_tokens: int = 16
+    # Formats of calls and thoughts (docs/tools.md): a name, "auto" (by the model's chat template
+    # and type) or "none". Plugins: Python files with formats of one's own.
+    tool_call_parser: str = AUTO
+    reasoning_parser: str = AUTO
+    tool_parser_plugins: tuple[str, ...] = ()
     tls_cert_path: str | None = None
     tls_key_path: str | None = None
 

@@ -10,7 +10,7 @@ a sliding window.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 from tokenizers import Tokenizer as HfTokenizer
@@ -65,23 +65,23 @@ class TableText:
 
 class WindowText:
     """IncrementalText for any decoder: decodes the tokens since the last certain text, with those
-    before it.
+    before it. `hidden` tokens have no text.
 
     The window is two emissions wide, so the work per token does not grow with the sequence.
     """
 
-    __slots__ = ("_ids", "_prefix", "_read", "_skip_special", "_tokenizer")
+    __slots__ = ("_hidden", "_ids", "_prefix", "_read", "_tokenizer")
 
-    def __init__(self, tokenizer: HfTokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: HfTokenizer, *, hidden: Set[int] = frozenset()) -> None:
         self._tokenizer = tokenizer
-        self._skip_special = skip_special_tokens
+        self._hidden = hidden
         self._ids: list[int] = []
         # [prefix, read) is context whose text is out; [read, len) is not out yet.
         self._prefix = 0
         self._read = 0
 
     def push(self, token_ids: Sequence[int]) -> str:
-        self._ids.extend(token_ids)
+        self._ids.extend(i for i in token_ids if i not in self._hidden)
         before, after = self._texts()
         if after.endswith("\ufffd") or len(after) <= len(before):
             return ""
@@ -99,8 +99,8 @@ class WindowText:
         everything = self._ids[self._prefix :]
         decode = self._tokenizer.decode
         return (
-            decode(context, skip_special_tokens=self._skip_special),
-            decode(everything, skip_special_tokens=self._skip_special),
+            decode(context, skip_special_tokens=False),
+            decode(everything, skip_special_tokens=False),
         )
 
     def _forget(self) -> None:

@@ -198,6 +198,7 @@ def _tokenize_prompt(body: TokenizeBody) -> Prompt:
         )
     return ChatPrompt(
         messages=[message.for_template() for message in body.messages],
+        tools=[tool.for_template() for tool in body.tools or ()],
         add_generation_prompt=body.add_generation_prompt,
         template_kwargs=body.chat_template_kwargs or {},
         add_special_tokens=bool(body.add_special_tokens),

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 from baton.gateway.answers import Answer, Transcript, for_each
-from baton.gateway.chat import ChatAnswer, chat_call
+from baton.gateway.chat import ChatAnswer
+from baton.gateway.chat_request import chat_call
 from baton.gateway.choice import Choice
 from baton.gateway.completions import CompletionAnswer, completion_call
 from baton.gateway.exchange import Exchange
@@ -31,7 +32,7 @@ _MAX_HEADER_CHARS = 128
 def read_chat(service: GatewayService, raw: bytes) -> Answer:
     """Checks a chat body."""
     body = parse_body(ChatBody, raw)
-    call = chat_call(body, f"chatcmpl-{uuid.uuid4().hex}")
+    call = chat_call(body, f"chatcmpl-{uuid.uuid4().hex}", service.dialect)
     return ChatAnswer(body, call, service.tokenizer, service.model_names[0])
 
 

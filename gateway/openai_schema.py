@@ -2,21 +2,30 @@
 
 Strict: an unknown field, a wrong type or a value that would change the answer in a way that is not
 done is refused by name. These are read and have no effect on the answer: user, metadata, store,
-service_tier, prediction, parallel_tool_calls, prompt_cache_key, prompt_cache_retention,
+service_tier, prediction, prompt_cache_key, prompt_cache_retention,
 prompt_cache_options, safety_identifier, stream_options.include_obfuscation.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
+from baton.gateway.openai_format import OutputFields
+from baton.gateway.openai_messages import (
+    Message,
+    StrictModel,
+    Tool,
+    ToolChoice,
+    check_tools,
+    read_tool_choice,
+)
 from baton.protos.errors import InvalidRequestError, UnprocessableError
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 MAX_LOGPROBS = 20
 MAX_STOPS = 4
 _INT64 = 2**63
@@ -26,19 +35,14 @@ _TOKEN_ID = re.compile(r"[0-9]{1,10}")
 _CHAT_NOT_YET: Mapping[str, tuple[object, ...]] = {
     "audio": (None,),
     "modalities": (None, ["text"]),
-    "tools": (None, []),
-    "tool_choice": (None, "none"),
     "functions": (None, []),
     "function_call": (None, "none"),
-    "response_format": (None, {"type": "text"}),
     "web_search_options": (None,),
     "verbosity": (None, "medium"),
-    "reasoning_effort": (None,),
     "moderation": (None,),
 }
 _COMPLETION_NOT_YET: Mapping[str, tuple[object, ...]] = {
     "suffix": (None, ""),
-    "response_format": (None, {"type": "text"}),
 }
 
 
@@ -62,34 +66,6 @@ def _logit_bias(value: dict[str, float] | None) -> dict[str, float] | None:
     return value
 
 
-def _text_content(value: object) -> str:
-    """The text of a message's content: a string, or parts of which every one is text."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise ValueError("must be a string or a list of parts")
-    return "\n".join(_part_text(i, part) for i, part in enumerate(value))
-
-
-def _part_text(index: int, part: object) -> str:
-    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-        raise ValueError(f"part {index} must be an object with a type, such as 'text'")
-    kind = part["type"]
-    if kind not in ("text", "refusal"):
-        raise ValueError(
-            f"part {index} has the type {kind!r}, which is not supported yet: use 'text'"
-        )
-    unknown = sorted(part.keys() - {"type", kind})
-    if unknown:
-        raise ValueError(f"part {index} has the unknown field {unknown[0]!r}")
-    text = part.get(kind)
-    if not isinstance(text, str):
-        raise ValueError(f"part {index} must have a string in {kind!r}")
-    return text
-
-
 def _prompts(value: object) -> list[str] | list[list[int]]:
     """One or many prompts, as text or as token ids, always as a list."""
     if isinstance(value, str):
@@ -110,68 +86,6 @@ def _is_ids(value: list[object]) -> bool:
     return all(type(item) is int for item in value)
 
 
-class StrictModel(BaseModel):
-    """No coercion, no unknown fields, no NaN."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
-class FunctionCall(StrictModel):
-    """A call that the model made earlier; `arguments` is the JSON text of an object."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(StrictModel):
-    """One entry of an assistant message's tool_calls."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-    def for_template(self) -> dict[str, Any]:
-        """Templates want the arguments as an object."""
-        try:
-            arguments = json.loads(self.function.arguments or "{}")
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(
-                f"messages: the arguments of tool call {self.id!r} are not JSON: {error}",
-                param="messages",
-            ) from error
-        function = {"name": self.function.name, "arguments": arguments}
-        return {"id": self.id, "type": self.type, "function": function}
-
-
-class Message(StrictModel):
-    """One message of a chat; fields that assistants' own replies carry may be sent back."""
-
-    role: Literal["developer", "system", "user", "assistant", "tool"]
-    content: Annotated[str, BeforeValidator(_text_content)] = ""
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    annotations: list[Any] | None = None
-    audio: None = None
-    function_call: None = None
-
-    def for_template(self) -> dict[str, Any]:
-        """As chat templates read it. `developer` is the newer name of `system`, which templates
-        know.
-        """
-        role = "system" if self.role == "developer" else self.role
-        message: dict[str, Any] = {"role": role, "content": self.content or self.refusal or ""}
-        for key in ("name", "tool_call_id", "reasoning_content"):
-            value = getattr(self, key)
-            if value is not None:
-                message[key] = value
-        if self.tool_calls:
-            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
-        return message
-
-
 class StreamOptions(StrictModel):
     """`include_usage` adds a last chunk with the usage."""
 
@@ -179,7 +93,7 @@ class StreamOptions(StrictModel):
     include_obfuscation: bool = False
 
 
-class GenerationBody(StrictModel):
+class GenerationBody(OutputFields):
     """What chat and completions have in common."""
 
     model: str | None = None
@@ -209,7 +123,6 @@ class GenerationBody(StrictModel):
     priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
     cache_salt: str | None = Field(None, min_length=1)
     return_token_ids: bool = False
-    response_format: Any = None
 
     def _check_streaming(self) -> None:
         if self.stream_options is not None and not self.stream:
@@ -235,20 +148,24 @@ class ChatBody(GenerationBody):
     chat_template_kwargs: dict[str, Any] | None = None
     audio: Any = None
     modalities: Any = None
-    tools: Any = None
-    tool_choice: Any = None
+    tools: list[Tool] | None = None
+    tool_choice: Annotated[ToolChoice | None, BeforeValidator(read_tool_choice)] = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    include_reasoning: bool = True
+    thinking_token_budget: int | None = Field(None, ge=0, le=2**31 - 1)
+    # Another name of the same.
+    thinking_budget: int | None = Field(None, ge=0, le=2**31 - 1)
     functions: Any = None
     function_call: Any = None
     web_search_options: Any = None
     verbosity: Any = None
-    reasoning_effort: Any = None
     moderation: Any = None
     # Read, without effect.
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
     prediction: dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
@@ -269,6 +186,14 @@ class ChatBody(GenerationBody):
                 f"max_tokens is {both[0]} and max_completion_tokens is {both[1]}: set one of them",
                 param="max_tokens",
             )
+        budgets = (self.thinking_token_budget, self.thinking_budget)
+        if None not in budgets and budgets[0] != budgets[1]:
+            raise UnprocessableError(
+                f"thinking_token_budget is {budgets[0]} and thinking_budget is {budgets[1]}: "
+                "set one of them",
+                param="thinking_token_budget",
+            )
+        check_tools(self.tools, self.tool_choice)
         return self
 
 
@@ -305,6 +230,7 @@ class TokenizeBody(StrictModel):
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = Field(None, min_length=1)
+    tools: list[Tool] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     return_token_strs: bool | None = None

@@ -15,6 +15,7 @@ from typing import TypeVar
 from baton.gateway.call import Call, ChatPrompt, Job, Prompt, TextPrompt, TokenPrompt
 from baton.gateway.choice import Choice, ChoiceRules
 from baton.gateway.config import GatewayConfig
+from baton.gateway.dialect import PROMPT_TAIL_TOKENS, load_dialect
 from baton.gateway.limits import Admission
 from baton.gateway.metrics import ChoiceMeter, Metrics
 from baton.gateway.pacer import Pacer
@@ -22,6 +23,7 @@ from baton.gateway.seam import Fleet, Generation
 from baton.gateway.stop_strings import StopChecker
 from baton.gateway.tokenizer import Tokenizer
 from baton.protos.clock import Clock, SystemClock
+from baton.protos.constraints import Thought
 from baton.protos.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -53,6 +55,7 @@ class GatewayService:
         self.tokenizer = tokenizer
         # Worked out once: without configured names it asks the file system.
         self.model_names = config.model_names
+        self.dialect = load_dialect(config, tokenizer)
         self.clock = clock or SystemClock()
         self.admission = Admission(config.max_concurrent_requests, self.clock)
         self.metrics = Metrics(fleet, lambda: self.admission.in_flight)
@@ -185,17 +188,32 @@ class GatewayService:
             return observe
 
         group = [
-            Choice(base + i, starter(i), self._rules(call, observer(i))) for i in range(call.n)
+            Choice(base + i, starter(i), self._rules(job, prompt_index, observer(i)))
+            for i in range(call.n)
         ]
         return group
 
-    def _rules(self, call: Call, observe: Callable[[int], None]) -> ChoiceRules:
+    def _rules(self, job: Job, prompt_index: int, observe: Callable[[int], None]) -> ChoiceRules:
+        call = job.call
+        text = self.tokenizer if call.reply is None else self.dialect.text
         return ChoiceRules(
-            text=self.tokenizer.incremental_text(skip_special_tokens=call.skip_special_tokens),
+            text=text.incremental_text(skip_special_tokens=call.skip_special_tokens),
             stop=StopChecker(call.stop, keep=call.keep_stop) if call.stop else None,
+            reader=call.reply.reader(self._tail(job, prompt_index)) if call.reply else None,
             min_tokens=call.sampling.min_tokens,
             observe=observe,
         )
+
+    def _tail(self, job: Job, prompt_index: int) -> str:
+        """How a prompt ends, as text."""
+        return self.tokenizer.decode(job.prompts[prompt_index][-PROMPT_TAIL_TOKENS:])
+
+    def _thought(self, job: Job, prompt_index: int) -> Thought | None:
+        """What the worker has to know of the answer's thought; None if that changes nothing."""
+        reply = job.call.reply
+        if reply is None or (job.call.grammar is None and reply.thinking_budget is None):
+            return None
+        return reply.thought(self._tail(job, prompt_index))
 
     def _generate(
         self, job: Job, prompt_index: int, sibling: int, stick_to: str | None
@@ -212,6 +230,8 @@ class GatewayService:
             sampling=sampling,
             priority=call.priority,
             cache_salt=hash_salt(call.cache_salt),
+            grammar=call.grammar,
+            thought=self._thought(job, prompt_index),
         )
         return self.fleet.generate(
             request, timeout_s=call.timeout_s, traceparent=call.traceparent, stick_to=stick_to
@@ -223,6 +243,7 @@ class GatewayService:
         else:
             text = self.tokenizer.render_chat(
                 prompt.messages,
+                tools=prompt.tools,
                 add_generation_prompt=prompt.add_generation_prompt,
                 template_kwargs=prompt.template_kwargs,
             )
@@ -272,7 +293,8 @@ def _next_seed(seed: int, steps: int) -> int:
 def _num_chars(prompt: TextPrompt | ChatPrompt) -> int:
     if isinstance(prompt, TextPrompt):
         return len(prompt.text)
-    return sum(len(str(message.get("content", ""))) for message in prompt.messages)
+    parts = [*(message.get("content") for message in prompt.messages), *prompt.tools]
+    return sum(len(str(part)) for part in parts)
 
 
 def _prompt_param(call: Call) -> str:

@@ -4,6 +4,7 @@ torch.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class ModelFacts:
 
     max_model_len: int | None
     vocab_size: int | None
+    model_type: str | None = None
 
 
 class Tokenizer:
@@ -52,11 +54,26 @@ class Tokenizer:
         text = self.incremental_text(skip_special_tokens=skip_special_tokens)
         return text.push(token_ids) + text.finish()
 
+    def showing(self, markers: Sequence[str]) -> Tokenizer:
+        """The same, but text keeps those special tokens that are part of a marker."""
+        other = copy.copy(self)
+        other._vocabulary = self._vocabulary.showing(markers)
+        return other
+
+    def marker_ids(self, marker: str) -> tuple[int, ...]:
+        """The one way to write `marker` in tokens; empty if its ends are not tokens of their own,
+        for then a model may write it in several ways.
+        """
+        ids = self.encode(marker, add_special_tokens=False) if marker else []
+        added = self._vocabulary.added
+        return tuple(ids) if ids and ids[0] in added and ids[-1] in added else ()
+
     def incremental_text(self, *, skip_special_tokens: bool = True) -> IncrementalText:
         """A fresh decoder for one sequence."""
         table = self._vocabulary
         if not table.exact:
-            return WindowText(self._backend, skip_special_tokens=skip_special_tokens)
+            hidden = table.special if skip_special_tokens else frozenset()
+            return WindowText(self._backend, hidden=hidden)
         pieces = table.visible if skip_special_tokens else table.all
         return TableText(pieces, strip_left=table.strip_left)
 
@@ -81,6 +98,7 @@ class Tokenizer:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
@@ -93,7 +111,10 @@ class Tokenizer:
                 param="messages",
             )
         return self.chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, template_kwargs=template_kwargs
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            template_kwargs=template_kwargs,
         )
 
 
@@ -122,6 +143,7 @@ def load_tokenizer(model_dir: str) -> Tokenizer:
         facts=ModelFacts(
             max_model_len=text_config.get("max_position_embeddings"),
             vocab_size=text_config.get("vocab_size"),
+            model_type=config.get("model_type"),
         ),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,13 +23,26 @@ _PROBE = " Hé, 3 wörld!\n\tдж 你好 🙂  end"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """Bytes by token id. `visible` has nothing for special tokens; `all` has their literal text."""
+    """Bytes by token id. `visible` has nothing for special tokens; `all` has their literal text.
+    `added`: ids that stand for one literal text; `special` are those of them that answers leave
+    out.
+    """
 
     all: tuple[bytes, ...]
     visible: tuple[bytes, ...]
+    added: frozenset[int]
+    special: frozenset[int]
     strip_left: int
     # False: decoding cannot be done by concatenating bytes, use the library on windows.
     exact: bool
+
+    def showing(self, markers: Sequence[str]) -> Vocabulary:
+        """The same with special tokens visible that are part of a marker: parsers look for them."""
+        shown = {i for i in self.special if any(self.all[i].decode() in m for m in markers)}
+        visible = tuple(
+            self.all[i] if i in shown else piece for i, piece in enumerate(self.visible)
+        )
+        return replace(self, visible=visible, special=self.special - shown)
 
 
 def read_vocabulary(tokenizer: HfTokenizer) -> Vocabulary:
@@ -40,12 +54,14 @@ def read_vocabulary(tokenizer: HfTokenizer) -> Vocabulary:
     pieces = [b""] * (max(tokens.values(), default=-1) + 1)
     for token, token_id in tokens.items():
         pieces[token_id] = token.encode() if token_id in added else to_bytes(token)
-    visible = list(pieces)
-    for token_id, added_token in added.items():
-        if added_token.special:
-            visible[token_id] = b""
+    special = frozenset(i for i, token in added.items() if token.special)
     table = Vocabulary(
-        all=tuple(pieces), visible=tuple(visible), strip_left=_strip_left(decoder), exact=True
+        all=tuple(pieces),
+        visible=tuple(b"" if i in special else piece for i, piece in enumerate(pieces)),
+        added=frozenset(added),
+        special=special,
+        strip_left=_strip_left(decoder),
+        exact=True,
     )
     return (
         table

@@ -36,6 +36,9 @@ KEYS = {
     "max_model_len": "engine.max_model_len",
     "kv_cache_bytes": "engine.kv_cache_bytes",
     "policy": "router.policy",
+    "tool_call_parser": "gateway.tool_call_parser",
+    "reasoning_parser": "gateway.reasoning_parser",
+    "tool_parser_plugin": "gateway.tool_parser_plugins",
     "ray_address": "ray.address",
 }
 
@@ -72,6 +75,19 @@ KEYS = {
 )
 @click.option("--kv-cache-bytes", type=int, help="KV pool of each worker on CPU, in bytes.")
 @click.option("--policy", help="cost, always_remote, always_local or round_robin. Default cost.")
+@click.option(
+    "--tool-call-parser",
+    help="How the model writes tool calls (docs/tools.md). Default auto: by its chat template and "
+    "type. none: calls are left in the text, and requests with tools refused.",
+)
+@click.option(
+    "--reasoning-parser", help="How the model writes its thoughts. auto, none or a name, as above."
+)
+@click.option(
+    "--tool-parser-plugin",
+    multiple=True,
+    help="Python file with formats of your own (docs/tools.md); may be repeated.",
+)
 @click.option(
     "--ray-address",
     help="Join this Ray cluster (such as auto, or host:6379). Default: a private Ray, which is "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from baton.gateway.parsers.events import ContentDelta, Event, Parsed, collect, joined
+from baton.gateway.parsers.json_text import dumps
 from baton.gateway.parsers.machine import Machine, MachineParser
 from baton.gateway.parsers.reasoning import ThoughtTags
 from baton.gateway.parsers.schema import ToolSchemas
@@ -23,12 +24,35 @@ class StreamParser(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallFrame:
+    """How calls whose arguments are plain JSON are written, for grammars that force them.
+
+    `begin` and `end` surround a call's arguments; in `begin`, `$name` stands for the name and
+    `$quoted` for its JSON string. `separator` parts calls, if there may be `several`. `opening` and
+    `closing` surround all calls. `trigger` announces a call in other text.
+    """
+
+    begin: str
+    end: str
+    trigger: str = ""
+    separator: str = "\n"
+    opening: str = ""
+    closing: str = ""
+    several: bool = True
+
+    def begin_of(self, name: str) -> str:
+        """What is written before the arguments of a call of this name."""
+        return self.begin.replace("$quoted", dumps(name)).replace("$name", name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolFormat:
     """A format of tool calls, by all its `names`, the first being Baton's own.
 
     `template_marks`: strings of which each must be in a chat template that asks for this format.
     `model_types`: `model_type` of configurations whose models use it. `thinks`: names of the
-    reasoning formats that this machine reads itself.
+    reasoning formats that this machine reads itself. `short_ids`: calls are named by nine letters
+    and digits, or the template refuses them.
     """
 
     names: tuple[str, ...]
@@ -38,12 +62,25 @@ class ToolFormat:
     template_marks: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     thinks: tuple[str, ...] = ()
+    short_ids: bool = False
+    frame: CallFrame | None = None
+
+
+class Bounds(NamedTuple):
+    """The markers around a thought. `before_end` goes before the end where a thought is cut short;
+    `always`: every output begins with a thought, or what counts as one.
+    """
+
+    start: str
+    end: str
+    before_end: str = ""
+    always: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReasoningFormat:
     """A format of thoughts, by all its `names`. `optional`: with thinking off, text is taken as it
-    is; otherwise tags still count. `default_thinking` goes for requests that do not say.
+    is; otherwise tags still count. `around`: the markers, where the machine's own do not say.
     """
 
     names: tuple[str, ...]
@@ -53,6 +90,41 @@ class ReasoningFormat:
     template_marks: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     optional: bool = False
+    around: Bounds | None = None
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """The markers around a thought; None where no fixed ones bound it."""
+        machine = self.machine
+        if self.around is not None or not isinstance(machine, ThoughtTags) or machine.prefix:
+            return self.around
+        end = machine.ends[0]
+        return Bounds(machine.starts[0], end, "\n" if "think" in end else "")
+
+    def opened_by(self, prompt: str) -> bool | None:
+        """Whether a prompt that is known to its end opens a thought (True) or closes one (False)
+        right there; None if it does neither.
+        """
+        machine = self.machine
+        if not isinstance(machine, ThoughtTags):
+            return None
+        end = prompt.rstrip()
+        openings = [s + label for s in machine.starts for label in ("", *machine.labels)]
+        if end.endswith(tuple(opening.strip() for opening in openings)):
+            return True
+        return False if end.endswith(tuple(e.strip() for e in machine.ends)) else None
+
+    def after(self, prompt: str, thinking: bool | None) -> Machine:
+        """The machine for what follows a prompt that is known to its end: whoever opens a thought,
+        the prompt or the model, says so.
+        """
+        machine = self.machine
+        if not isinstance(machine, ThoughtTags):
+            return machine
+        opened = self.opened_by(prompt)
+        if opened is None and thinking is False:
+            return machine.switched(False, plain=self.optional)
+        return replace(machine, inside=bool(opened))
 
     def for_prompt(self, prompt: str, thinking: bool | None = None) -> Machine:
         """The machine for a request whose prompt, as rendered, ends like this."""
@@ -107,6 +179,11 @@ def reasoning_parser(
     return MachineParser(machine, ToolSchemas(None), keeps_blanks=True)
 
 
+def reads_both(tool_form: ToolFormat, reasoning_form: ReasoningFormat) -> bool:
+    """Whether the tool format's machine reads those thoughts itself."""
+    return any(name in tool_form.thinks for name in reasoning_form.names)
+
+
 def answer_parser(
     tool_form: ToolFormat,
     reasoning_form: ReasoningFormat,
@@ -116,7 +193,7 @@ def answer_parser(
 ) -> StreamParser:
     """A parser of both."""
     calls = tool_parser(tool_form, tools)
-    if any(name in tool_form.thinks for name in reasoning_form.names):
+    if reads_both(tool_form, reasoning_form):
         return calls
     return Pipeline(reasoning_parser(reasoning_form, thinking, prompt), calls)
 

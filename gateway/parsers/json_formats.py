@@ -7,18 +7,39 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from baton.gateway.parsers.formats import ToolFormat
+from baton.gateway.parsers.formats import CallFrame, ToolFormat
 from baton.gateway.parsers.json_calls import JsonCalls
 from baton.gateway.parsers.pythonic import PythonCalls
 from baton.gateway.parsers.section_calls import NamedJson, SectionCalls
 
 HERMES = JsonCalls(starts=("<tool_call>",), ends=("</tool_call>",))
+HERMES_FRAME = CallFrame(
+    begin='<tool_call>\n{"name": $quoted, "arguments": ',
+    end="}\n</tool_call>",
+    trigger="<tool_call>",
+)
+TOOL_CALLS_FRAME = CallFrame(
+    opening="<tool_calls>[",
+    begin='{"name": $quoted, "arguments": ',
+    end="}",
+    separator=", ",
+    closing="]</tool_calls>",
+    trigger="<tool_calls>[",
+)
 DEEPSEEK = SectionCalls(
     sections=("<｜tool▁calls▁begin｜>",),
     section_ends=("<｜tool▁calls▁end｜>",),
     calls=("<｜tool▁call▁begin｜>",),
     separators=("<｜tool▁sep｜>",),
     call_ends=("<｜tool▁call▁end｜>",),
+)
+DEEPSEEK_FRAME = CallFrame(
+    opening="<｜tool▁calls▁begin｜>",
+    begin="<｜tool▁call▁begin｜>$name<｜tool▁sep｜>",
+    end="<｜tool▁call▁end｜>",
+    separator="",
+    closing="<｜tool▁calls▁end｜>",
+    trigger="<｜tool▁calls▁begin｜>",
 )
 PLAMO3 = SectionCalls(
     sections=("<|plamo:begin_tool_requests:plamo|>",),
@@ -43,6 +64,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         example='{"name": "f", "parameters": {"city": "Paris"}}',
         models="Llama 3.1 to 3.3, Llama 4 (JSON template)",
         template_marks=("<|python_tag|>",),
+        frame=CallFrame(begin='{"name": $quoted, "parameters": ', end="}", separator="; "),
     ),
     ToolFormat(
         names=("llama4_pythonic",),
@@ -80,8 +102,12 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         machine=NamedJson(),
         example='[TOOL_CALLS]f[ARGS]{"city": "Paris"}',
         models="Mistral, Magistral, Devstral, Ministral",
+        short_ids=True,
         template_marks=("[TOOL_CALLS]",),
         model_types=("mistral", "mistral3", "ministral3"),
+        frame=CallFrame(
+            begin="[TOOL_CALLS]$name[ARGS]", end="", trigger="[TOOL_CALLS]", separator=""
+        ),
     ),
     ToolFormat(
         names=("deepseek_v3", "deepseekv3"),
@@ -95,6 +121,12 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         '{"city": "Paris"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
         models="DeepSeek V3, R1",
         template_marks=("<｜tool▁calls▁begin｜>", "```json"),
+        frame=replace(
+            DEEPSEEK_FRAME,
+            begin="<｜tool▁call▁begin｜>function<｜tool▁sep｜>$name\n```json\n",
+            end="\n```<｜tool▁call▁end｜>",
+            separator="\n",
+        ),
     ),
     ToolFormat(
         names=("deepseek_v31", "deepseekv31"),
@@ -103,6 +135,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         '{"city": "Paris"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
         models="DeepSeek V3.1",
         template_marks=("<｜tool▁calls▁begin｜>",),
+        frame=DEEPSEEK_FRAME,
     ),
     ToolFormat(
         names=("kimi_k2",),
@@ -120,6 +153,15 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         models="Kimi K2, K2 Thinking, K2.5",
         template_marks=("<|tool_calls_section_begin|>",),
         model_types=("kimi_k2", "kimi_k25"),
+        frame=CallFrame(
+            opening="<|tool_calls_section_begin|>",
+            # A grammar cannot count calls, as their names have to.
+            begin="<|tool_call_begin|>functions.$name:0<|tool_call_argument_begin|>",
+            end="<|tool_call_end|>",
+            closing="<|tool_calls_section_end|>",
+            trigger="<|tool_calls_section_begin|>",
+            several=False,
+        ),
     ),
     ToolFormat(
         names=("granite-20b-fc",),
@@ -127,6 +169,11 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         example='<function_call> {"name": "f", "arguments": {"city": "Paris"}}',
         models="Granite 20B function calling",
         template_marks=("<function_call>",),
+        frame=CallFrame(
+            begin='<function_call> {"name": $quoted, "arguments": ',
+            end="}",
+            trigger="<function_call>",
+        ),
     ),
     ToolFormat(
         names=("internlm", "interns1"),
@@ -139,6 +186,11 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         models="InternLM 2 to 3, Intern-S1",
         template_marks=("<|action_start|>",),
         model_types=("internlm2", "internlm3", "interns1"),
+        frame=CallFrame(
+            begin='<|action_start|><|plugin|>{"name": $quoted, "parameters": ',
+            end="}<|action_end|>",
+            trigger="<|action_start|><|plugin|>",
+        ),
     ),
     ToolFormat(
         names=("hunyuan_a13b",),
@@ -149,6 +201,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         models="Hunyuan A13B",
         template_marks=("<tool_calls>", "<answer>"),
         model_types=("hunyuan_v1_moe",),
+        frame=TOOL_CALLS_FRAME,
     ),
     ToolFormat(
         names=("jamba",),
@@ -157,6 +210,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         models="Jamba 1.5 and later",
         template_marks=("<tool_calls>",),
         model_types=("jamba",),
+        frame=TOOL_CALLS_FRAME,
     ),
     ToolFormat(
         names=("longcat",),
@@ -166,6 +220,11 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         models="LongCat-Flash",
         template_marks=("<longcat_tool_call>",),
         model_types=("longcat_flash",),
+        frame=CallFrame(
+            begin='<longcat_tool_call>{"name": $quoted, "arguments": ',
+            end="}</longcat_tool_call>",
+            trigger="<longcat_tool_call>",
+        ),
     ),
     ToolFormat(
         names=("iquest_q1",),
@@ -174,6 +233,11 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         "</iquest_tool_call>",
         models="IQuest Q1",
         template_marks=("<iquest_tool_call>",),
+        frame=CallFrame(
+            begin='<iquest_tool_call>{"name": $quoted, "arguments": ',
+            end="}</iquest_tool_call>",
+            trigger="<iquest_tool_call>",
+        ),
     ),
     ToolFormat(
         names=("phi4_mini_json",),
@@ -181,6 +245,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         example='functools[{"name": "f", "arguments": {"city": "Paris"}}]',
         models="Phi-4 mini",
         template_marks=("functools",),
+        frame=replace(TOOL_CALLS_FRAME, opening="functools[", closing="]", trigger="functools["),
     ),
     ToolFormat(
         names=("xlam",),
@@ -191,6 +256,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         ),
         example='[{"name": "f", "arguments": {"city": "Paris"}}]',
         models="xLAM 1 and 2",
+        frame=replace(TOOL_CALLS_FRAME, opening="[", closing="]", trigger=""),
     ),
     ToolFormat(
         names=("gigachat3", "gigachat35"),
@@ -201,6 +267,12 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         example='<|function_call|>{"name": "f", "arguments": {"city": "Paris"}}',
         models="GigaChat 3, 3.5",
         template_marks=("function call<|role_sep|>",),
+        frame=CallFrame(
+            begin='<|function_call|>{"name": $quoted, "arguments": ',
+            end="}",
+            trigger="<|function_call|>",
+            several=False,
+        ),
     ),
     ToolFormat(
         names=("apertus", "apertus2509"),
@@ -211,6 +283,13 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         models="Apertus",
         template_marks=("<|tools_prefix|>",),
         model_types=("apertus",),
+        frame=replace(
+            TOOL_CALLS_FRAME,
+            opening="<|tools_prefix|>[",
+            begin="{$quoted: ",
+            closing="]<|tools_suffix|>",
+            trigger="<|tools_prefix|>[",
+        ),
     ),
     ToolFormat(
         names=("plamo3",),
@@ -223,6 +302,16 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         models="PLaMo 3",
         template_marks=("<|plamo:begin_tool_requests:plamo|>",),
         model_types=("plamo3",),
+        frame=CallFrame(
+            opening="<|plamo:begin_tool_requests:plamo|>",
+            begin="<|plamo:begin_tool_request:plamo|><|plamo:begin_tool_name:plamo|>$name"
+            "<|plamo:end_tool_name:plamo|><|plamo:begin_tool_arguments:plamo|>"
+            "<|plamo:constrain|>json<|plamo:msg|>",
+            end="<|plamo:end_tool_arguments:plamo|><|plamo:end_tool_request:plamo|>",
+            closing="<|plamo:end_tool_requests:plamo|>",
+            separator="",
+            trigger="<|plamo:begin_tool_requests:plamo|>",
+        ),
     ),
     ToolFormat(
         names=("granite4",),
@@ -230,6 +319,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         example='<tool_call>\n{"name": "f", "arguments": {"city": "Paris"}}\n</tool_call>',
         models="Granite 4",
         model_types=("granitemoehybrid",),
+        frame=HERMES_FRAME,
     ),
     ToolFormat(
         names=("ernie45",),
@@ -237,6 +327,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         example='<tool_call>\n{"name": "f", "arguments": {"city": "Paris"}}\n</tool_call>\n',
         models="ERNIE 4.5, X1.1",
         model_types=("ernie4_5", "ernie4_5_moe"),
+        frame=HERMES_FRAME,
     ),
     ToolFormat(
         names=("hermes", "qwen3_json", "qwen25", "qwen", "trinity"),
@@ -244,5 +335,6 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         example='<tool_call>\n{"name": "f", "arguments": {"city": "Paris"}}\n</tool_call>',
         models="Hermes 2 and 3, Qwen 2.5, Qwen3, Trinity",
         template_marks=("<tool_call>", '"arguments"'),
+        frame=HERMES_FRAME,
     ),
 )

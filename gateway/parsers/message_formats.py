@@ -13,7 +13,7 @@ from baton.gateway.parsers.channels import (
     muse_decode,
     muse_route,
 )
-from baton.gateway.parsers.formats import ToolFormat
+from baton.gateway.parsers.formats import CallFrame, ToolFormat
 
 HARMONY = Channels(
     starts=("<|start|>", "<|channel|>"),
@@ -104,6 +104,12 @@ MESSAGE_FORMATS: tuple[ToolFormat, ...] = (
         models="Inkling",
         template_marks=("<|content_invoke_tool_json|>",),
         thinks=("inkling",),
+        frame=CallFrame(
+            begin='<|content_invoke_tool_json|>{"name": $quoted, "args": ',
+            end="}<|end_message|>",
+            separator="",
+            trigger="<|content_invoke_tool_json|>",
+        ),
     ),
     ToolFormat(
         names=("cohere_command3", "cohere_command4"),
@@ -114,6 +120,15 @@ MESSAGE_FORMATS: tuple[ToolFormat, ...] = (
         template_marks=("<|START_ACTION|>",),
         model_types=("cohere2", "cohere2_moe"),
         thinks=("cohere_command3",),
+        frame=CallFrame(
+            opening="<|START_ACTION|>[\n    ",
+            # A grammar cannot count calls, as their ids have to.
+            begin='{"tool_call_id": "0", "tool_name": $quoted, "parameters": ',
+            end="}",
+            closing="\n]<|END_ACTION|>",
+            trigger="<|START_ACTION|>",
+            several=False,
+        ),
     ),
     ToolFormat(
         names=("kimi_k3",),

@@ -30,22 +30,22 @@ def formats_of_file(file: Path) -> list[ToolFormat | ReasoningFormat]:
     spec = importlib.util.spec_from_file_location(f"baton_plugin_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(
-            f"tool_parser_plugin: {file} is no Python file; its name must end in .py",
-            param="tool_parser_plugin",
+            f"{file} is no Python file; its name must end in .py",
+            param="tool_parser_plugins",
         )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ConfigError(
-            f"tool_parser_plugin: {file} cannot be loaded: {type(error).__name__}: {error}",
-            param="tool_parser_plugin",
+            f"{file} cannot be loaded: {type(error).__name__}: {error}",
+            param="tool_parser_plugins",
         ) from error
     found = [v for v in vars(module).values() if isinstance(v, ToolFormat | ReasoningFormat)]
     if not found:
         raise ConfigError(
-            f"tool_parser_plugin: {file} has no ToolFormat and no ReasoningFormat at module level",
-            param="tool_parser_plugin",
+            f"{file} has no ToolFormat and no ReasoningFormat at module level",
+            param="tool_parser_plugins",
         )
     return found
 

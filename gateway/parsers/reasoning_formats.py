@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from baton.gateway.parsers.blocks import Xtml
 from baton.gateway.parsers.channels import beam_decode
-from baton.gateway.parsers.formats import ReasoningFormat
+from baton.gateway.parsers.formats import Bounds, ReasoningFormat
 from baton.gateway.parsers.message_formats import COHERE, HARMONY, INKLING, MUSE, MUSE_GLIMMER
 from baton.gateway.parsers.reasoning import ThoughtTags
 
@@ -284,6 +284,13 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
         models="gpt-oss",
         template_marks=("<|channel|>", "<|message|>"),
         model_types=("gpt_oss",),
+        # Whatever comes before the final channel is thought.
+        around=Bounds(
+            "",
+            "<|channel|>final<|message|>",
+            before_end="<|end|><|start|>assistant",
+            always=True,
+        ),
     ),
     ReasoningFormat(
         names=("beam",),

@@ -66,7 +66,8 @@ def _named(name: str, formats: Sequence[F], param: str) -> F:
         if name in form.names:
             return form
     known = ", ".join(sorted(n for form in formats for n in form.names))
-    raise ConfigError(f"{param}: there is no parser {name!r}; there are {known}", param=param)
+    kind = param.removesuffix("_parser").replace("_", " ")
+    raise ConfigError(f"there is no {kind} parser {name!r}: use one of {known}", param=param)
 
 
 def _fitting(formats: Sequence[F], model_type: str | None, template: str | None) -> str | None:

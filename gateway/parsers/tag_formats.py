@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from baton.gateway.parsers.body_calls import BodyCalls, gemma, minimax_m3
-from baton.gateway.parsers.formats import ToolFormat
+from baton.gateway.parsers.formats import CallFrame, ToolFormat
 from baton.gateway.parsers.xml_calls import XmlCalls
 
 QWEN_XML = XmlCalls(
@@ -292,6 +292,14 @@ TAG_FORMATS: tuple[ToolFormat, ...] = (
         models="Granite 3.0 to 3.3",
         template_marks=("<|tool_call|>",),
         model_types=("granite",),
+        frame=CallFrame(
+            opening="<|tool_call|>[",
+            begin='{"name": $quoted, "arguments": ',
+            end="}",
+            separator=", ",
+            closing="]",
+            trigger="<|tool_call|>",
+        ),
     ),
     ToolFormat(
         names=("qwen3_coder", "qwen3_xml", "nanbeige"),

@@ -37,9 +37,9 @@ def test_each_name_stands_for_one_format(forms: tuple[object, ...]) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no parser 'herms'; there are .*hermes"):
+    with pytest.raises(ConfigError, match=r"no tool call parser 'herms': use one of .*hermes"):
         ParserRegistry().tool("herms")
-    with pytest.raises(ConfigError, match=r"reasoning_parser: .*qwen3"):
+    with pytest.raises(ConfigError, match=r"no reasoning parser 'x': .*qwen3"):
         ParserRegistry().reasoning("x")
 
 

@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from baton.kernels.fused_linear import Norm, fused_linear, normed_linear
 from baton.kernels.paged_attention import paged_attention
 from baton.kernels.rms_norm import add_rms_norm
 from baton.kernels.rotary_cache import rotary_cache
@@ -81,7 +82,22 @@ def served_calls() -> list[Callable[[], object]]:
         lambda: rotary_cache(*rotary.tensors, **rotary.norms, backend="triton"),
         lambda: add_rms_norm(x, x, weight, 1e-6, backend="triton"),
         lambda: swiglu(x, backend="triton"),
+        *linear_calls(),
     ]
+
+
+def linear_calls() -> list[Callable[[], object]]:
+    """One token and a few, each with everything fused and with nothing."""
+    calls: list[Callable[[], object]] = []
+    norm, weight = Norm(torch.zeros(4096, dtype=torch.bfloat16), 1e-6), torch.zeros(512, 4096)
+    weight = weight.bfloat16()
+    for num_tokens in (1, 16):
+        x = torch.zeros(num_tokens, 4096, dtype=torch.bfloat16)
+        calls += [
+            lambda x=x: normed_linear(x, x, norm, weight, swiglu=True, backend="triton"),
+            lambda x=x: fused_linear(x, weight, backend="triton"),
+        ]
+    return calls
 
 
 if __name__ == "__main__":

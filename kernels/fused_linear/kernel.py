@@ -1,0 +1,127 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+"""Products of a few tokens with a weight matrix that is read once, at the rate of the memory.
+
+The norm needs the sum of squares of the whole row before it can scale, but a scale commutes with
+the product: the kernels multiply by norm weight only and scale the result, so one pass does.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _inputs(
+    p_x, p_residual, p_norm, p_total, o_x, o_k, m_x, m_k, i_n,
+    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """A tile of x in float32, the residual added, times norm weight; and its squares."""
+    b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        b_x += tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
+        # the norm reads the sum as it is stored, as the unfused operators would
+        b_total = b_x.to(p_total.dtype.element_ty)
+        # every program has the sum, the first one keeps it
+        tl.store(p_total + o_x, b_total, mask=m_x & (o_x + i_n == o_x))
+        b_x = b_total.to(tl.float32)
+    b_square = b_x * b_x
+    if HAS_NORM:
+        b_x *= tl.load(p_norm + o_k, mask=m_k, other=0.0).to(tl.float32)
+    return b_x, b_square
+
+
+@triton.jit
+def _activated(b_out, b_up, p_bias, o_n, m_n, n, HAS_BIAS: tl.constexpr, SWIGLU: tl.constexpr):
+    if HAS_BIAS:
+        b_out += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)
+    if SWIGLU:
+        if HAS_BIAS:
+            b_up += tl.load(p_bias + n + o_n, mask=m_n, other=0.0).to(tl.float32)
+        b_out = b_out * tl.sigmoid(b_out) * b_up
+    return b_out
+
+
+@triton.jit
+def gemv_kernel(
+    p_x, p_residual, p_norm, p_w, p_bias, p_out, p_total, n, k, eps,
+    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SWIGLU: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """One token; grid [tiles of n outputs]. With SWIGLU row n + i of the weight is output i's up."""
+    i_n = tl.program_id(0)
+    o_n = i_n * BN + tl.arange(0, BN)
+    m_n = o_n < n
+    p_row = p_w + o_n.to(tl.int64)[:, None] * k
+    b_acc = tl.zeros([BN, BK], dtype=tl.float32)
+    b_acc_up = tl.zeros([BN, BK], dtype=tl.float32)
+    b_squares = tl.zeros([BK], dtype=tl.float32)
+    for i_k in range(0, k, BK):
+        o_k = i_k + tl.arange(0, BK)
+        m_k = o_k < k
+        m_w = m_n[:, None] & m_k[None, :]
+        b_w = tl.load(p_row + o_k[None, :], mask=m_w, other=0.0, eviction_policy="evict_first")
+        b_x, b_square = _inputs(
+            p_x, p_residual, p_norm, p_total, o_k, o_k, m_k, m_k, i_n, HAS_RESIDUAL, HAS_NORM
+        )
+        b_squares += b_square
+        b_acc += b_w.to(tl.float32) * b_x[None, :]
+        if SWIGLU:
+            p_up = p_row + n.to(tl.int64) * k + o_k[None, :]
+            b_w_up = tl.load(p_up, mask=m_w, other=0.0, eviction_policy="evict_first")
+            b_acc_up += b_w_up.to(tl.float32) * b_x[None, :]
+    b_out = tl.sum(b_acc, axis=1)
+    b_up = tl.sum(b_acc_up, axis=1)
+    if HAS_NORM:
+        inverse_rms = tl.rsqrt(tl.sum(b_squares, axis=0) / k + eps)
+        b_out *= inverse_rms
+        b_up *= inverse_rms
+    b_out = _activated(b_out, b_up, p_bias, o_n, m_n, n, HAS_BIAS, SWIGLU)
+    tl.store(p_out + o_n, b_out.to(p_out.dtype.element_ty), mask=m_n)
+
+
+@triton.jit
+def small_matmul_kernel(
+    p_x, p_residual, p_norm, p_w, p_bias, p_out, p_total, m, n, k, eps,
+    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SWIGLU: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Up to BM tokens; grid [tiles of n outputs]. The weights are the matrix units' tall operand."""
+    i_n = tl.program_id(0)
+    o_n = i_n * BN + tl.arange(0, BN)
+    m_n = o_n < n
+    o_m = tl.arange(0, BM)
+    m_m = o_m < m
+    p_row = p_w + o_n.to(tl.int64)[:, None] * k
+    b_acc = tl.zeros([BN, BM], dtype=tl.float32)
+    b_acc_up = tl.zeros([BN, BM], dtype=tl.float32)
+    b_squares = tl.zeros([BM], dtype=tl.float32)
+    for i_k in range(0, k, BK):
+        o_k = i_k + tl.arange(0, BK)
+        m_k = o_k < k
+        m_w = m_n[:, None] & m_k[None, :]
+        b_w = tl.load(p_row + o_k[None, :], mask=m_w, other=0.0)  # [BN, BK]
+        o_x = o_m[:, None] * k + o_k[None, :]
+        m_x = m_m[:, None] & m_k[None, :]
+        if HAS_NORM:
+            b_x, b_square = _inputs(
+                p_x, p_residual, p_norm, p_total, o_x, o_k[None, :], m_x, m_k[None, :], i_n,
+                HAS_RESIDUAL, HAS_NORM,
+            )  # fmt: skip
+            b_squares += tl.sum(b_square, axis=1)
+            b_t = tl.trans(b_x.to(p_x.dtype.element_ty))  # [BK, BM]
+        else:
+            b_t = tl.trans(tl.load(p_x + o_x, mask=m_x, other=0.0))
+        b_acc = tl.dot(b_w, b_t, b_acc, input_precision=PRECISION)
+        if SWIGLU:
+            p_up = p_row + n.to(tl.int64) * k + o_k[None, :]
+            b_w_up = tl.load(p_up, mask=m_w, other=0.0)
+            b_acc_up = tl.dot(b_w_up, b_t, b_acc_up, input_precision=PRECISION)
+    if HAS_NORM:
+        b_inverse = tl.rsqrt(b_squares / k + eps)
+        b_acc *= b_inverse[None, :]
+        b_acc_up *= b_inverse[None, :]
+    b_out = _activated(
+        b_acc, b_acc_up, p_bias, o_n[:, None], m_n[:, None], n, HAS_BIAS, SWIGLU
+    )
+    p_tile = p_out + o_m.to(tl.int64)[None, :] * n + o_n[:, None]
+    tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m_n[:, None] & m_m[None, :])

@@ -1,0 +1,167 @@
+"""Picks a kernel by the number of tokens and the weight's shape, and launches it."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from baton.kernels.fused_linear.kernel import gemv_kernel, small_matmul_kernel
+from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
+from baton.kernels.rms_norm.launch import add_rms_norm_triton, rms_norm_triton
+from baton.kernels.swiglu.launch import swiglu_triton
+
+# Tokens up to which a kernel of ours may be the fastest; the tuned files say where it is.
+MAX_TOKENS: Final = 64
+_MIN_DOT: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearConfig(LaunchConfig):
+    """Outputs and input columns of a tile, powers of two.
+
+    library: the vendor's product instead of a kernel of ours. fuse_norm: norm within the kernel.
+    """
+
+    block_n: int = 4
+    block_k: int = 1024
+    library: bool = False
+    fuse_norm: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Arguments as the operators'; `norm_weight` None: no norm."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    swiglu: bool
+    residual: Tensor | None = None
+    norm_weight: Tensor | None = None
+    eps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """`residual` is what was normalised; x itself where nothing was added."""
+
+    out: Tensor
+    residual: Tensor
+
+
+_ONE: Final = LinearConfig(num_warps=8, num_stages=1)
+_FEW: Final = LinearConfig(block_n=16, block_k=256, num_warps=4, num_stages=4)
+_MORE: Final = LinearConfig(library=True)
+_LIBRARY: Final = LinearConfig(library=True)
+
+
+def config_name(num_tokens: int, features: int, width: int) -> str:
+    """The name under which a tuned file keeps this shape: tokens are rounded up to a bucket."""
+    bucket = 1 if num_tokens == 1 else max(next_power_of_2(num_tokens), _MIN_DOT)
+    return f"m{bucket}_n{features}_k{width}"
+
+
+def pick_config(num_tokens: int, weight: Tensor) -> LinearConfig:
+    """What the tuned file of the device says of this shape, or a default."""
+    if num_tokens > MAX_TOKENS:
+        return _LIBRARY
+    default = _ONE if num_tokens == 1 else _FEW if num_tokens <= _MIN_DOT else _MORE
+    name = config_name(num_tokens, *weight.shape)
+    return tuned_config("fused_linear", name, default, weight.device)
+
+
+def fused_linear_triton(
+    problem: Problem, out: Tensor | None, *, forced: bool = False, config: LinearConfig | None = None
+) -> Made:
+    """All of it. forced: no library, whatever the shape (tests); config: instead of the tuned."""
+    num_tokens = problem.x.shape[0]
+    if config is None:
+        config = pick_config(num_tokens, problem.weight)
+        if forced and config.library:
+            config = _FEW
+    if num_tokens == 0:
+        return Made(_empty_out(problem) if out is None else out, problem.x)
+    # float16 has no room for the product of norm weight and a sum that is not normalised yet
+    fits = problem.norm_weight is None or (config.fuse_norm and problem.x.dtype != torch.float16)
+    if config.library or not fits:
+        problem, total = _after_norm(problem)
+        made = _library(problem, out) if config.library else _launch(problem, out, config).out
+        return Made(made, total)
+    return _launch(problem, out, config)
+
+
+def _after_norm(problem: Problem) -> tuple[Problem, Tensor]:
+    """The norm done by a kernel of its own: what is left, and the sum."""
+    x, total = problem.x, problem.x
+    if problem.norm_weight is not None:
+        if problem.residual is None:
+            x = rms_norm_triton(x, problem.norm_weight, problem.eps)
+        else:
+            x, total = add_rms_norm_triton(
+                x, problem.residual, problem.norm_weight, problem.eps
+            )
+    left = Problem(x=x, weight=problem.weight, bias=problem.bias, swiglu=problem.swiglu)
+    return left, total
+
+
+def _library(problem: Problem, out: Tensor | None) -> Tensor:
+    if problem.swiglu:
+        made = swiglu_triton(linear(problem.x, problem.weight, problem.bias))
+        return made if out is None else out.copy_(made)
+    if out is None:
+        return linear(problem.x, problem.weight, problem.bias)
+    if problem.bias is None:
+        return torch.mm(problem.x, problem.weight.t(), out=out)
+    return torch.addmm(problem.bias, problem.x, problem.weight.t(), out=out)
+
+
+def _empty_out(problem: Problem) -> Tensor:
+    features = problem.weight.shape[0] // (2 if problem.swiglu else 1)
+    x = problem.x
+    return torch.empty((x.shape[0], features), dtype=x.dtype, device=x.device)
+
+
+def _launch(problem: Problem, out: Tensor | None, config: LinearConfig) -> Made:
+    x, residual, norm_weight = problem.x, problem.residual, problem.norm_weight
+    (num_tokens, width) = x.shape
+    out = _empty_out(problem) if out is None else out
+    features = out.shape[1]
+    total = x
+    if residual is not None:
+        total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    pointers = (
+        x,
+        x if residual is None else residual,
+        x if norm_weight is None else norm_weight,
+        problem.weight,
+        x if problem.bias is None else problem.bias,
+        out,
+        total,
+    )
+    flags = {
+        "HAS_RESIDUAL": residual is not None,
+        "HAS_NORM": norm_weight is not None,
+        "HAS_BIAS": problem.bias is not None,
+        "SWIGLU": problem.swiglu,
+        "BN": config.block_n,
+        "BK": min(config.block_k, next_power_of_2(width)),
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+    }
+    if num_tokens == 1:
+        grid = (-(-features // config.block_n),)
+        gemv_kernel[grid](*pointers, features, width, problem.eps, **flags)
+        return Made(out, total)
+    flags["BN"] = max(config.block_n, _MIN_DOT)
+    flags["BK"] = max(int(flags["BK"]), _MIN_DOT)
+    grid = (-(-features // flags["BN"]),)
+    small_matmul_kernel[grid](
+        *pointers,
+        *(num_tokens, features, width, problem.eps),
+        **flags,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        BM=max(next_power_of_2(num_tokens), _MIN_DOT),
+    )
+    return Made(out, total)

@@ -1,0 +1,120 @@
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from tests.kernels.closeness import TRITON_DTYPES, assert_close
+from torch import Tensor
+
+from baton.kernels.fused_linear import Norm, fused_linear, normed_linear
+from baton.kernels.fused_linear.reference import fused_linear_reference, normed_linear_reference
+
+# (tokens, features, width): even and odd, one token and several
+SHAPES = ((1, 64, 128), (1, 30, 81), (5, 48, 64), (17, 34, 40), (0, 8, 8))
+
+
+def arguments(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: str, *, bias: bool
+) -> dict[str, Any]:
+    tokens, features, width = shape
+    scale = width**-0.5
+    return {
+        "x": torch.randn(tokens, width, device=device).to(dtype),
+        "weight": (torch.randn(features, width, device=device) * scale).to(dtype),
+        "bias": torch.randn(features, device=device).to(dtype) if bias else None,
+    }
+
+
+def wide(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: v.float() if isinstance(v, Tensor) else v for name, v in values.items()}
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize(("bias", "swiglu"), list(product((False, True), repeat=2)))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_triton_matches_reference(
+    shape: tuple[int, int, int], bias: bool, swiglu: bool, dtype: torch.dtype, triton_device: str
+) -> None:
+    values = arguments(shape, dtype, triton_device, bias=bias)
+    expected = fused_linear_reference(**wide(values), swiglu=swiglu)
+    out = fused_linear(**values, swiglu=swiglu, backend="triton")
+    assert out.dtype == dtype
+    assert_close("linear", out, expected, dtype)
+    given = torch.empty_like(out)
+    assert fused_linear(**values, swiglu=swiglu, out=given, backend="triton") is given
+    assert torch.equal(given, out)
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_norm_and_residual(
+    shape: tuple[int, int, int], with_residual: bool, dtype: torch.dtype, triton_device: str
+) -> None:
+    values = arguments(shape, dtype, triton_device, bias=False)
+    x, weight = values["x"], values["weight"]
+    residual = torch.randn_like(x) if with_residual else None
+    norm = Norm(torch.randn(x.shape[1], device=triton_device).to(dtype), 1e-5)
+    total = x if residual is None else x + residual
+    expected, _ = normed_linear_reference(
+        total.float(), None, norm.weight.float(), norm.eps, weight.float(), None, swiglu=True
+    )
+    made = normed_linear(x, residual, norm, weight, swiglu=True, backend="triton")
+    assert_close("out", made.out, expected, dtype)
+    assert torch.equal(made.residual, total)
+    torch_made = normed_linear(x, residual, norm, weight, swiglu=True, backend="torch")
+    assert torch.equal(torch_made.residual, total)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_norm_by_a_kernel_of_its_own(num_tokens: int, triton_device: str) -> None:
+    from baton.kernels.fused_linear.launch import LinearConfig, Problem, fused_linear_triton
+
+    values = arguments((num_tokens, 48, 64), torch.float32, triton_device, bias=True)
+    residual = torch.randn_like(values["x"])
+    norm = torch.randn(64, device=triton_device)
+    problem = Problem(**values, swiglu=False, residual=residual, norm_weight=norm, eps=1e-6)
+    expected, total = normed_linear_reference(
+        values["x"], residual, norm, 1e-6, values["weight"], values["bias"], swiglu=False
+    )
+    for config in (LinearConfig(fuse_norm=False, block_k=16), LinearConfig(library=True)):
+        made = fused_linear_triton(problem, None, config=config)
+        assert_close("out", made.out, expected, torch.float32)
+        assert torch.equal(made.residual, total)
+
+
+def test_nan_stays_in_its_token(triton_device: str) -> None:
+    values = arguments((3, 32, 64), torch.float32, triton_device, bias=False)
+    values["x"][1] = torch.nan
+    out = fused_linear(**values, backend="triton")
+    assert out[1].isnan().all()
+    assert not out[[0, 2]].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.randn(3, 7)}, "expected x"),
+        ({"x": torch.randn(8, 3).t()}, "contiguous"),
+        ({"x": torch.randn(3, 8).half()}, "weight torch.float32"),
+        ({"bias": torch.randn(5)}, "bias"),
+        ({"weight": torch.randn(3, 8), "swiglu": True}, "halves"),
+        ({"out": torch.empty(3, 5)}, "out must be"),
+    ],
+)
+def test_rejects(change: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {"x": torch.randn(3, 8), "weight": torch.randn(4, 8)}
+    with pytest.raises(ValueError, match=message):
+        fused_linear(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("residual", "norm", "message"),
+    [
+        (torch.randn(3, 9), torch.randn(8), "residual"),
+        (torch.randn(3, 8), torch.randn(9), "norm weight"),
+    ],
+)
+def test_norm_rejects(residual: Tensor, norm: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        normed_linear(torch.randn(3, 8), residual, Norm(norm, 1e-6), torch.randn(4, 8))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from baton.kernels.paged_attention import AttentionPlan
+from baton.kernels.paged_attention import AnyPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,4 +31,4 @@ class ForwardBatch:
     block_tables: Tensor
     max_query_len: int
     max_context_len: int
-    plans: Mapping[int | None, AttentionPlan | None]
+    plans: Mapping[int | None, AnyPlan | None]

@@ -134,7 +134,5 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, swiglu: bool) -> None
 
 def _check_out(x: Tensor, weight: Tensor, swiglu: bool, out: Tensor | None) -> None:
     shape = (x.shape[0], weight.shape[0] // (2 if swiglu else 1))
-    if out is not None and (
-        out.shape != shape or out.dtype != x.dtype or not out.is_contiguous()
-    ):
+    if out is not None and (out.shape != shape or out.dtype != x.dtype or not out.is_contiguous()):
         raise ValueError(f"out must be contiguous, {x.dtype} {shape}")

@@ -46,7 +46,7 @@ def gemv_kernel(
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
     SWIGLU: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """One token; grid [tiles of n outputs]. With SWIGLU row n + i of the weight is output i's up."""
+    """One token; grid [tiles of n]. With SWIGLU row n + i of the weight is output i's up."""
     i_n = tl.program_id(0)
     o_n = i_n * BN + tl.arange(0, BN)
     m_n = o_n < n
@@ -85,7 +85,7 @@ def small_matmul_kernel(
     SWIGLU: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Up to BM tokens; grid [tiles of n outputs]. The weights are the matrix units' tall operand."""
+    """Up to BM tokens; grid [tiles of n]. The weights are the matrix units' tall operand."""
     i_n = tl.program_id(0)
     o_n = i_n * BN + tl.arange(0, BN)
     m_n = o_n < n
@@ -120,8 +120,6 @@ def small_matmul_kernel(
         b_inverse = tl.rsqrt(b_squares / k + eps)
         b_acc *= b_inverse[None, :]
         b_acc_up *= b_inverse[None, :]
-    b_out = _activated(
-        b_acc, b_acc_up, p_bias, o_n[:, None], m_n[:, None], n, HAS_BIAS, SWIGLU
-    )
+    b_out = _activated(b_acc, b_acc_up, p_bias, o_n[:, None], m_n[:, None], n, HAS_BIAS, SWIGLU)
     p_tile = p_out + o_m.to(tl.int64)[None, :] * n + o_n[:, None]
     tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m_n[:, None] & m_m[None, :])

@@ -73,7 +73,11 @@ def pick_config(num_tokens: int, weight: Tensor) -> LinearConfig:
 
 
 def fused_linear_triton(
-    problem: Problem, out: Tensor | None, *, forced: bool = False, config: LinearConfig | None = None
+    problem: Problem,
+    out: Tensor | None,
+    *,
+    forced: bool = False,
+    config: LinearConfig | None = None,
 ) -> Made:
     """All of it. forced: no library, whatever the shape (tests); config: instead of the tuned."""
     num_tokens = problem.x.shape[0]
@@ -99,9 +103,7 @@ def _after_norm(problem: Problem) -> tuple[Problem, Tensor]:
         if problem.residual is None:
             x = rms_norm_triton(x, problem.norm_weight, problem.eps)
         else:
-            x, total = add_rms_norm_triton(
-                x, problem.residual, problem.norm_weight, problem.eps
-            )
+            x, total = add_rms_norm_triton(x, problem.residual, problem.norm_weight, problem.eps)
     left = Problem(x=x, weight=problem.weight, bias=problem.bias, swiglu=problem.swiglu)
     return left, total
 

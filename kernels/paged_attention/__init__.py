@@ -1,15 +1,14 @@
 """Attention of a ragged batch of tokens over a paged KV pool."""
 
 from collections.abc import Callable
-from functools import partial
 
-from torch import Tensor, int32
+from torch import Tensor, float8_e4m3fn, float32, int32
 
 from baton.kernels.backend import Backend, runs_triton
-from baton.kernels.paged_attention.plan import AttentionPlan, Pages, build_plan
+from baton.kernels.paged_attention.plan import AnyPlan, Pages, build_plan
 from baton.kernels.paged_attention.torch_impl import paged_attention_torch
 
-__all__ = ["AttentionPlan", "paged_attention", "plan_attention"]
+__all__ = ["AnyPlan", "paged_attention", "plan_attention"]
 
 
 def paged_attention(
@@ -24,7 +23,8 @@ def paged_attention(
     max_context_len: int,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
-    plan: AttentionPlan | None = None,
+    kv_scale: Tensor | None = None,
+    plan: AnyPlan | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Causal attention of each row's newest tokens over that row's cached keys and values.
@@ -38,7 +38,8 @@ def paged_attention(
         q: [num_tokens, num_q_heads, head_dim], last stride 1.
         kv: [num_blocks, 2, num_kv_heads, block_size, head_dim], last stride 1; one layer's view of
             the pool, keys at index 0, with the new tokens already written. Any block strides.
-            Same dtype as q. Slots that no row's context covers may hold anything, NaN included.
+            Same dtype as q, or float8_e4m3fn with a kv_scale. Slots that no row's context covers
+            may hold anything, NaN included.
         query_start: int32 [num_rows + 1], cumulative, from 0 to num_tokens.
         context_lens: int32 [num_rows], tokens in the cache with the new ones.
         block_tables: int32 [num_rows, max_blocks]; entries past a row's context are not used.
@@ -47,6 +48,8 @@ def paged_attention(
         max_context_len: host bound on context_lens.
         sliding_window: each token sees at most this many positions, its own counted.
         soft_cap: scores become `soft_cap * tanh(score / soft_cap)`.
+        kv_scale: float32 [2, num_kv_heads], contiguous: what the stored keys and values of each
+            head are to be multiplied with.
         plan: what `plan_attention` made of the same batch and window; spares working it out anew
             for each layer. It must belong to these arguments: that is not checked.
         backend: forces an implementation; "auto" goes by the device of q.
@@ -58,6 +61,7 @@ def paged_attention(
         ValueError: a shape, dtype, stride or bound does not fit.
     """
     _check_tensors(q, kv)
+    _check_scale(kv, kv_scale)
     _check_rows(q, query_start, context_lens, block_tables)
     if max_context_len > block_tables.shape[1] * kv.shape[3]:
         raise ValueError(
@@ -70,7 +74,7 @@ def paged_attention(
         raise ValueError(f"sliding_window must be positive, got {sliding_window}")
     if soft_cap is not None and soft_cap <= 0:
         raise ValueError(f"soft_cap must be positive, got {soft_cap}")
-    implementation: Callable[..., Tensor] = partial(paged_attention_torch, plan=plan)
+    implementation: Callable[..., Tensor] = paged_attention_torch
     if runs_triton(q, backend):
         from baton.kernels.paged_attention.launch import paged_attention_triton
 
@@ -86,6 +90,8 @@ def paged_attention(
         max_context_len=max_context_len,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
+        kv_scale=kv_scale,
+        plan=plan,
     )
 
 
@@ -97,13 +103,17 @@ def plan_attention(
     *,
     max_query_len: int,
     sliding_window: int | None = None,
-) -> AttentionPlan | None:
+) -> AnyPlan | None:
     """Work out once, for all layers of a step, what depends on the batch alone.
 
-    Arguments as for `paged_attention`; `kv` is any layer's view. On CUDA there is nothing to work
-    out (the kernels read the tables themselves) and the answer is None.
+    Arguments as for `paged_attention`; `kv` is any layer's view. On CUDA a kernel does it: the host
+    neither waits nor knows, so that a graph can be captured for other lengths to come.
     """
-    if runs_triton(kv, "auto") or int(query_start[-1]) == 0:
+    if runs_triton(kv, "auto"):
+        from baton.kernels.paged_attention.launch import make_plan
+
+        return make_plan(kv, query_start, context_lens, sliding_window=sliding_window)
+    if int(query_start[-1]) == 0:
         return None
     return build_plan(
         query_start,
@@ -125,12 +135,27 @@ def _check_tensors(q: Tensor, kv: Tensor) -> None:
         raise ValueError(
             f"q heads {tuple(q.shape[1:])} do not fit kv heads {kv.shape[2]} x {kv.shape[4]}"
         )
-    if q.dtype != kv.dtype or q.device != kv.device:
+    if kv.dtype not in (q.dtype, float8_e4m3fn) or q.device != kv.device:
         raise ValueError(
             f"q is {q.dtype} on {q.device} but kv is {kv.dtype} on {kv.device}; they must agree"
         )
     if q.stride(2) != 1 or kv.stride(4) != 1:
         raise ValueError("head_dim of q and kv must be contiguous")
+
+
+def _check_scale(kv: Tensor, kv_scale: Tensor | None) -> None:
+    if (kv.dtype == float8_e4m3fn) != (kv_scale is not None):
+        raise ValueError(f"a kv_scale goes with float8_e4m3fn KV and no other; kv is {kv.dtype}")
+    if kv_scale is not None and (
+        kv_scale.shape != (2, kv.shape[2])
+        or kv_scale.dtype != float32
+        or kv_scale.device != kv.device
+        or not kv_scale.is_contiguous()
+    ):
+        raise ValueError(
+            f"kv_scale must be contiguous float32 [2, {kv.shape[2]}] on {kv.device}, got"
+            f" {kv_scale.dtype} {tuple(kv_scale.shape)} on {kv_scale.device}"
+        )
 
 
 def _check_rows(q: Tensor, query_start: Tensor, context_lens: Tensor, block_tables: Tensor) -> None:

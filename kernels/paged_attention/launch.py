@@ -1,15 +1,17 @@
-"""Launches the paged attention kernels; decides tile and split counts from host integers only."""
+"""Launches the paged attention kernels; decides tile and item counts from host integers only."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
-from baton.kernels.paged_attention.kernel import combine_kernel, decode_kernel, extend_kernel
+from baton.kernels.paged_attention.kernel import decode_kernel, extend_kernel, plan_kernel
+from baton.kernels.paged_attention.plan import DevicePlan
 
 # the smallest M of a tensor-core product
-_MIN_DOT_ROWS = 16
+_MIN_DOT_ROWS: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,16 +24,24 @@ class ExtendConfig(LaunchConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeConfig(LaunchConfig):
-    """Keys of a tile, and how far a row's keys are split to fill the device.
+    """Keys of a tile, and how far the rows' keys are split to fill the device.
 
-    Splits are added until there are `target_programs` programs, none with fewer than
-    `min_split_tokens` tokens of the longest context, and never more than `max_splits` a row.
+    A batch becomes about `target_programs` programs in all where its rows are too few for that or
+    too uneven, none with fewer than `min_split_tokens` keys. combine_splits: read at a time.
     """
 
     block_n: int = 64
-    target_programs: int = 264
-    min_split_tokens: int = 256
-    max_splits: int = 32
+    target_programs: int = 528
+    min_split_tokens: int = 64
+    combine_splits: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionConfigs:
+    """Configurations of both kernels."""
+
+    extend: ExtendConfig = field(default_factory=ExtendConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +53,14 @@ class _Problem:
     query_start: Tensor
     context_lens: Tensor
     block_tables: Tensor
+    kv_scale: Tensor | None
     scale: float
     sliding_window: int | None
     soft_cap: float | None
+
+    def rows(self) -> tuple[Tensor, ...]:
+        scale = self.context_lens if self.kv_scale is None else self.kv_scale
+        return self.query_start, self.context_lens, self.block_tables, scale
 
     def strides_and_scoring(self) -> tuple[int | float, ...]:
         return (
@@ -64,21 +79,23 @@ class _Problem:
             "HEAD_DIM": head_dim,
             "HAS_WINDOW": self.sliding_window is not None,
             "HAS_CAP": self.soft_cap is not None,
+            "FP8": self.kv_scale is not None,
             # tf32 would lose half of float32's digits
             "PRECISION": "ieee" if self.q.dtype == torch.float32 else "tf32",
             "BD": max(next_power_of_2(head_dim), _MIN_DOT_ROWS),
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionConfigs:
-    """Configurations of both kernels."""
-
-    extend: ExtendConfig = field(default_factory=ExtendConfig)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
+_DEFAULT: Final = AttentionConfigs()
 
 
-_DEFAULT = AttentionConfigs()
+def attention_configs(kv: Tensor, head_dim: int) -> AttentionConfigs:
+    """The tuned configurations of the device that kv is on, by head size and KV type."""
+    kind = f"_d{head_dim}" + ("_fp8" if kv.dtype == torch.float8_e4m3fn else "")
+    return AttentionConfigs(
+        extend=tuned_config("paged_attention", f"extend{kind}", _DEFAULT.extend, kv.device),
+        decode=tuned_config("paged_attention", f"decode{kind}", _DEFAULT.decode, kv.device),
+    )
 
 
 def paged_attention_triton(
@@ -93,6 +110,8 @@ def paged_attention_triton(
     max_context_len: int,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
+    kv_scale: Tensor | None = None,
+    plan: DevicePlan | None = None,
     configs: AttentionConfigs | None = None,
 ) -> Tensor:
     """Attention of the whole ragged batch; arguments as the operator's, configs for tests."""
@@ -105,19 +124,49 @@ def paged_attention_triton(
         query_start=query_start,
         context_lens=context_lens,
         block_tables=block_tables,
+        kv_scale=kv_scale,
         scale=scale,
         sliding_window=sliding_window,
         soft_cap=soft_cap,
     )
-    if configs is None:
-        configs = AttentionConfigs(
-            extend=tuned_config("paged_attention", "extend", _DEFAULT.extend, q.device),
-            decode=tuned_config("paged_attention", "decode", _DEFAULT.decode, q.device),
+    configs = configs or attention_configs(kv, q.shape[2])
+    if plan is None:
+        plan = make_plan(
+            kv, query_start, context_lens, sliding_window=sliding_window, config=configs.decode
         )
-    _decode(problem, out, max_context_len, configs.decode)
+    _decode(problem, plan, out, configs.decode)
     if max_query_len > 1:
         _extend(problem, out, configs.extend)
     return out
+
+
+def make_plan(
+    kv: Tensor,
+    query_start: Tensor,
+    context_lens: Tensor,
+    *,
+    sliding_window: int | None,
+    config: DecodeConfig | None = None,
+) -> DevicePlan:
+    """Starts the plan's kernel; kv is any layer's view."""
+    config = config or attention_configs(kv, kv.shape[4]).decode
+    num_rows, num_kv_heads, device = context_lens.shape[0], kv.shape[2], kv.device
+    target_items = -(-config.target_programs // num_kv_heads)
+    plan = DevicePlan(
+        row_item=torch.empty(num_rows + 1, dtype=torch.int32, device=device),
+        item_row=torch.empty(num_rows + target_items, dtype=torch.int32, device=device),
+        counts=torch.zeros((num_rows, num_kv_heads), dtype=torch.int32, device=device),
+    )
+    plan_kernel[(1,)](
+        *(query_start, context_lens, plan.row_item, plan.item_row, num_rows),
+        0 if sliding_window is None else sliding_window,
+        *(target_items, config.min_split_tokens),
+        HAS_WINDOW=sliding_window is not None,
+        BN=config.block_n,
+        BR=max(next_power_of_2(num_rows), 32),
+        num_warps=4,
+    )
+    return plan
 
 
 def _extend(problem: _Problem, out: Tensor, config: ExtendConfig) -> None:
@@ -127,9 +176,8 @@ def _extend(problem: _Problem, out: Tensor, config: ExtendConfig) -> None:
     block_m = max(config.block_m, next_power_of_2(group))
     # an upper bound on the tiles of any split of the tokens into rows: no need to know the rows
     num_tiles = num_tokens // (block_m // group) + num_rows
-    extend_kernel[(num_tiles, num_kv_heads)](
-        *(problem.q, problem.kv, out),
-        *(problem.query_start, problem.context_lens, problem.block_tables, num_rows),
+    extend_kernel[(num_kv_heads, num_tiles)](
+        *(problem.q, problem.kv, out, *problem.rows(), num_rows),
         *(problem.q.stride(0), problem.q.stride(1), out.stride(0), out.stride(1)),
         *problem.strides_and_scoring(),
         **problem.constants(),
@@ -140,41 +188,23 @@ def _extend(problem: _Problem, out: Tensor, config: ExtendConfig) -> None:
     )
 
 
-def _decode(problem: _Problem, out: Tensor, max_context_len: int, config: DecodeConfig) -> None:
+def _decode(problem: _Problem, plan: DevicePlan, out: Tensor, config: DecodeConfig) -> None:
     _, num_q_heads, head_dim = problem.q.shape
     num_rows, num_kv_heads = problem.context_lens.shape[0], problem.kv.shape[2]
-    num_splits = count_splits(num_rows * num_kv_heads, max_context_len, config)
-    parts, lse = out.unsqueeze(2), out
-    if num_splits > 1:
-        shape = (num_rows, num_q_heads, num_splits)
-        parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=out.device)
-        lse = torch.empty(shape, dtype=torch.float32, device=out.device)
-    constants = problem.constants()
-    decode_kernel[(num_rows, num_kv_heads, num_splits)](
-        *(problem.q, problem.kv, parts, lse),
-        *(problem.query_start, problem.context_lens, problem.block_tables),
-        *(problem.q.stride(0), problem.q.stride(1), *parts.stride()[:3], *lse.stride()[:2]),
+    max_items = plan.item_row.shape[0]
+    shape = (max_items, num_q_heads)
+    parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=out.device)
+    lse = torch.empty(shape, dtype=torch.float32, device=out.device)
+    decode_kernel[(num_kv_heads, max_items)](
+        *(problem.q, problem.kv, out, parts, lse, plan.counts, *problem.rows()),
+        *(plan.row_item, plan.item_row, num_rows),
+        *(problem.q.stride(0), problem.q.stride(1), out.stride(0), out.stride(1)),
+        *(*parts.stride()[:2], lse.stride(0)),
         *problem.strides_and_scoring(),
-        **constants,
-        NUM_SPLITS=num_splits,
+        **problem.constants(),
         BG=max(next_power_of_2(num_q_heads // num_kv_heads), _MIN_DOT_ROWS),
         BN=config.block_n,
+        BS=config.combine_splits,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    if num_splits > 1:
-        combine_kernel[(num_rows, num_q_heads)](
-            *(parts, lse, out, problem.query_start),
-            *(*parts.stride()[:3], *lse.stride()[:2], out.stride(0), out.stride(1)),
-            HEAD_DIM=head_dim,
-            NUM_SPLITS=num_splits,
-            BS=next_power_of_2(num_splits),
-            BD=constants["BD"],
-        )
-
-
-def count_splits(num_programs: int, max_context_len: int, config: DecodeConfig) -> int:
-    """How many splits of each row's keys bring `num_programs` up to the configured target."""
-    wanted = -(-config.target_programs // max(num_programs, 1))
-    affordable = max_context_len // config.min_split_tokens
-    return max(1, min(wanted, affordable, config.max_splits))

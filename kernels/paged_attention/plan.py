@@ -1,8 +1,8 @@
-"""What the torch implementation needs to know of a batch, worked out once for all layers.
+"""What attention needs to know of a batch, worked out once for all layers.
 
-Rows are grouped by query length, so that all decodes are one group, and each group is cut into
-chunks whose gathered keys and values stay in cache. Longest contexts come first, so a chunk pads
-little.
+For the torch implementation rows are grouped by query length, so that all decodes are one group,
+and each group is cut into chunks whose gathered keys and values stay in cache. Longest contexts
+come first, so a chunk pads little.
 """
 
 from collections.abc import Iterator
@@ -37,6 +37,22 @@ class AttentionPlan:
     """The chunks of a batch, for one sliding window."""
 
     chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePlan:
+    """How a batch's decodes are cut into items, worked out on the device for all layers.
+
+    row_item: int32 [rows + 1], item_row: int32 [max_items], as `plan_kernel` says.
+    counts: int32 [rows, kv_heads], zeros between launches.
+    """
+
+    row_item: Tensor
+    item_row: Tensor
+    counts: Tensor
+
+
+AnyPlan = AttentionPlan | DevicePlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ def paged_attention_torch(
     max_context_len: int,
     sliding_window: int | None = None,
     soft_cap: float | None = None,
+    kv_scale: Tensor | None = None,
     plan: AttentionPlan | None = None,
 ) -> Tensor:
     """Attention of the whole ragged batch; arguments as the public operator's."""
@@ -42,20 +43,32 @@ def paged_attention_torch(
         )
     scaled = q * scale
     if len(plan.chunks) == 1 and plan.chunks[0].tokens is None:
-        return _attend(scaled[:, None], kv, plan.chunks[0], soft_cap)[:, 0]
+        return _attend(scaled[:, None], kv, plan.chunks[0], soft_cap, kv_scale)[:, 0]
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     for chunk in plan.chunks:
-        out[chunk.tokens] = _attend(scaled[chunk.tokens], kv, chunk, soft_cap)
+        out[chunk.tokens] = _attend(scaled[chunk.tokens], kv, chunk, soft_cap, kv_scale)
     return out
 
 
-def _attend(q: Tensor, kv: Tensor, chunk: Chunk, soft_cap: float | None) -> Tensor:
+def _gather(kv: Tensor, blocks: Tensor, kv_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The pages [2, kv_heads, blocks, block_size, head_dim], multiplied with their scales."""
+    # index_select over a permuted view copies runs of block_size * head_dim and no more
+    pages = kv.permute(1, 2, 0, 3, 4)
+    if kv_scale is None:
+        return pages.index_select(2, blocks)
+    # torch moves float8 about as bytes only
+    picked = pages.view(torch.uint8).index_select(2, blocks).view(kv.dtype)
+    return (picked.float() * kv_scale[:, :, None, None, None]).to(dtype)
+
+
+def _attend(
+    q: Tensor, kv: Tensor, chunk: Chunk, soft_cap: float | None, kv_scale: Tensor | None
+) -> Tensor:
     """Attend scaled q [rows, query_len, q_heads, head_dim] to its rows' pages."""
     num_rows, query_len, num_q_heads, head_dim = q.shape
     num_kv_heads = kv.shape[2]
     num_keys = chunk.hidden.shape[2]
-    # index_select over a permuted view copies runs of block_size * head_dim and no more
-    picked = kv.permute(1, 2, 0, 3, 4).index_select(2, chunk.blocks)
+    picked = _gather(kv, chunk.blocks, kv_scale, q.dtype)
     keys, values = picked.view(2, num_kv_heads * num_rows, num_keys, head_dim).unbind(0)
     # [kv_heads, rows, group, query_len, head_dim]
     heads = q.view(num_rows, query_len, num_kv_heads, -1, head_dim).permute(2, 0, 3, 1, 4)

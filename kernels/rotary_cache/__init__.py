@@ -1,6 +1,6 @@
 """Rotary embedding of new queries and keys, fused with the write to the paged pool."""
 
-from torch import Tensor, int32, int64
+from torch import Tensor, float8_e4m3fn, float32, int32, int64
 
 from baton.kernels.backend import Backend, runs_triton
 from baton.kernels.rotary_cache.reference import build_cos_sin, rotary_cache_reference
@@ -20,6 +20,7 @@ def rotary_cache(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    kv_scale: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Rotate q and k by position, write k and v into the pool, and return the rotated q.
@@ -32,6 +33,7 @@ def rotary_cache(
         k: [num_tokens, num_kv_heads, head_dim], likewise; not changed.
         v: [num_tokens, num_kv_heads, head_dim], likewise; not changed.
         kv: [num_blocks, 2, num_kv_heads, block_size, head_dim], last stride 1; written in place.
+            dtype of k, or float8_e4m3fn with a kv_scale.
         positions: int32 or int64 [num_tokens], each below max_pos.
         slot_mapping: int64 [num_tokens], `block_id * block_size + offset`; negative skips the
             write. Two tokens never share a slot.
@@ -40,6 +42,8 @@ def rotary_cache(
         q_norm: [head_dim] weight of the query norm, contiguous, or None.
         k_norm: [head_dim] weight of the key norm, contiguous, or None.
         eps: of both norms.
+        kv_scale: float32 [2, num_kv_heads], contiguous: keys and values of each head are divided by
+            these, and kept within what float8_e4m3fn holds.
         backend: forces an implementation; "auto" goes by the device of q.
 
     Returns:
@@ -53,12 +57,28 @@ def rotary_cache(
     for weight in (q_norm, k_norm):
         if weight is not None and (weight.shape != q.shape[2:] or weight.stride(0) != 1):
             raise ValueError(f"norm weight {tuple(weight.shape)} is not [{q.shape[2]}], contiguous")
+    if (kv.dtype == float8_e4m3fn) != (kv_scale is not None):
+        raise ValueError(f"a kv_scale goes with float8_e4m3fn KV and no other; kv is {kv.dtype}")
+    if kv_scale is not None and (
+        kv_scale.shape != (2, kv.shape[2])
+        or kv_scale.dtype != float32
+        or kv_scale.device != kv.device
+        or not kv_scale.is_contiguous()
+    ):
+        raise ValueError(
+            f"kv_scale must be contiguous float32 [2, {kv.shape[2]}] on {kv.device}, got"
+            f" {kv_scale.dtype} {tuple(kv_scale.shape)} on {kv_scale.device}"
+        )
     if runs_triton(q, backend):
         from baton.kernels.rotary_cache.launch import rotary_cache_triton as implementation
     else:
         implementation = rotary_cache_reference
     return implementation(
-        q, k, v, kv, positions, slot_mapping, cos_sin, q_norm=q_norm, k_norm=k_norm, eps=eps
+        *(q, k, v, kv, positions, slot_mapping, cos_sin),
+        q_norm=q_norm,
+        k_norm=k_norm,
+        eps=eps,
+        kv_scale=kv_scale,
     )
 
 
@@ -72,7 +92,7 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor, kv: Tensor) -> None:
         raise ValueError(f"kv {tuple(kv.shape)} does not fit k {tuple(k.shape)}")
     if q.shape[2] != k.shape[2]:
         raise ValueError(f"head_dim of q is {q.shape[2]} but of k {k.shape[2]}")
-    if q.dtype != k.dtype or k.dtype != v.dtype or k.dtype != kv.dtype:
+    if q.dtype != k.dtype or k.dtype != v.dtype or kv.dtype not in (k.dtype, float8_e4m3fn):
         raise ValueError(
             f"q, k, v, kv must share a dtype: {q.dtype} {k.dtype} {v.dtype} {kv.dtype}"
         )

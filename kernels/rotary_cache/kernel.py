@@ -44,11 +44,22 @@ def _rotated_head(
 
 
 @triton.jit
+def _float8(b_x):
+    # a comparison with NaN is false, so NaN stays
+    b_x = tl.where(b_x > 448.0, 448.0, b_x)
+    return tl.where(b_x < -448.0, -448.0, b_x)
+
+
+@triton.jit
 def _store_head(
-    p_out, b_first, b_second, b_rest, o_h, m_h, stride_h,
-    HEAD_DIM: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
+    p_out, b_first, b_second, b_rest, o_h, m_h, stride_h, p_scale,
+    HEAD_DIM: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, FP8: tl.constexpr,
     BF: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
+    if FP8:
+        b_scale = tl.load(p_scale + o_h, mask=m_h, other=1.0)[:, None]  # [BH, 1]
+        b_first, b_second = _float8(b_first / b_scale), _float8(b_second / b_scale)
+        b_rest = _float8(b_rest / b_scale)
     o_f = tl.arange(0, BF)
     p_f = p_out + o_h[:, None] * stride_h + o_f[None, :]
     m_hf = m_h[:, None] & (o_f < HALF)[None, :]
@@ -63,12 +74,12 @@ def _store_head(
 
 @triton.jit
 def rotary_cache_kernel(
-    p_q, p_k, p_v, p_kv, p_out, p_positions, p_slots, p_cos_sin, p_q_norm, p_k_norm,
+    p_q, p_k, p_v, p_kv, p_out, p_positions, p_slots, p_cos_sin, p_q_norm, p_k_norm, p_kv_scale,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
     stride_kvb, stride_kvs, stride_kvh, stride_kvn, stride_ot, stride_oh,
     stride_position, stride_slot, stride_cos, num_q_heads, num_kv_heads, block_size, eps,
     HEAD_DIM: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
-    HAS_Q_NORM: tl.constexpr, HAS_K_NORM: tl.constexpr,
+    HAS_Q_NORM: tl.constexpr, HAS_K_NORM: tl.constexpr, FP8: tl.constexpr,
     BH: tl.constexpr, BF: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Rotate a tile of heads of one token; grid [tokens, query tiles + key-value tiles]."""
@@ -85,8 +96,8 @@ def rotary_cache_kernel(
             HEAD_DIM, HALF, REST, HAS_Q_NORM, BF, BR,
         )  # fmt: skip
         _store_head(
-            p_out + i_token * stride_ot, b_first, b_second, b_rest, o_h, m_h, stride_oh,
-            HEAD_DIM, HALF, REST, BF, BR,
+            p_out + i_token * stride_ot, b_first, b_second, b_rest, o_h, m_h, stride_oh, p_kv_scale,
+            HEAD_DIM, HALF, REST, False, BF, BR,
         )  # fmt: skip
     else:
         slot = tl.load(p_slots + i_token * stride_slot).to(tl.int64)
@@ -100,12 +111,16 @@ def rotary_cache_kernel(
             HEAD_DIM, HALF, REST, HAS_K_NORM, BF, BR,
         )  # fmt: skip
         _store_head(
-            p_page, b_first, b_second, b_rest, o_h, m_h, stride_kvh,
-            HEAD_DIM, HALF, REST, BF, BR,
+            p_page, b_first, b_second, b_rest, o_h, m_h, stride_kvh, p_kv_scale,
+            HEAD_DIM, HALF, REST, FP8, BF, BR,
         )  # fmt: skip
         o_d = tl.arange(0, BD)
         m_hd = m_h[:, None] & (o_d < HEAD_DIM)[None, :]
         p_v_head = p_v + i_token * stride_vt + o_h[:, None] * stride_vh + o_d[None, :]
         b_v = tl.load(p_v_head, mask=m_hd, other=0.0)  # [BH, BD]
+        if FP8:
+            p_v_scale = p_kv_scale + num_kv_heads + o_h
+            b_v_scale = tl.load(p_v_scale, mask=m_h, other=1.0)[:, None]
+            b_v = _float8(b_v.to(tl.float32) / b_v_scale)
         p_v_page = p_page + stride_kvs + o_h[:, None] * stride_kvh + o_d[None, :]
-        tl.store(p_v_page, b_v, mask=m_hd)
+        tl.store(p_v_page, b_v.to(p_kv.dtype.element_ty), mask=m_hd)

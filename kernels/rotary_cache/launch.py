@@ -31,6 +31,7 @@ def rotary_cache_triton(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    kv_scale: Tensor | None = None,
 ) -> Tensor:
     """Rotate q and k, write k and v into kv, return q; arguments as the operator's."""
     num_tokens, num_q_heads, head_dim = q.shape
@@ -43,6 +44,7 @@ def rotary_cache_triton(
     rotary_cache_kernel[(num_tokens, tiles)](
         *(q, k, v, kv, out, positions, slot_mapping, cos_sin),
         *(cos_sin if q_norm is None else q_norm, cos_sin if k_norm is None else k_norm),
+        cos_sin if kv_scale is None else kv_scale,
         *(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
         *(*kv.stride()[:4], out.stride(0), out.stride(1)),
         *(positions.stride(0), slot_mapping.stride(0), cos_sin.stride(0)),
@@ -52,6 +54,7 @@ def rotary_cache_triton(
         REST=rot_dim < head_dim,
         HAS_Q_NORM=q_norm is not None,
         HAS_K_NORM=k_norm is not None,
+        FP8=kv_scale is not None,
         BH=config.block_h,
         BF=next_power_of_2(rot_dim // 2),
         BR=next_power_of_2(head_dim - rot_dim),

@@ -1,8 +1,12 @@
 """Rotary embedding and the cache write in float32 torch; fast enough to serve on a CPU."""
 
+from typing import Final
+
 import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
+
+FLOAT8_MAX: Final = 448.0
 
 
 def build_cos_sin(inv_freq: Tensor, max_pos: int, *, scaling: float = 1.0) -> Tensor:
@@ -27,12 +31,18 @@ def rotary_cache_reference(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
+    kv_scale: Tensor | None = None,
 ) -> Tensor:
     """Rotate q and k, write k and v into kv in place, return q; arguments as the operator's."""
     # [num_tokens, 1, rot_dim / 2]
     cos, sin = cos_sin.index_select(0, positions).float().unsqueeze(1).chunk(2, dim=-1)
-    rotated_k = _rotate(_norm(k, k_norm, eps), cos, sin).to(k.dtype)
-    _write(kv, rotated_k, v, slot_mapping)
+    rotated_k = _rotate(_norm(k, k_norm, eps), cos, sin)
+    if kv_scale is None:
+        _write(kv, rotated_k.to(k.dtype), v, slot_mapping)
+    else:
+        # torch moves float8 about as bytes only
+        stored = [_float8(x, scale) for x, scale in zip((rotated_k, v), kv_scale, strict=True)]
+        _write(kv.view(torch.uint8), *(x.view(torch.uint8) for x in stored), slot_mapping)
     return _rotate(_norm(q, q_norm, eps), cos, sin).to(q.dtype)
 
 
@@ -51,6 +61,11 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         torch.addcmul(second * cos, first, sin),
     ]
     return torch.cat(turned if rest.shape[-1] == 0 else [*turned, rest], dim=-1)
+
+
+def _float8(x: Tensor, scale: Tensor) -> Tensor:
+    """x [tokens, heads, head_dim] over the heads' scales, kept within the type's range."""
+    return (x.float() / scale[:, None]).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn)
 
 
 def _write(kv: Tensor, k: Tensor, v: Tensor, slot_mapping: Tensor) -> None:

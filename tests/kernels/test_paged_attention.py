@@ -1,5 +1,6 @@
 import random
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from baton.kernels.paged_attention import paged_attention, plan, plan_attention,
 
 MIXED = next(case for case in CASES if case.name == "mixed")
 DECODE = next(case for case in CASES if case.name == "decode-window")
+CAPPED = next(case for case in CASES if case.name == "mixed-window-cap")
+PADDING = next(case for case in CASES if case.name == "decode-padding-row")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -53,33 +56,74 @@ def test_triton_half_types(dtype: torch.dtype, triton_device: str) -> None:
     assert_close("mixed", out, inputs.expected(), dtype)
 
 
-@pytest.mark.parametrize("case", [MIXED, DECODE], ids=str)
-def test_triton_split_keys(case: AttentionCase, triton_device: str) -> None:
+@pytest.mark.parametrize("combine", [2, 16])
+@pytest.mark.parametrize("case", [MIXED, DECODE, PADDING], ids=str)
+def test_triton_split_keys(case: AttentionCase, combine: int, triton_device: str) -> None:
     from baton.kernels.paged_attention.launch import (
         AttentionConfigs,
         DecodeConfig,
         ExtendConfig,
-        count_splits,
         paged_attention_triton,
     )
 
-    decode = DecodeConfig(block_n=16, target_programs=64, min_split_tokens=16, max_splits=5)
-    assert count_splits(len(case.query_lens), max(case.context_lens), decode) == 5
+    decode = DecodeConfig(
+        block_n=16, target_programs=64, min_split_tokens=16, combine_splits=combine
+    )
     configs = AttentionConfigs(decode=decode, extend=ExtendConfig(block_m=16, block_n=32))
     inputs = AttentionInputs(case, torch.float32, triton_device)
     out = paged_attention_triton(*inputs.tensors, **inputs.options, configs=configs)  # type: ignore[arg-type]
     assert_close(case.name, out, inputs.expected(), torch.float32)
 
 
-def test_splits_fill_the_device_and_no_more() -> None:
-    from baton.kernels.paged_attention.launch import DecodeConfig, count_splits
+@pytest.mark.parametrize(
+    ("lens", "items"),
+    [
+        # eight rows of one length: as many items each as there is room for
+        ((512,) * 8, (4,) * 8),
+        # enough rows to fill the device by themselves
+        ((64,) * 40, (1,) * 40),
+        # a long row among short ones is cut, they are not; a padding row has one, to write zeros
+        ((2048, 64, 0, 64), (26, 1, 1, 1)),
+        # no item is shorter than the minimum
+        ((100,), (2,)),
+    ],
+)
+def test_plan_cuts_rows_into_items(
+    lens: tuple[int, ...], items: tuple[int, ...], triton_device: str
+) -> None:
+    from baton.kernels.paged_attention.launch import DecodeConfig, make_plan
 
-    config = DecodeConfig(target_programs=264, min_split_tokens=256, max_splits=32)
-    assert count_splits(8, 8192, config) == 32
-    assert count_splits(64, 8192, config) == 5
-    assert count_splits(512, 8192, config) == 1
-    assert count_splits(8, 1024, config) == 4
-    assert count_splits(8, 0, config) == 1
+    # two heads and a target of 64 programs: 32 items and what the rows themselves need
+    config = DecodeConfig(target_programs=64, min_split_tokens=64, block_n=16)
+    kv = torch.zeros(1, 2, 2, 16, 32, device=triton_device)
+    starts = torch.arange(len(lens) + 1, dtype=torch.int32, device=triton_device)
+    contexts = torch.tensor(lens, dtype=torch.int32, device=triton_device)
+    plan = make_plan(kv, starts, contexts, sliding_window=None, config=config)
+    ends = plan.row_item.tolist()
+    assert tuple(b - a for a, b in pairwise(ends)) == items
+    assert ends[-1] <= plan.item_row.shape[0]
+    expected = [row for row, count in enumerate(items) for _ in range(count)]
+    assert plan.item_row[: ends[-1]].tolist() == expected
+    # a row of several tokens is not the decode kernel's, and a window leaves little of a long row
+    starts[1:] += 1
+    windowed = make_plan(kv, starts, contexts, sliding_window=40, config=config)
+    assert windowed.row_item.tolist() == [0, *range(len(lens))]
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("case", [MIXED, CAPPED], ids=str)
+def test_fp8_with_scales(case: AttentionCase, backend: Any, triton_device: str) -> None:
+    device = triton_device if backend == "triton" else "cpu"
+    inputs = AttentionInputs(case, torch.float32, device)
+    kv_scale = torch.rand(2, case.kv_heads, device=device) + 0.5
+    stored = inputs.kv.to(torch.float8_e4m3fn)
+    inputs.kv = stored.float() * kv_scale[:, :, None, None]
+    expected = inputs.expected()
+    inputs.kv = stored
+    out = paged_attention(*inputs.tensors, **inputs.options, kv_scale=kv_scale, backend=backend)
+    # the kernel multiplies in float16
+    dtype = torch.float16 if backend == "triton" else torch.float32
+    assert_close(case.name, out, expected, dtype)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -150,6 +194,8 @@ def _arguments() -> dict[str, Any]:
         ("max_query_len", lambda n: n + 1000, "max_query_len"),
         ("sliding_window", lambda _: 0, "sliding_window"),
         ("soft_cap", lambda _: -1.0, "soft_cap"),
+        ("kv_scale", lambda _: torch.ones(2, 1), "goes with float8"),
+        ("kv", lambda kv: kv.to(torch.float8_e4m3fn), "goes with float8"),
         ("backend", lambda _: "cuda", "backend"),
     ],
 )

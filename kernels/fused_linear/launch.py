@@ -69,7 +69,8 @@ def pick_config(num_tokens: int, weight: Tensor) -> LinearConfig:
         return _LIBRARY
     default = _ONE if num_tokens == 1 else _FEW if num_tokens <= _MIN_DOT else _MORE
     name = config_name(num_tokens, *weight.shape)
-    return tuned_config("fused_linear", name, default, weight.device)
+    config: LinearConfig = tuned_config("fused_linear", name, default, weight.device)
+    return config
 
 
 def fused_linear_triton(

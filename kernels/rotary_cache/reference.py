@@ -41,8 +41,9 @@ def rotary_cache_reference(
         _write(kv, rotated_k.to(k.dtype), v, slot_mapping)
     else:
         # torch moves float8 about as bytes only
-        stored = [_float8(x, scale) for x, scale in zip((rotated_k, v), kv_scale, strict=True)]
-        _write(kv.view(torch.uint8), *(x.view(torch.uint8) for x in stored), slot_mapping)
+        stored_k, stored_v = _float8(rotated_k, kv_scale[0]), _float8(v, kv_scale[1])
+        as_bytes = kv.view(torch.uint8)
+        _write(as_bytes, stored_k.view(torch.uint8), stored_v.view(torch.uint8), slot_mapping)
     return _rotate(_norm(q, q_norm, eps), cos, sin).to(q.dtype)
 
 

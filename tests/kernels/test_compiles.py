@@ -21,7 +21,7 @@ def test_kernels_compile_for_hopper_without_spills(tmp_path: Path) -> None:
     lines = [line.split(", ") for line in result.stdout.splitlines()]
     assert {name for name, *_ in lines} == {
         "decode_kernel",
-        "combine_kernel",
+        "plan_kernel",
         "extend_kernel",
         "rotary_cache_kernel",
         "rms_norm_kernel",

@@ -105,6 +105,8 @@ class StubWorker(WorkerServicer):
         self.config = config
         self.hub = FeedHub()
         self.draining = False
+        # What it says of its queue and its KV blocks.
+        self.load = WorkerLoad()
         # Ends requests without saying so, as a worker that dies at the wrong moment would.
         self.withholds_done = False
         # What the next submits are answered with instead of tokens, in order.
@@ -255,7 +257,9 @@ class StubWorker(WorkerServicer):
             self.report()
 
     def _load(self) -> WorkerLoad:
-        return WorkerLoad(num_running=len(self._running), draining=self.draining)
+        return dataclasses.replace(
+            self.load, num_running=len(self._running), draining=self.draining
+        )
 
     def _hello(self) -> pb.WorkerHello:
         config = self.config

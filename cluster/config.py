@@ -21,6 +21,7 @@ from baton.engine.config import EngineConfig
 from baton.gateway.config import GatewayConfig
 from baton.gateway.dialect import check_parsers
 from baton.gateway.fleet_config import FleetConfig
+from baton.gateway.tenants import TenantConfig
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos.errors import ConfigError
 from baton.protos.types import Role
@@ -171,6 +172,11 @@ class BatonConfig:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TenantsFile:
+    tenants: tuple[TenantConfig, ...] = ()
+
+
 def with_gpus(config: BatonConfig, num_gpus: float) -> BatonConfig:
     """Resolves `num_gpus` None of either pool for a cluster that has `num_gpus` GPUs altogether.
 
@@ -256,9 +262,10 @@ def _pool(role: Role, model: Path, model_name: str, document: Document) -> PoolC
 
 def _gateway(model: Path, model_name: str, document: Document) -> GatewayConfig:
     path = ("gateway",)
-    fields = read_fields(
-        GatewayConfig, document.values.get("gateway"), document, path, GATEWAY_FIXED
-    )
+    section, tenants = _tenants_file(document)
+    fields = read_fields(GatewayConfig, section, document, path, GATEWAY_FIXED)
+    if tenants:
+        fields["tenants"] = (*fields.get("tenants", ()), *tenants)
     given = {"model_dir": str(model), "served_model_names": (model_name,)}
     if "http_port" in fields and "grpc_port" not in fields:
         # Beside the HTTP port, as the defaults are, so that two clusters need two numbers only.
@@ -274,6 +281,26 @@ def _gateway(model: Path, model_name: str, document: Document) -> GatewayConfig:
         where = (*path, error.param) if error.param else path
         raise document.error(where, error.message) from error
     return gateway
+
+
+def _tenants_file(document: Document) -> tuple[Any, tuple[TenantConfig, ...]]:
+    """The gateway's section without `tenants_file`, and the tenants of that file: keys are kept
+    apart from the configuration.
+    """
+    section = document.values.get("gateway")
+    if not isinstance(section, Mapping) or section.get("tenants_file") is None:
+        return section, ()
+    name = section["tenants_file"]
+    if not isinstance(name, str):
+        raise document.error(("gateway", "tenants_file"), "gateway.tenants_file must be a path")
+    try:
+        secrets = load_document(Path(name).expanduser())
+    except ConfigError as error:
+        problem = f"gateway.tenants_file: {error.message}"
+        raise document.error(("gateway", "tenants_file"), problem) from error
+    fields = read_fields(_TenantsFile, secrets.values, secrets, ())
+    left = {key: value for key, value in section.items() if key != "tenants_file"}
+    return left, fields.get("tenants", ())
 
 
 def _model_dir(wanted: str, document: Document) -> Path:

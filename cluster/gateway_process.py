@@ -90,6 +90,8 @@ class GatewayProcess:
             self._config.router,
             gateway_id=self._gateway_id,
             config=self._config.fleet,
+            admission=self._config.gateway.admission,
+            tenants=self._config.gateway.every_tenant,
         )
         await self._fleet.start()
         self._server = await self._serve(self._fleet)

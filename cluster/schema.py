@@ -189,7 +189,8 @@ def build(cls: type[T], arguments: Mapping[str, Any], document: Document, path: 
     try:
         return cls(**arguments)
     except BatonError as error:
-        where = (*path, *error.param.split(".")) if error.param else path
+        inner = error.param.split(".") if error.param else []
+        where = (*path, *(int(part) if part.isdecimal() else part for part in inner))
         raise document.error(where, f"{_prefix(path)}{error.message}") from error
     except (ValueError, TypeError) as error:
         raise document.error(path, f"{_prefix(path)}{error}") from error

@@ -1,35 +1,32 @@
-"""API keys, compared in constant time."""
+"""API keys, compared in constant time, and whose they are."""
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Sequence
 
+from baton.gateway.tenants import EVERYBODY, TenantConfig, key_digest
 from baton.protos.errors import AuthenticationError
 
 
 class ApiKeys:
-    """Who may call. Without keys everybody may. Keeps digests, never the keys."""
+    """Who may call. Without tenants everybody may. Keeps digests, never the keys."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._digests = tuple(_digest(key) for key in keys)
+    def __init__(self, tenants: Sequence[TenantConfig]) -> None:
+        self._owners = tuple((key_digest(key), t.name) for t in tenants for key in t.keys)
 
-    def check(self, authorization: str | None) -> None:
-        """`authorization` is the header's value. Raises AuthenticationError."""
-        if not self._digests:
-            return
+    def check(self, authorization: str | None) -> str:
+        """The tenant's name. `authorization` is the header's value. Raises AuthenticationError."""
+        if not self._owners:
+            return EVERYBODY
         if authorization is None:
             raise AuthenticationError(
                 "no API key was sent: put 'Authorization: Bearer KEY' into the request"
             )
         scheme, _, key = authorization.partition(" ")
-        given = _digest(key.strip())
+        given = key_digest(key.strip())
         # Every key is compared, so that time tells nothing about which one was close.
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        if scheme.lower() != "bearer" or not any(matches):
+        owners = [name for digest, name in self._owners if hmac.compare_digest(given, digest)]
+        if scheme.lower() != "bearer" or not owners:
             raise AuthenticationError("the API key is not known here: check it")
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+        return owners[0]

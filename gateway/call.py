@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baton.gateway.reply import ReplyPlan
+from baton.gateway.tenants import EVERYBODY
 from baton.protos.constraints import Grammar
 from baton.protos.types import SamplingParams
 
@@ -72,6 +73,9 @@ class Call:
     # None: the worker's own limit.
     timeout_s: float | None = None
     traceparent: str = ""
+    # Whose request it is, and within how many seconds its first token is wanted (None: any).
+    tenant: str = EVERYBODY
+    ttft_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from baton.gateway.tenants import TenantConfig, all_tenants, check_tenants
 from baton.protos.errors import ConfigError
+from baton.router.admission_config import AdmissionConfig
 
 # What a parser's name may be besides a format's.
 AUTO = "auto"
@@ -30,7 +32,8 @@ class GatewayConfig:
 
     `model_dir` holds tokenizer.json, tokenizer_config.json, config.json and the chat template;
     weights are never read. Port 0 takes a free port (`GatewayServer.http_port` tells which);
-    `grpc_port` None serves no gRPC. No `api_keys` means no authentication. Times are seconds.
+    `grpc_port` None serves no gRPC. Neither `api_keys` nor `tenants` means no authentication. Times
+    are seconds.
     Raises ConfigError.
     """
 
@@ -40,8 +43,10 @@ class GatewayConfig:
     grpc_port: int | None = 8001
     # Names that clients may call the model by; the first is reported. Empty: the folder's name.
     served_model_names: tuple[str, ...] = ()
-    # Secrets: never shown by repr.
+    # Secrets: never shown by repr. Each is a tenant of its own, with no limits.
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    tenants: tuple[TenantConfig, ...] = ()
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     max_body_bytes: int = 8 << 20
     # Requests being served by this gateway, HTTP and gRPC together; beyond it 429 with Retry-After.
     max_concurrent_requests: int = 1024
@@ -95,6 +100,7 @@ class GatewayConfig:
             )
         if any(not key for key in self.api_keys):
             raise ConfigError("api_keys holds an empty key: remove it", param="api_keys")
+        check_tenants(self.tenants, self.api_keys)
         if (self.tls_cert_path is None) != (self.tls_key_path is None):
             raise ConfigError(
                 "tls_cert_path and tls_key_path go together: set both or neither",
@@ -105,3 +111,8 @@ class GatewayConfig:
     def model_names(self) -> tuple[str, ...]:
         """Every name that a request's `model` may have; the first is the one that is reported."""
         return self.served_model_names or (Path(self.model_dir).resolve().name,)
+
+    @property
+    def every_tenant(self) -> list[TenantConfig]:
+        """Configured tenants, and those that plain API keys stand for."""
+        return all_tenants(self.tenants, self.api_keys)

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from baton.gateway.errors_http import error_body, error_headers
 from baton.gateway.limits import Deadline
+from baton.gateway.tenants import EVERYBODY
 from baton.protos.errors import (
     BatonError,
     CancelledError,
@@ -24,7 +25,7 @@ _SSE = b"text/event-stream; charset=utf-8"
 class Exchange:
     """Reads the body within a limit and writes one response: whole, or event by event.
 
-    `extra_headers` may be added to until the response starts.
+    `extra_headers` may be added to until the response starts. `tenant` is whose request it is.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
@@ -32,6 +33,7 @@ class Exchange:
         self.headers = Headers(scope=scope)
         self.query = QueryParams(scope["query_string"])
         self.request_id = request_id
+        self.tenant = EVERYBODY
         self.extra_headers: list[tuple[bytes, bytes]] = []
         self.started = False
         self.completed = False

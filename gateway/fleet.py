@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from baton.gateway.fleet_config import Directory, FleetConfig, StaticDirectory
 from baton.gateway.fleet_generation import Generation, TokenChunk
 from baton.gateway.fleet_roster import ModelFacts, Roster
-from baton.gateway.worker_link import WorkerLink
+from baton.gateway.fleet_track import FleetStatistics, Track, route_request
+from baton.gateway.fleet_waiting import WaitingRoom
+from baton.gateway.tenants import EVERYBODY
 from baton.protos.clock import Clock, SystemClock
 from baton.protos.errors import BatonError, DeadlineError, OverloadedError, UnavailableError
-from baton.protos.hashing import block_hashes
 from baton.protos.types import FinishReason, GenerateRequest
+from baton.router.admission import TenantStatistics
+from baton.router.admission_config import AdmissionConfig, TenantLimits
 from baton.router.config import RouterConfig
+from baton.router.holding import start_wait_s
 from baton.router.plan import Plan, RouteRequest, plan
-from baton.router.view import WorkerView
+from baton.router.view import ClusterView, WorkerView
 
 __all__ = [
     "Directory",
@@ -31,34 +36,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetStatistics:
-    """`num_parked` of `num_generations` wait for a worker; the rest are totals since the start."""
-
-    num_generations: int
-    num_parked: int
-    num_submitted: int
-    num_replayed: int
-    num_links_lost: int
-
-
-@dataclass(slots=True)
-class _Track:
-    """What the fleet keeps of one generation between its attempts."""
-
-    sequence: int
-    hashes: list[bytes] | None = None
-    link: WorkerLink | None = None
-    handle: int = 0
-    prefill_links: list[WorkerLink] = field(default_factory=list)
-    # Workers that failed it, by the incarnation that did.
-    failed_by: dict[str, str] = field(default_factory=dict)
-    last_error: BatonError | None = None
-    deadline: asyncio.TimerHandle | None = None
-    park_timer: asyncio.TimerHandle | None = None
-    parked_s: float = 0.0
+# Reports that free a place come in bursts: those that wait are planned again once for each burst.
+_PUMP_S = 0.005
 
 
 class Fleet:
@@ -79,6 +58,8 @@ class Fleet:
         clock: Clock | None = None,
         config: FleetConfig | None = None,
         rng: random.Random | None = None,
+        admission: AdmissionConfig | None = None,
+        tenants: Sequence[TenantLimits] = (),
     ) -> None:
         self._router = router
         self._clock = clock or SystemClock()
@@ -87,11 +68,17 @@ class Fleet:
         self._roster = Roster(
             directory,
             self._workers_changed,
+            self._pump_soon,
             gateway_id=gateway_id,
             config=self._config,
             clock=self._clock,
         )
-        self._tracks: dict[Generation, _Track] = {}
+        self._room = WaitingRoom(
+            admission or AdmissionConfig(), tenants, self._clock, Generation.fail
+        )
+        self._missing: UnavailableError | None = None
+        self._pump_timer: asyncio.TimerHandle | None = None
+        self._tracks: dict[Generation, Track] = {}
         self._parked: dict[Generation, None] = {}
         self._changed = asyncio.Event()
         self._closed = False
@@ -108,6 +95,9 @@ class Fleet:
         self._closed = True
         for generation in list(self._tracks):
             generation.fail(UnavailableError("this gateway is shutting down"))
+        self._room.close()
+        if self._pump_timer is not None:
+            self._pump_timer.cancel()
         await self._roster.close()
 
     @property
@@ -141,9 +131,14 @@ class Fleet:
         """Every known worker, with those that are not usable and why."""
         return [link.view() for link in self._roster.links()]
 
+    def tenants(self) -> list[TenantStatistics]:
+        """Every tenant that has sent a request or is configured."""
+        return self._room.statistics()
+
     def statistics(self) -> FleetStatistics:
         return FleetStatistics(
             num_generations=len(self._tracks),
+            num_waiting=self._room.num_waiting,
             num_parked=len(self._parked),
             num_submitted=self._num_submitted,
             num_replayed=self._num_replayed,
@@ -156,7 +151,9 @@ class Fleet:
         for link in self._roster.links():
             assert not link.num_live or id(link) in running, "a link runs what nobody tracks"
         num_live = sum(link.num_live for link in self._roster.links())
-        assert num_live + len(self._parked) == len(self._tracks), "a generation is nowhere"
+        num_here = len(self._parked) + self._room.num_waiting
+        assert num_live + num_here == len(self._tracks), "a generation is nowhere"
+        self._room.check_integrity()
         self._roster.index.check_integrity()
 
     def generate(
@@ -166,11 +163,15 @@ class Fleet:
         timeout_s: float | None = None,
         traceparent: str = "",
         stick_to: str | None = None,
+        tenant: str = EVERYBODY,
+        ttft_s: float | None = None,
     ) -> Generation:
-        """Plans and submits at once; everything that goes wrong later is raised by the iterator.
+        """Plans and submits when it is the `tenant`'s turn and a worker can begin soon; everything
+        that goes wrong later is raised by the iterator.
 
         `stick_to` names the decode worker that already holds the prompt; where it is gone the
-        request is planned as any other. Raises OverloadedError over `max_generations` and
+        request is planned as any other, and either way it does not wait. Raises OverloadedError
+        where the request cannot be served, or not with its first token within `ttft_s`, and
         UnavailableError after `close`.
         """
         if self._closed:
@@ -185,11 +186,21 @@ class Fleet:
             traceparent=traceparent,
             stick_to=stick_to,
         )
-        track = self._tracks[generation] = _Track(self._num_requests)
+        if stick_to is None:
+            first_s = min(math.inf if s is None else s for s in (timeout_s, ttft_s))
+            self._room.enter(generation, tenant, self._clock.now_s() + first_s)
+        else:
+            self._room.pass_by(generation, tenant)
+        track = self._tracks[generation] = Track(self._num_requests)
         if timeout_s is not None:
             loop = asyncio.get_running_loop()
             track.deadline = loop.call_later(timeout_s, self._expired, generation, timeout_s)
-        self._place(generation, track)
+        if stick_to is not None:
+            self._place(generation, track)
+        elif self._missing is None:
+            self._pump()
+        else:
+            self._give_up_later(generation, track, self._missing)
         return generation
 
     # What generations report.
@@ -226,58 +237,88 @@ class Fleet:
 
     def ended(self, generation: Generation) -> None:
         track = self._tracks.pop(generation)
+        self._room.ended(generation)
         self._unpark(generation, track)
         if track.deadline is not None:
             track.deadline.cancel()
         if track.link is not None:
             track.link.abort(track.handle)
         self._detach(generation, track)
+        self._pump_soon()
+
+    # Whose turn it is.
+
+    def _pump(self) -> None:
+        """Sends the next requests, as long as a worker can begin them soon."""
+        while (generation := self._room.head()) is not None:
+            track, view = self._tracks[generation], self._roster.cluster()
+            try:
+                route = self._route(generation, track, view)
+                chosen = plan(view, self._roster.index, route, self._router, self._rng)
+                self._set_missing(None)
+                error = self._room.too_late(generation, chosen.ttft_s)
+                if error is not None:
+                    generation.fail(error)
+                    continue
+                wait_s = start_wait_s(view, chosen, route)
+                if wait_s > self._room.hold_s:
+                    return
+                self._submit(generation, track, chosen)
+            except UnavailableError as missing:
+                self._set_missing(missing)
+                return
+            except OverloadedError:
+                return
+            self._room.started(generation, chosen.num_cached_tokens, chosen.ttft_s - wait_s)
+
+    def _pump_soon(self) -> None:
+        """Once for all that happens in a moment: a plan costs more than a message."""
+        if self._pump_timer is None and self._room.num_waiting and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._pump_timer = loop.call_later(_PUMP_S, self._pump_now)
+
+    def _pump_now(self) -> None:
+        self._pump_timer = None
+        self._pump()
+
+    def _set_missing(self, missing: UnavailableError | None) -> None:
+        """While there is no worker at all, requests wait as long as `worker_wait_s` only."""
+        before, self._missing = self._missing, missing
+        if missing is None and before is None:
+            return
+        for generation in self._room.waiting() if missing is None or before is None else ():
+            track = self._tracks[generation]
+            if missing is None:
+                self._unpark(generation, track)
+            else:
+                self._give_up_later(generation, track, missing)
 
     # Attempts.
 
-    def _place(self, generation: Generation, track: _Track) -> None:
+    def _place(self, generation: Generation, track: Track) -> None:
+        view = self._roster.cluster()
         try:
-            chosen = self._plan(generation, track)
-            link = self._roster.link(chosen.decode)
-            handle = link.submit(generation, chosen)
+            route = self._route(generation, track, view)
+            chosen = plan(view, self._roster.index, route, self._router, self._rng)
+            self._submit(generation, track, chosen)
         except (UnavailableError, OverloadedError) as error:
             self._park(generation, track, error)
-            return
+
+    def _submit(self, generation: Generation, track: Track, chosen: Plan) -> None:
+        link = self._roster.link(chosen.decode)
+        handle = link.submit(generation, chosen)
         self._unpark(generation, track)
         self._num_submitted += 1
         generation.planned(chosen)
         track.link, track.handle = link, handle
         self._count_in_flight(generation, track, chosen)
 
-    def _plan(self, generation: Generation, track: _Track) -> Plan:
-        request = generation.request
-        block_size = self.model.block_size
-        if track.hashes is None and self._roster.index:
-            track.hashes = block_hashes(
-                request.prompt_token_ids, block_size, salt=request.cache_salt
-            )
-        view = self._roster.cluster()
-        excluded = frozenset(
-            worker.member.worker_id
-            for worker in view.decode
-            if track.failed_by.get(worker.member.worker_id) == worker.member.incarnation
-        )
-        route = RouteRequest(
-            request_id=request.request_id,
-            num_prompt_tokens=len(request.prompt_token_ids)
-            + len(request.output_token_ids)
-            + generation.num_received,
-            block_hashes=track.hashes or (),
-            block_size=block_size,
-            max_tokens=request.sampling.max_tokens,
-            prompt_logprobs=request.sampling.prompt_logprobs is not None,
-            exclude=excluded,
-            stick_to=generation.stick_to,
-            sequence=track.sequence,
-        )
-        return plan(view, self._roster.index, route, self._router, self._rng)
+    def _route(self, generation: Generation, track: Track, view: ClusterView) -> RouteRequest:
+        # Hashing a long prompt for an empty index would be for nothing.
+        hashed = bool(self._roster.index)
+        return route_request(generation, track, view, self.model.block_size, hashed=hashed)
 
-    def _count_in_flight(self, generation: Generation, track: _Track, chosen: Plan) -> None:
+    def _count_in_flight(self, generation: Generation, track: Track, chosen: Plan) -> None:
         now_s = self._clock.now_s()
         num_prompt = len(generation.request.prompt_token_ids) + generation.num_received
         num_uncached = max(1, num_prompt - chosen.num_cached_tokens)
@@ -288,7 +329,7 @@ class Fleet:
         for link in track.prefill_links:
             link.in_flight.add(id(generation), now_s, num_uncached)
 
-    def _detach(self, generation: Generation, track: _Track) -> None:
+    def _detach(self, generation: Generation, track: Track) -> None:
         for link in (track.link, *track.prefill_links):
             if link is not None:
                 link.in_flight.remove(id(generation))
@@ -299,21 +340,24 @@ class Fleet:
 
     # Waiting for a worker.
 
-    def _park(self, generation: Generation, track: _Track, error: BatonError) -> None:
+    def _park(self, generation: Generation, track: Track, error: BatonError) -> None:
         refused = track.last_error or error
         if isinstance(refused, OverloadedError) and not generation.num_received:
             # Nobody waits for this stream's next token yet: better an honest 429 than a queue.
             generation.fail(refused)
             return
         if track.park_timer is None:
-            wait_s = self._config.no_worker_wait_s
             track.parked_s = self._clock.now_s()
-            track.park_timer = asyncio.get_running_loop().call_later(
-                wait_s, self._gave_up, generation, error
-            )
             self._parked[generation] = None
+            self._give_up_later(generation, track, error)
 
-    def _unpark(self, generation: Generation, track: _Track) -> None:
+    def _give_up_later(self, generation: Generation, track: Track, error: BatonError) -> None:
+        if track.park_timer is None:
+            track.park_timer = asyncio.get_running_loop().call_later(
+                self._config.worker_wait_s, self._gave_up, generation, error
+            )
+
+    def _unpark(self, generation: Generation, track: Track) -> None:
         self._parked.pop(generation, None)
         if track.park_timer is not None:
             track.park_timer.cancel()
@@ -327,9 +371,10 @@ class Fleet:
                 # Who refused a while ago may take it now, and there is nobody else.
                 track.failed_by.clear()
             self._place(generation, track)
+        self._pump()
 
     def _gave_up(self, generation: Generation, error: BatonError) -> None:
-        wait_s = self._config.no_worker_wait_s
+        wait_s = self._config.worker_wait_s
         generation.fail(
             UnavailableError(f"no worker became available within {wait_s} s: {error.message}")
         )

@@ -36,14 +36,17 @@ class FleetConfig:
     """Limits and waits of a Fleet, in seconds where they end in `_s`. Raises ConfigError.
 
     `max_replays` bounds how often one request is submitted again, `no_worker_wait_s` how long it
-    waits for a decode worker each time. A worker that says nothing for `lost_after_s` is lost, even
-    while its connection stands: a stopped process must not hold requests until clients give up.
+    waits for a decode worker each time; or `wake_wait_s`, if longer, where the pool may be scaled
+    to zero and needs time to come back (0: it never is). A worker that says nothing for
+    `lost_after_s` is lost, even while its connection stands: a stopped process must not hold
+    requests until clients give up.
     """
 
     poll_s: float = 0.5
     directory_timeout_s: float = 2.0
     max_replays: int = 3
     no_worker_wait_s: float = 10.0
+    wake_wait_s: float = 0.0
     max_generations: int = 4096
     # Requests that wait to be sent to one worker, and the size at which a message holds no more.
     max_pending_submits: int = 4096
@@ -56,7 +59,7 @@ class FleetConfig:
     settle_s: float = 0.05
 
     def __post_init__(self) -> None:
-        may_be_zero = {"max_replays", "no_worker_wait_s", "settle_s"}
+        may_be_zero = {"max_replays", "no_worker_wait_s", "wake_wait_s", "settle_s"}
         for field in fields(self):
             value = getattr(self, field.name)
             if (
@@ -68,3 +71,8 @@ class FleetConfig:
                 raise ConfigError(
                     f"{field.name} is {value}, but must be finite and {bound}", param=field.name
                 )
+
+    @property
+    def worker_wait_s(self) -> float:
+        """How long a request waits while there is no decode worker."""
+        return max(self.no_worker_wait_s, self.wake_wait_s)

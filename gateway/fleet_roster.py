@@ -35,13 +35,15 @@ class Roster:
     A link that is replaced (a new incarnation, or KV events that were lost) is retired: it takes
     nothing new and ends with its last request. A worker that the directory no longer lists stays
     while its stream stands, so that a directory that lost its memory costs no request.
-    `on_change` is called whenever a request that found no worker might find one now.
+    `on_change` is called whenever a request that found no worker might find one now, `on_load`
+    whenever a worker has reported.
     """
 
     def __init__(
         self,
         directory: Directory,
         on_change: Callable[[], None],
+        on_load: Callable[[], None],
         *,
         gateway_id: str,
         config: FleetConfig,
@@ -52,6 +54,7 @@ class Roster:
         self.num_links_lost = 0
         self._directory = directory
         self._on_change = on_change
+        self._on_load = on_load
         self._gateway_id = gateway_id
         self._config = config
         self._clock = clock
@@ -146,6 +149,7 @@ class Roster:
         elif worker_id in self._draining:
             self._draining.discard(worker_id)
             self._on_change()
+        self._on_load()
 
     def kv_events(self, link: WorkerLink, events: KvEvents) -> None:
         if self._is_current(link):

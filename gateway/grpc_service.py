@@ -7,11 +7,11 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
 
-from baton.gateway.auth import ApiKeys
 from baton.gateway.call import Job, TextPrompt, TokenPrompt
 from baton.gateway.choice import Choice
 from baton.gateway.grpc_messages import (
@@ -34,7 +34,6 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
 
     def __init__(self, service: GatewayService) -> None:
         self._service = service
-        self._keys = ApiKeys(service.config.api_keys)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         response = pb.GenerateResponse(model=self._service.model_names[0])
@@ -109,9 +108,9 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
         service = self._service
         try:
             with service.metrics.request(method):
-                self._keys.check(dict(context.invocation_metadata() or ()).get("authorization"))
+                tenant = self._tenant(context)
                 deadline = Deadline(self._timeout_s(context, wanted_s))
-                with service.admission.admit(deadline):
+                with service.admission.admit(deadline, tenant):
                     async with deadline:
                         yield
         except BatonError as error:
@@ -128,10 +127,17 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
         """One prepared and started sequence."""
         received_s = self._service.clock.now_s()
         timeout_s = self._timeout_s(context, request.timeout_s)
-        call = generate_call(request, f"gen-{uuid.uuid4().hex}", timeout_s)
+        call = replace(
+            generate_call(request, f"gen-{uuid.uuid4().hex}", timeout_s),
+            tenant=self._tenant(context),
+            ttft_s=self._service.ttft_s(_ttft_s(context)),
+        )
         job = await self._service.prepare(call)
         async with self._service.open(job, received_s) as choices:
             yield job, choices[0]
+
+    def _tenant(self, context: Any) -> str:
+        return self._service.keys.check(_metadata(context).get("authorization"))
 
     def _timeout_s(self, context: Any, wanted_s: float) -> float:
         """The least of what the request, the client's deadline and the configuration allow."""
@@ -141,6 +147,23 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
 
     def _logprobs(self, entries: Any) -> list[pb.TokenLogprob]:
         return logprob_messages(self._service.tokenizer, entries)
+
+
+def _metadata(context: Any) -> dict[str, Any]:
+    return dict(context.invocation_metadata() or ())
+
+
+def _ttft_s(context: Any) -> float | None:
+    value = _metadata(context).get("x-baton-ttft-s")
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"the metadata x-baton-ttft-s is {value[:128]!r}, but must be a number of seconds",
+            param="x-baton-ttft-s",
+        ) from error
 
 
 def _explain(request: pb.GenerateRequest, context: Any, choice: Choice) -> None:

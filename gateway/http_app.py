@@ -15,7 +15,6 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import Receive, Scope, Send
 
-from baton.gateway.auth import ApiKeys
 from baton.gateway.call import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from baton.gateway.cluster_api import WorkersEndpoint
 from baton.gateway.errors_http import error_body
@@ -52,7 +51,6 @@ class HttpApp:
 
     def __init__(self, service: GatewayService) -> None:
         self._service = service
-        self._keys = ApiKeys(service.config.api_keys)
         self._created = int(time.time())
         self._routes = {
             "/v1/chat/completions": Route("POST", GenerateEndpoint(service, read_chat)),
@@ -92,7 +90,8 @@ class HttpApp:
             return
         with self._service.metrics.request(name):
             if not route.open:
-                self._keys.check(exchange.headers.get("authorization"))
+                authorization = exchange.headers.get("authorization")
+                exchange.tenant = self._service.keys.check(authorization)
             await route.handler(exchange)
 
     def _find(self, path: str) -> tuple[str, Route]:
@@ -123,7 +122,7 @@ class HttpApp:
         }
 
     async def _tokenize(self, exchange: Exchange) -> None:
-        async with self._admitted():
+        async with self._admitted(exchange):
             body = await self._read(exchange, TokenizeBody)
             self._service.check_model(body.model)
             token_ids = await self._service.tokenize(_tokenize_prompt(body))
@@ -138,7 +137,7 @@ class HttpApp:
 
     async def _detokenize(self, exchange: Exchange) -> None:
         decode = self._service.tokenizer.decode
-        async with self._admitted():
+        async with self._admitted(exchange):
             body = await self._read(exchange, DetokenizeBody)
             self._service.check_model(body.model)
             prompt = TokenPrompt(token_ids=body.tokens, param="tokens")
@@ -152,10 +151,10 @@ class HttpApp:
         return await self._service.off_loop(len(raw), lambda: parse_body(model, raw))
 
     @contextlib.asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[None]:
+    async def _admitted(self, exchange: Exchange) -> AsyncIterator[None]:
         """Admission bounds the work that may wait for the tokenizer's threads."""
         deadline = Deadline(self._service.config.default_timeout_s)
-        with self._service.admission.admit(deadline):
+        with self._service.admission.admit(deadline, exchange.tenant):
             async with deadline:
                 yield
 

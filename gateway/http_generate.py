@@ -53,9 +53,10 @@ class GenerateEndpoint:
     async def __call__(self, exchange: Exchange) -> None:
         service = self._service
         received_s = service.clock.now_s()
-        timeout_s = service.timeout_s(_timeout_header(exchange))
+        timeout_s = service.timeout_s(_seconds_header(exchange, "x-baton-timeout-s"))
+        ttft_s = service.ttft_s(_seconds_header(exchange, "x-baton-ttft-s"))
         deadline = Deadline(timeout_s)
-        with service.admission.admit(deadline):
+        with service.admission.admit(deadline, exchange.tenant):
             async with deadline:
                 raw = await exchange.read_body(
                     service.config.max_body_bytes, service.config.body_timeout_s
@@ -64,6 +65,8 @@ class GenerateEndpoint:
                 call = replace(
                     answer.call,
                     timeout_s=timeout_s,
+                    tenant=exchange.tenant,
+                    ttft_s=ttft_s,
                     traceparent=exchange.headers.get("traceparent", "")[:_MAX_HEADER_CHARS],
                 )
                 async with _client_watched(exchange, deadline):
@@ -125,15 +128,14 @@ def _explain(exchange: Exchange, choice: Choice) -> None:
         exchange.extra_headers.append((b"x-baton-plan", plan))
 
 
-def _timeout_header(exchange: Exchange) -> float | None:
-    value = exchange.headers.get("x-baton-timeout-s")
+def _seconds_header(exchange: Exchange, name: str) -> float | None:
+    value = exchange.headers.get(name)
     if value is None:
         return None
     try:
         return float(value)
     except ValueError as error:
         raise InvalidRequestError(
-            f"the header x-baton-timeout-s is {value[:_MAX_HEADER_CHARS]!r}, but must be a number "
-            "of seconds",
-            param="x-baton-timeout-s",
+            f"the header {name} is {value[:_MAX_HEADER_CHARS]!r}, but must be a number of seconds",
+            param=name,
         ) from error

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
+from baton.gateway.tenants import EVERYBODY
 from baton.protos.clock import Clock
 from baton.protos.errors import BatonError, DeadlineError, OverloadedError, UnavailableError
+from baton.router.admission import CROWD_FACTOR
 
 
 class Deadline:
@@ -57,12 +60,18 @@ class Deadline:
 
 
 class Admission:
-    """Counts the requests in flight, refuses those beyond the limit, and empties at shutdown."""
+    """Counts the requests in flight, refuses those beyond the limit, and empties at shutdown.
 
-    def __init__(self, limit: int, clock: Clock) -> None:
+    Where tenants share the gateway, none of them may hold more than CROWD_FACTOR times the places
+    that are still free, so that there is always one for another.
+    """
+
+    def __init__(self, limit: int, clock: Clock, *, shared: bool = False) -> None:
         self._limit = limit
         self._clock = clock
-        self._running: set[Deadline] = set()
+        self._shared = shared
+        self._running: dict[Deadline, str] = {}
+        self._by_tenant: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
@@ -77,23 +86,20 @@ class Admission:
         return self._closing
 
     @contextlib.contextmanager
-    def admit(self, deadline: Deadline) -> Iterator[None]:
+    def admit(self, deadline: Deadline, tenant: str = EVERYBODY) -> Iterator[None]:
         """Holds one place. OverloadedError when none is free, UnavailableError during shutdown."""
         if self._closing:
             raise UnavailableError("this gateway is shutting down: send the request to another one")
-        if len(self._running) >= self._limit:
-            raise OverloadedError(
-                f"{self._limit} requests are being served, the most that this gateway takes: "
-                "retry later",
-                retry_after_s=self._retry_after_s(),
-            )
+        self._check_room(tenant)
         started_s = self._clock.now_s()
-        self._running.add(deadline)
+        self._running[deadline] = tenant
+        self._by_tenant[tenant] += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self._running.discard(deadline)
+            del self._running[deadline]
+            self._by_tenant[tenant] -= 1
             self._mean_s += 0.1 * (self._clock.now_s() - started_s - self._mean_s)
             if not self._running:
                 self._idle.set()
@@ -108,6 +114,19 @@ class Admission:
         for deadline in list(self._running):
             deadline.end(UnavailableError("the gateway shut down before the answer was complete"))
         await self._idle.wait()
+
+    def _check_room(self, tenant: str) -> None:
+        free = self._limit - len(self._running)
+        if free <= 0:
+            what = f"{self._limit} requests are being served, the most that this gateway takes"
+        elif self._shared and self._by_tenant[tenant] >= CROWD_FACTOR * free:
+            what = (
+                f"{self._by_tenant[tenant]} of your requests are being served, and the {free} "
+                "places that are left are for others"
+            )
+        else:
+            return
+        raise OverloadedError(f"{what}: retry later", retry_after_s=self._retry_after_s())
 
     def _retry_after_s(self) -> float:
         # With `limit` requests of this mean length, one ends about every mean / limit seconds.

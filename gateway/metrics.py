@@ -20,6 +20,7 @@ from prometheus_client.core import (
 from baton.gateway.seam import Fleet, Plan, WorkerView
 from baton.protos.clock import Clock
 from baton.protos.errors import BatonError, CancelledError
+from baton.router.admission import TenantStatistics
 
 _TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _ITL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -41,6 +42,32 @@ _WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
         "unreported_requests",
         "Requests sent there since its last report.",
         lambda w: w.in_flight_requests,
+    ),
+)
+
+_TENANT_FIGURES: tuple[
+    tuple[
+        str,
+        str,
+        type[GaugeMetricFamily] | type[CounterMetricFamily],
+        Callable[[TenantStatistics], float],
+    ],
+    ...,
+] = (
+    ("waiting", "Requests that wait in the gateway.", GaugeMetricFamily, lambda t: t.num_waiting),
+    ("running", "Requests sent to workers.", GaugeMetricFamily, lambda t: t.num_running),
+    ("started", "Requests that were sent.", CounterMetricFamily, lambda t: t.num_started),
+    (
+        "wait_seconds",
+        "Time that requests waited in the gateway before they were sent, summed.",
+        CounterMetricFamily,
+        lambda t: t.wait_s,
+    ),
+    (
+        "served_tokens",
+        "Prompt tokens computed, and output tokens at their price: what shares are counted in.",
+        CounterMetricFamily,
+        lambda t: t.served,
     ),
 )
 
@@ -138,6 +165,7 @@ class Metrics:
             "baton_requests_in_flight", "Requests being served.", self._in_flight()
         )
         yield from self._worker_gauges()
+        yield from self._tenant_figures()
 
     def describe(self) -> Iterable[Metric]:
         """Nothing up front: names are known without asking the fleet."""
@@ -151,6 +179,21 @@ class Metrics:
                 labels = [worker.member.worker_id, worker.member.role.value]
                 family.add_metric(labels, read(worker))
             yield family
+
+    def _tenant_figures(self) -> Iterable[Metric]:
+        tenants = self._fleet.tenants()
+        for name, help_text, kind, read in _TENANT_FIGURES:
+            family = kind(f"baton_tenant_{name}", help_text, labels=["tenant"])
+            for tenant in tenants:
+                family.add_metric([tenant.name], read(tenant))
+            yield family
+        refused = CounterMetricFamily(
+            "baton_tenant_refused", "Requests refused, by reason.", labels=["tenant", "reason"]
+        )
+        for tenant in tenants:
+            for reason, count in tenant.refused.items():
+                refused.add_metric([tenant.name, reason.value], count)
+        yield refused
 
 
 class ChoiceMeter:

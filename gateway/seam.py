@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from baton.gateway.tenants import EVERYBODY
 from baton.protos.types import FinishReason, GenerateRequest, Member, TokenLogprob, WorkerLoad
+from baton.router.admission import TenantStatistics
 
 
 class TokenChunk(Protocol):
@@ -76,7 +78,8 @@ class ModelFacts(Protocol):
 class Fleet(Protocol):
     """This gateway's workers. `model` raises UnavailableError until a worker said what it serves.
 
-    `stick_to` names the decode worker that should be preferred: it has the prompt.
+    `stick_to` names the decode worker that should be preferred: it has the prompt. A request waits
+    for its `tenant`'s turn, and is refused where its first token cannot come within `ttft_s`.
     """
 
     def generate(
@@ -86,8 +89,11 @@ class Fleet(Protocol):
         timeout_s: float | None = None,
         traceparent: str = "",
         stick_to: str | None = None,
+        tenant: str = EVERYBODY,
+        ttft_s: float | None = None,
     ) -> Generation: ...
     def workers(self) -> Sequence[WorkerView]: ...
+    def tenants(self) -> Sequence[TenantStatistics]: ...
     @property
     def ready(self) -> bool: ...
     @property

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
+from baton.gateway.auth import ApiKeys
 from baton.gateway.call import Call, ChatPrompt, Job, Prompt, TextPrompt, TokenPrompt
 from baton.gateway.choice import Choice, ChoiceRules
 from baton.gateway.config import GatewayConfig
@@ -57,7 +58,11 @@ class GatewayService:
         self.model_names = config.model_names
         self.dialect = load_dialect(config, tokenizer)
         self.clock = clock or SystemClock()
-        self.admission = Admission(config.max_concurrent_requests, self.clock)
+        tenants = config.every_tenant
+        self.keys = ApiKeys(tenants)
+        self.admission = Admission(
+            config.max_concurrent_requests, self.clock, shared=len(tenants) > 1
+        )
         self.metrics = Metrics(fleet, lambda: self.admission.in_flight)
         self.pacer = Pacer()
         # Its queue is bounded by admission: a request has at most one piece of work in it.
@@ -91,6 +96,15 @@ class GatewayService:
             raise InvalidRequestError(
                 f"timeout_s is {wanted_s}, but must be in (0, {self.config.max_timeout_s:g}]",
                 param="timeout_s",
+            )
+        return wanted_s
+
+    def ttft_s(self, wanted_s: float | None) -> float | None:
+        """Within what the first token is wanted: later than that, the request is refused."""
+        if wanted_s is not None and not 0 < wanted_s <= self.config.max_timeout_s:
+            raise InvalidRequestError(
+                f"ttft_s is {wanted_s}, but must be in (0, {self.config.max_timeout_s:g}]",
+                param="ttft_s",
             )
         return wanted_s
 
@@ -234,7 +248,12 @@ class GatewayService:
             thought=self._thought(job, prompt_index),
         )
         return self.fleet.generate(
-            request, timeout_s=call.timeout_s, traceparent=call.traceparent, stick_to=stick_to
+            request,
+            timeout_s=call.timeout_s,
+            traceparent=call.traceparent,
+            stick_to=stick_to,
+            tenant=call.tenant,
+            ttft_s=call.ttft_s,
         )
 
     def _encode(self, prompt: TextPrompt | ChatPrompt) -> list[int]:

@@ -144,9 +144,7 @@ class AdmissionQueue:
         """Takes a request in, to wait for its turn. Raises OverloadedError whose `code` is a
         Refusal, with the seconds after which it would be taken.
         """
-        tenant = self._tenants.get(ticket.tenant)
-        if tenant is None:
-            tenant = self._add_tenant(TenantLimits(name=ticket.tenant))
+        tenant = self._tenant(ticket.tenant)
         self._sequence += 1
         ticket.sequence, ticket.arrived_s = self._sequence, now_s
         allowed_s = self._config.max_wait_s
@@ -187,6 +185,33 @@ class AdmissionQueue:
         tenant.num_running += 1
         tenant.num_started += 1
         tenant.wait_s += waited_s
+
+    def join(self, ticket: Ticket, now_s: float) -> None:
+        """A request that runs without having waited, such as a sibling of one that does: it is
+        counted for its tenant, and never refused.
+        """
+        tenant = self._tenant(ticket.tenant)
+        ticket.arrived_s = ticket.started_s = now_s
+        ticket.state = TicketState.RUNNING
+        ticket.assumed_output = min(ticket.max_tokens, tenant.mean_output)
+        if not tenant.waiting:
+            tenant.virtual = max(tenant.virtual, self._virtual)
+        self._charge(tenant, self._config.output_token_price * ticket.assumed_output)
+        tenant.num_running += 1
+
+    def too_late(self, ticket: Ticket, now_s: float, ttft_s: float) -> OverloadedError | None:
+        """The refusal of a waiting request whose first token would come `ttft_s` from now, if that
+        is too late; it is the caller's to end it.
+        """
+        late_s = now_s + ttft_s - ticket.due_s
+        if late_s <= 0:
+            return None
+        return self._refuse(
+            self._tenants[ticket.tenant],
+            Refusal.TOO_LATE,
+            f"its first token would come {late_s:.3g} s after its deadline",
+            late_s,
+        )
 
     def end(self, ticket: Ticket, now_s: float, *, num_output_tokens: int = 0) -> None:
         """The request is over, wherever it was; a second call is ignored.
@@ -235,9 +260,7 @@ class AdmissionQueue:
 
     def wait_estimate_s(self, name: str, now_s: float) -> float:
         """How long a request of this tenant that came now would wait, by what was served lately."""
-        tenant = self._tenants.get(name)
-        if tenant is None:
-            tenant = self._add_tenant(TenantLimits(name=name))
+        tenant = self._tenant(name)
         newest = Ticket(tenant=name, num_prompt_tokens=0, max_tokens=1, sequence=self._sequence + 1)
         return self._wait_s(tenant, newest, now_s)
 
@@ -375,6 +398,9 @@ class AdmissionQueue:
     def _charge(self, tenant: _Tenant, cost: float) -> None:
         tenant.served += cost
         tenant.virtual += cost / tenant.limits.weight
+
+    def _tenant(self, name: str) -> _Tenant:
+        return self._tenants.get(name) or self._add_tenant(TenantLimits(name=name))
 
     def _add_tenant(self, limits: TenantLimits) -> _Tenant:
         per_minute = limits.tokens_per_minute

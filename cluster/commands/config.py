@@ -61,6 +61,8 @@ def as_document(config: Any) -> dict[str, Any]:
     values["gateway"] = {k: v for k, v in gateway.items() if k not in GATEWAY_FIXED}
     values["secret"] = SECRET if values["secret"] else ""
     values["gateway"]["api_keys"] = [SECRET] * len(gateway["api_keys"])
+    for tenant in values["gateway"]["tenants"]:
+        tenant["keys"] = [SECRET] * len(tenant["keys"])
     return values
 
 

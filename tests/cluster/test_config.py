@@ -232,6 +232,48 @@ def test_show_is_input_again_and_hides_secrets(model: str) -> None:
     assert _stable(again) == _stable(config)
 
 
+def test_tenants_come_from_the_file_and_from_one_of_their_own(model: str, tmp_path: Path) -> None:
+    secrets = tmp_path / "tenants.yaml"
+    secrets.write_text("tenants: [{name: nightly, keys: [sk-2], max_running: 4}]\n")
+    text = f"""
+gateway:
+  tenants_file: {secrets}
+  tenants:
+    - {{name: search, keys: [sk-1], weight: 3}}
+  admission: {{hold_s: 0.5}}
+"""
+    config = read(text, model)
+    assert [t.name for t in config.gateway.tenants] == ["search", "nightly"]
+    assert config.gateway.admission.hold_s == 0.5
+    shown = yaml.safe_dump(as_document(config))
+    assert "sk-" not in shown
+    assert "nightly" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "gateway:\n  tenants:\n    - name: a\n      keys: [k]\n      wieght: 2\n",
+            "baton.yaml line 5: gateway.tenants[0].wieght is not a known key; did you mean weight?",
+        ),
+        (
+            "gateway:\n  tenants:\n    - name: a\n      keys: [k]\n      weight: -1\n",
+            "baton.yaml line 5: gateway.tenants[0]: weight is -1.0, but must be finite",
+        ),
+        ("gateway:\n  tenants:\n    - name: a\n", "needs at least one key"),
+        (
+            "gateway:\n  tenants: [{name: a, keys: [k]}, {name: b, keys: [k]}]\n",
+            "baton.yaml line 2: gateway: a key of the tenant 'b' also belongs to a",
+        ),
+        ("gateway: {tenants_file: /no/such}\n", "line 1: gateway.tenants_file: cannot read /no"),
+        ("gateway: {admission: {hold_s: 0}}\n", "hold_s is 0.0, but must be finite"),
+    ],
+)
+def test_wrong_tenants_name_line_and_field(model: str, text: str, said: str) -> None:
+    assert said in refusal(text, model).message
+
+
 def _stable(config: BatonConfig) -> BatonConfig:
     def pool(value: PoolConfig) -> PoolConfig:
         return dataclasses.replace(

@@ -16,6 +16,7 @@ from baton.protos.types import (
     TokenLogprob,
     WorkerLoad,
 )
+from baton.router.admission import TenantStatistics
 from baton.router.decision import Plan
 from baton.router.view import WorkerView
 
@@ -100,6 +101,7 @@ class FakeFleet:
         self.requests: list[GenerateRequest] = []
         self.stuck_to: list[str | None] = []
         self.timeouts_s: list[float | None] = []
+        self.asked_by: list[tuple[str, float | None]] = []
         self.num_aborted = 0
 
     @property
@@ -115,16 +117,22 @@ class FakeFleet:
         timeout_s: float | None = None,
         traceparent: str = "",
         stick_to: str | None = None,
+        tenant: str = "everybody",
+        ttft_s: float | None = None,
     ) -> FakeGeneration:
         if self.plan_error is not None:
             raise self.plan_error
         self.requests.append(request)
         self.stuck_to.append(stick_to)
         self.timeouts_s.append(timeout_s)
+        self.asked_by.append((tenant, ttft_s))
         token_ids = list(self.script(request))[: request.sampling.max_tokens]
         generation = FakeGeneration(request, self, token_ids)
         self.running.add(generation)
         return generation
+
+    def tenants(self) -> list[TenantStatistics]:
+        return []
 
     def workers(self) -> list[WorkerView]:
         load = WorkerLoad(num_running=len(self.running), total_blocks=64, free_blocks=32)

@@ -15,6 +15,7 @@ from benchmarks.stub_worker import StubConfig, StubWorker, stub_token
 
 from baton.gateway.fleet import Fleet, FleetConfig, Generation, StaticDirectory
 from baton.protos.types import GenerateRequest, Member, Role, SamplingParams
+from baton.router.admission_config import AdmissionConfig, TenantLimits
 from baton.router.config import RouterConfig
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,8 @@ async def fleet_of(
     config: FleetConfig = FAST,
     router: RouterConfig | None = None,
     num_up: int | None = None,
+    admission: AdmissionConfig | None = None,
+    tenants: Sequence[TenantLimits] = (),
 ) -> AsyncIterator[Fleet]:
     """A started fleet; on exit nothing may be left in it, nor any task of its making."""
     fleet = Fleet(
@@ -66,6 +69,8 @@ async def fleet_of(
         router or RouterConfig(),
         gateway_id="g0",
         config=config,
+        admission=admission,
+        tenants=tenants,
     )
     await fleet.start()
     try:
@@ -75,6 +80,8 @@ async def fleet_of(
         fleet.check_integrity()
         statistics = fleet.statistics()
         assert (statistics.num_generations, statistics.num_parked) == (0, 0)
+        assert statistics.num_waiting == 0
+        assert all(tenant.num_running == 0 for tenant in fleet.tenants())
         assert all(view.in_flight_tokens == 0 for view in fleet.workers())
     finally:
         await fleet.close()

@@ -151,7 +151,7 @@ async def test_a_request_waits_for_the_first_worker() -> None:
     async with stub() as (_, member), fleet_of(directory=directory, num_up=0) as fleet:
         assert not fleet.ready
         generation = fleet.generate(request())
-        assert fleet.statistics().num_parked == 1
+        assert fleet.statistics().num_waiting == 1
         with pytest.raises(UnavailableError, match="waits for a decode worker"):
             _ = generation.plan
         directory.set_members([member])

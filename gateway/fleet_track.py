@@ -1,0 +1,74 @@
+"""What a fleet keeps of each request, and what the router is asked about it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from baton.gateway.fleet_generation import Generation
+from baton.gateway.worker_link import WorkerLink
+from baton.protos.errors import BatonError
+from baton.protos.hashing import block_hashes
+from baton.router.decision import RouteRequest
+from baton.router.view import ClusterView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetStatistics:
+    """Of `num_generations`, `num_waiting` wait for their turn and `num_parked` for any worker at
+    all; the rest are totals since the start.
+    """
+
+    num_generations: int
+    num_waiting: int
+    num_parked: int
+    num_submitted: int
+    num_replayed: int
+    num_links_lost: int
+
+
+@dataclass(slots=True)
+class Track:
+    """What the fleet keeps of one generation between its attempts."""
+
+    sequence: int
+    hashes: list[bytes] | None = None
+    link: WorkerLink | None = None
+    handle: int = 0
+    prefill_links: list[WorkerLink] = field(default_factory=list)
+    # Workers that failed it, by the incarnation that did.
+    failed_by: dict[str, str] = field(default_factory=dict)
+    last_error: BatonError | None = None
+    deadline: asyncio.TimerHandle | None = None
+    park_timer: asyncio.TimerHandle | None = None
+    parked_s: float = 0.0
+
+
+def route_request(
+    generation: Generation, track: Track, view: ClusterView, block_size: int, *, hashed: bool
+) -> RouteRequest:
+    """The request as the router sees it now; `hashed` says whether prefix hits can matter.
+
+    Workers that failed it are excluded, as long as they are the same incarnation.
+    """
+    request = generation.request
+    if track.hashes is None and hashed:
+        track.hashes = block_hashes(request.prompt_token_ids, block_size, salt=request.cache_salt)
+    excluded = frozenset(
+        worker.member.worker_id
+        for worker in view.decode
+        if track.failed_by.get(worker.member.worker_id) == worker.member.incarnation
+    )
+    return RouteRequest(
+        request_id=request.request_id,
+        num_prompt_tokens=len(request.prompt_token_ids)
+        + len(request.output_token_ids)
+        + generation.num_received,
+        block_hashes=track.hashes or (),
+        block_size=block_size,
+        max_tokens=request.sampling.max_tokens,
+        prompt_logprobs=request.sampling.prompt_logprobs is not None,
+        exclude=excluded,
+        stick_to=generation.stick_to,
+        sequence=track.sequence,
+    )

@@ -1,0 +1,109 @@
+"""Tenants over HTTP and gRPC: whose request it is, what they may, what an operator sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+from tests.gateway.fakes import FakeFleet
+from tests.gateway.serving import check_error, says, serving
+
+from baton.gateway.auth import ApiKeys
+from baton.gateway.config import GatewayConfig
+from baton.gateway.limits import Admission, Deadline
+from baton.gateway.tenants import TenantConfig
+from baton.protos import public_pb2 as pb
+from baton.protos.clock import ManualClock
+from baton.protos.errors import ConfigError, OverloadedError
+from baton.protos.public_pb2_grpc import BatonStub
+
+SEARCH = TenantConfig(name="search", keys=("sk-1", "sk-2"), weight=3.0)
+BATCH = TenantConfig(name="batch", keys=("sk-3",), max_running=2)
+
+
+def bearer(key: str, **more: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}", **more}
+
+
+async def test_a_request_is_its_tenants_with_its_own_deadline() -> None:
+    fleet = FakeFleet(says("hi"))
+    async with serving(fleet, tenants=(SEARCH, BATCH), api_keys=("sk-plain",)) as served:
+        body = {"prompt": "hi there"}
+        for key in ("sk-2", "sk-3", "sk-plain"):
+            headers = bearer(key, **{"x-baton-ttft-s": "2.5"})
+            answer = await served.http.post("/v1/completions", json=body, headers=headers)
+            assert answer.status_code == 200
+        assert [name for name, _ in fleet.asked_by[:2]] == ["search", "batch"]
+        assert fleet.asked_by[2][0].startswith("key-")
+        assert "plain" not in fleet.asked_by[2][0]
+        assert {ttft_s for _, ttft_s in fleet.asked_by} == {2.5}
+        refused = await served.http.post("/v1/completions", json=body, headers=bearer("sk-9"))
+        check_error(refused, 401)
+        for wrong in ("soon", "0", "nan"):
+            headers = bearer("sk-1", **{"x-baton-ttft-s": wrong})
+            answer = await served.http.post("/v1/completions", json=body, headers=headers)
+            assert answer.status_code == 400
+            assert "ttft" in answer.json()["error"]["param"]
+
+
+async def test_grpc_knows_tenants_too() -> None:
+    fleet = FakeFleet(says("hi"))
+    async with serving(fleet, tenants=(SEARCH,), grpc_port=0) as served:
+        target = f"127.0.0.1:{served.server.grpc_port}"
+        async with grpc.aio.insecure_channel(target) as channel:
+            metadata = (("authorization", "Bearer sk-1"), ("x-baton-ttft-s", "1.5"))
+            await BatonStub(channel).Generate(pb.GenerateRequest(prompt="a"), metadata=metadata)
+    assert fleet.asked_by == [("search", 1.5)]
+
+
+async def test_refusals_carry_an_honest_retry_after() -> None:
+    fleet = FakeFleet(says("hi"))
+    fleet.plan_error = OverloadedError("full", retry_after_s=41.2, code="queue_full")
+    async with serving(fleet) as served:
+        answer = await served.complete()
+        error = check_error(answer, 429)
+        assert error["code"] == "queue_full"
+        assert answer.headers["retry-after"] == "42"
+
+
+async def test_one_tenant_cannot_hold_every_place() -> None:
+    admission = Admission(18, ManualClock(), shared=True)
+    held = [admission.admit(Deadline(1), "flood") for _ in range(16)]
+    for place in held:
+        place.__enter__()
+    with pytest.raises(OverloadedError, match="places that are left are for others"):
+        admission.admit(Deadline(1), "flood").__enter__()
+    with admission.admit(Deadline(1), "quiet"):
+        assert admission.in_flight == 17
+    for place in held:
+        place.__exit__(None, None, None)
+    alone = Admission(2, ManualClock())
+    with alone.admit(Deadline(1)), alone.admit(Deadline(1)):
+        assert alone.in_flight == 2
+
+
+def test_keys_are_secret_and_owned() -> None:
+    config = GatewayConfig(model_dir="m", tenants=(SEARCH, BATCH), api_keys=("sk-plain",))
+    assert "sk-" not in repr(config)
+    keys = ApiKeys(config.every_tenant)
+    assert keys.check("Bearer sk-3") == "batch"
+    assert ApiKeys(()).check(None) == "everybody"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tenants": (SEARCH, SEARCH)}, "tenants.1.name"),
+        ({"tenants": (SEARCH,), "api_keys": ("sk-1",)}, "tenants.0.keys"),
+        (
+            {"tenants": (SEARCH, TenantConfig(name="other", keys=("sk-1",)))},
+            "tenants.1.keys",
+        ),
+    ],
+)
+def test_tenants_that_contradict_each_other_are_refused(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        GatewayConfig(model_dir="m", **fields)
+    assert caught.value.param == param
+    assert "sk-" not in caught.value.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from baton.protos.types import Member
 from baton.router.decision import Plan, RouteRequest
@@ -36,5 +37,5 @@ def _wait_s(worker: WorkerView) -> float:
     return worker.times.prefill.predict(worker.pending_tokens)
 
 
-def _find(workers: tuple[WorkerView, ...], member: Member) -> WorkerView | None:
+def _find(workers: Sequence[WorkerView], member: Member) -> WorkerView | None:
     return next((w for w in workers if w.member.worker_id == member.worker_id), None)

@@ -15,6 +15,7 @@ from baton.decode_worker.remote import RemoteCallbacks, RemotePrefills, attempt_
 from baton.decode_worker.service import DecodeService
 from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
+from baton.engine.parallel.hosts import RankHost
 from baton.kvtransfer.connector import Connector, Notice, PeerKey
 from baton.kvtransfer.factory import make_connector
 from baton.kvtransfer.hello import read_identity
@@ -45,10 +46,20 @@ log = logging.getLogger(__name__)
 
 
 class DecodeWorker:
-    """One decode worker on one event loop. `start` before anything else, `close` at the end."""
+    """One decode worker on one event loop. `start` before anything else, `close` at the end.
 
-    def __init__(self, config: DecodeWorkerConfig, *, clock: Clock | None = None) -> None:
+    ranks: where the other ranks of a tensor-parallel model live; None: on this machine.
+    """
+
+    def __init__(
+        self,
+        config: DecodeWorkerConfig,
+        *,
+        clock: Clock | None = None,
+        ranks: RankHost | None = None,
+    ) -> None:
         self.config = config
+        self._ranks = ranks
         self.hub = FeedHub()
         self.failure: BaseException | None = None
         self._clock = clock or SystemClock()
@@ -72,7 +83,7 @@ class DecodeWorker:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
         self._events = asyncio.get_running_loop()
-        self._engine = await asyncio.to_thread(Engine, config.engine)
+        self._engine = await asyncio.to_thread(Engine, config.engine, ranks=self._ranks)
         stack.callback(self._engine.close)
         self._loop = EngineLoop(self._engine, self._on_step, self._on_death)
         self._reporter = Reporter(self._events, self._loop.call, self, self.hub)
@@ -139,6 +150,9 @@ class DecodeWorker:
             deadline_s=now_s + limit_s,
         )
         self._by_handle[feed, message.handle] = live
+        if live.targets and self.config.engine.tensor_parallel_size > 1:
+            live.targets = []
+            live.fallback_reason = "a tensor-parallel decode worker receives no KV yet"
         error = self._refusal(live)
         if error is not None:
             self._end(live, FinishReason.ERROR, error)

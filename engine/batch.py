@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -97,6 +97,7 @@ class BatchRunner(Protocol):
         the step that samples it was launched before. What a row says of its request is read before
         launch returns. Does not change the requests.
     overlaps: whether steps run beside the host, so that launching the next one early pays.
+    watch: calls `on_failure` once, from any thread, if it fails between steps.
     """
 
     @property
@@ -110,4 +111,5 @@ class BatchRunner(Protocol):
     def overlaps(self) -> bool: ...
 
     def launch(self, rows: Sequence[ScheduledRow]) -> RunningStep: ...
+    def watch(self, on_failure: Callable[[BaseException], None]) -> None: ...
     def close(self) -> None: ...

@@ -22,6 +22,8 @@ class EngineConfig:
     max_model_len: tokens of prompt and output together; None: what the model supports.
     overlap: launch a step before the one before it is read, which hides the host's work behind the
         device's; None: where steps run beside the host, on CUDA.
+    tensor_parallel_size: ranks that share the model, each on a GPU of its own (device auto or
+        cuda); what divides the model's heads works, see docs/tensor_parallel.md.
     random_weights: random weights of the right shapes instead of the folder's, for benchmarks.
     self_check: prove that no block is lost whenever the engine becomes idle (tests, debugging).
     """
@@ -39,6 +41,7 @@ class EngineConfig:
     max_model_len: int | None = None
     prefix_cache: bool = True
     overlap: bool | None = None
+    tensor_parallel_size: int = 1
     random_weights: bool = False
     self_check: bool = False
 
@@ -48,6 +51,13 @@ class EngineConfig:
         _at_least("max_running", self.max_running, 1)
         _at_least("max_waiting", self.max_waiting, 1)
         _at_least("max_step_tokens", self.max_step_tokens, self.max_running + 1)
+        _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
+        if self.tensor_parallel_size > 1 and ":" in self.device:
+            raise ConfigError(
+                f"device is {self.device!r}, but tensor_parallel_size "
+                f"{self.tensor_parallel_size} needs a device for each rank: use auto, cuda or cpu",
+                param="device",
+            )
         if self.num_blocks is not None:
             _at_least("num_blocks", self.num_blocks, 1)
         if self.max_model_len is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from baton.engine.batch import (
@@ -16,6 +17,7 @@ from baton.engine.block_pool import BlockPool, BlockPoolStatistics
 from baton.engine.config import EngineConfig
 from baton.engine.handover import Reservation
 from baton.engine.meter import StepMeter
+from baton.engine.parallel.hosts import RankHost
 from baton.engine.rules import RequestRules
 from baton.engine.scheduler import Scheduler
 from baton.engine.scheduler_statistics import SchedulerStatistics
@@ -60,10 +62,15 @@ class Engine:
         *,
         clock: Clock | None = None,
         runner: BatchRunner | None = None,
+        ranks: RankHost | None = None,
     ) -> None:
-        """Loads the model, unless a runner is given. Raises ModelLoadError or ConfigError."""
+        """Loads the model, unless a runner is given. Raises ModelLoadError or ConfigError.
+
+        ranks: where the other ranks of a tensor-parallel model are started; None: as processes of
+            this machine.
+        """
         self._clock = clock or SystemClock()
-        self._runner = runner or _load_runner(config, self._clock)
+        self._runner = runner or _load_runner(config, self._clock, ranks)
         self.pool: BlockStore = self._runner.pool
         num_blocks = self.pool.num_blocks
         max_model_len = min(self._runner.model.max_model_len, num_blocks * config.block_size)
@@ -206,6 +213,10 @@ class Engine:
         """Proves that requests, slots and blocks are conserved; raises BatonError otherwise."""
         self._scheduler.check_integrity()
 
+    def watch(self, on_failure: Callable[[BaseException], None]) -> None:
+        """Calls `on_failure` once, from any thread, if the engine fails between steps."""
+        self._runner.watch(on_failure)
+
     def close(self) -> None:
         """Frees the model and the pool. The engine cannot be used afterwards."""
         self._runner.close()
@@ -216,8 +227,13 @@ class Engine:
         return min(max(waiting / rate, 0.1), 60.0) if rate > 0 else 1.0
 
 
-def _load_runner(config: EngineConfig, clock: Clock) -> BatchRunner:
-    # Imported here: it loads torch, which an engine on a given runner does without.
+def _load_runner(config: EngineConfig, clock: Clock, ranks: RankHost | None) -> BatchRunner:
+    # Imported here: they load torch, which an engine on a given runner does without.
+    if config.tensor_parallel_size > 1:
+        from baton.engine.parallel.hosts import ProcessRanks
+        from baton.engine.parallel.runner import ParallelRunner
+
+        return ParallelRunner(config, clock, ranks or ProcessRanks())
     from baton.engine.runner import Runner
 
     return Runner(config, clock)

@@ -19,8 +19,9 @@ class EngineLoop:
     """Steps the engine while it has work, and sleeps otherwise.
 
     on_step: called on the loop's thread after every step that computed or reported something.
-    on_death: called on the loop's thread, once, if a step, `on_step` or a self-check raises. From
-        then on every call fails with that exception, as do the calls that were waiting.
+    on_death: called on the loop's thread, once, if a step, `on_step` or a self-check raises, or
+        the engine fails between steps. From then on every call fails with that exception, as do
+        the calls that were waiting.
     """
 
     def __init__(
@@ -33,14 +34,16 @@ class EngineLoop:
         self._on_step = on_step
         self._on_death = on_death
         self._wakeup = threading.Condition(threading.Lock())
-        # Guarded by the condition's lock, as are the three below.
+        # Guarded by the condition's lock, as are the four below.
         self._commands: deque[_Command] = deque()
         self._stopping = False
         self._closed_by: BaseException | None = None
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self._engine.watch(self._fail)
 
     def call(self, fn: Callable[[Engine], T]) -> Future[T]:
         """Runs `fn(engine)` between two steps, in the order of the calls; from any thread.
@@ -105,10 +108,17 @@ class EngineLoop:
         if wait and self._engine.config.self_check:
             self._engine.check_integrity()
         with self._wakeup:
-            while wait and not self._commands and not self._stopping:
+            while wait and not (self._commands or self._stopping or self._failure):
                 self._wakeup.wait()
+            if self._failure is not None and not self._stopping:
+                raise self._failure
             commands, self._commands = self._commands, deque()
             return commands, self._stopping
+
+    def _fail(self, error: BaseException) -> None:
+        with self._wakeup:
+            self._failure = error
+            self._wakeup.notify()
 
     def _fail_commands(self, error: BaseException) -> None:
         with self._wakeup:

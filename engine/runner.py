@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Final
 
@@ -29,7 +29,7 @@ from baton.engine.results import Asked, PendingStep, prompt_shares, prompt_tenso
 from baton.engine.sampler import Sampler
 from baton.engine.sampling_state import SamplingState
 from baton.engine.transfer import Upload
-from baton.kvtransfer.layout import KVLayout
+from baton.kvtransfer.layout import rank_layout
 from baton.protos.clock import Clock
 from baton.protos.errors import ConfigError, ModelLoadError
 
@@ -69,9 +69,11 @@ class Runner:
             config.max_running, spec.vocab_size, spec.eos_token_ids, device
         )
         self._sampler = SharedSampler(Sampler(self._sampling, device), group)
-        layout = KVLayout(
+        layout = rank_layout(
+            tp_rank=group.shards.rank,
+            tp_size=group.shards.size,
+            total_heads=spec.num_kv_heads,
             num_layers=spec.num_layers,
-            kv_heads=group.shards.kv_heads(spec.num_kv_heads).count,
             block_size=config.block_size,
             head_dim=spec.head_dim,
             dtype=platform.dtype_name,
@@ -115,6 +117,9 @@ class Runner:
     def run(self, rows: Sequence[ScheduledRow]) -> RunResult:
         """One step, start to end."""
         return self.launch(rows).wait()
+
+    def watch(self, on_failure: Callable[[BaseException], None]) -> None:
+        """Nothing to watch: what fails here fails in a step."""
 
     def close(self) -> None:
         """Waits for work under way on the device."""

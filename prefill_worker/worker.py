@@ -23,6 +23,7 @@ from baton.protos.clock import Clock, SystemClock
 from baton.protos.convert import generate_from_proto, logprob_to_proto, worker_hello
 from baton.protos.errors import (
     BatonError,
+    ConfigError,
     DeadlineError,
     OverloadedError,
     PeerLostError,
@@ -66,6 +67,13 @@ class PrefillWorker:
 
         Raises ModelLoadError or ConfigError, with nothing left running.
         """
+        size = self.config.engine.tensor_parallel_size
+        if size > 1:
+            raise ConfigError(
+                f"tensor_parallel_size is {size}, but prefill workers run on 1 rank; several are "
+                "for decode workers that compute their prompts themselves",
+                param="engine.tensor_parallel_size",
+            )
         async with contextlib.AsyncExitStack() as stack:
             await self._start(stack)
             self._stack = stack.pop_all()

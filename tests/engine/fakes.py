@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
@@ -134,6 +134,9 @@ class FakeRunner:
     def remove_row(self, request: Request) -> None:
         assert self.rows.pop(request.slot) is request
         self._entered.pop(request.slot, None)
+
+    def watch(self, on_failure: Callable[[BaseException], None]) -> None:
+        self.on_failure = on_failure
 
     def launch(self, rows: Sequence[ScheduledRow]) -> FakeStep:
         assert rows, "an empty step was run"

@@ -1,0 +1,68 @@
+"""A rank other than 0: runs the steps that rank 0 sends, on its part of the model."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from torch._C._distributed_c10d import TCPStore
+
+from baton.engine.device import resolve_platform
+from baton.engine.parallel.group import TorchGroup
+from baton.engine.parallel.links import CONNECT_TIMEOUT_S, RankLink, RankSpec, connect
+from baton.engine.parallel.messages import StepReader
+from baton.engine.parallel.shards import Shards
+from baton.engine.runner import Runner
+from baton.protos.clock import SystemClock
+from baton.protos.errors import BatonError
+
+# What a rank reports, in this order, or FAILED at any time.
+PRESENT: Final = "present"
+READY: Final = "ready"
+FAILED: Final = "failed"
+
+
+def follow(spec: RankSpec) -> None:
+    """Returns when rank 0 is done or gone. What it raises, rank 0 is told first."""
+    link = connect(spec)
+    try:
+        _run(spec, link)
+    except BaseException as error:
+        _tell(link, error)
+        raise
+    finally:
+        link.close()
+
+
+def _run(spec: RankSpec, link: RankLink) -> None:
+    config = spec.config
+    platform = resolve_platform(config.device, config.dtype)
+    link.report(state=PRESENT)
+    shards = Shards(spec.rank, config.tensor_parallel_size)
+    store = TCPStore(
+        spec.host,
+        spec.store_port,
+        shards.size,
+        is_master=False,
+        timeout=timedelta(seconds=CONNECT_TIMEOUT_S),
+    )
+    group = TorchGroup(store, shards, platform.device, spec.host)
+    runner = Runner(config, SystemClock(), group)
+    try:
+        reader = StepReader(runner)
+        link.report(state=READY)
+        while (message := link.receive_step()) is not None:
+            runner.launch(reader.read(message))
+    finally:
+        runner.close()
+
+
+def _tell(link: RankLink, error: BaseException) -> None:
+    code = error.code if isinstance(error, BatonError) else ""
+    param = error.param or "" if isinstance(error, BatonError) else ""
+    message = str(error) or type(error).__name__
+    try:
+        link.report(state=FAILED, code=code, param=param, message=message)
+    except OSError:
+        # Rank 0 is gone: it has no use for the reason.
+        return

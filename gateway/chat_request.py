@@ -2,54 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from baton.gateway.answers import sampling_params
 from baton.gateway.call import Call, ChatPrompt
 from baton.gateway.constrain import CallDemand, constrain
 from baton.gateway.dialect import Dialect
-from baton.gateway.openai_messages import Tool, ToolChoice
+from baton.gateway.openai_messages import Message, Tool, ToolChoice, check_tools
 from baton.gateway.openai_schema import ChatBody
 from baton.gateway.reply import ReplyPlan
+from baton.protos.constraints import Grammar
 from baton.protos.errors import InvalidRequestError
 
 _AUTO = ToolChoice(mode="auto")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAsk:
+    """What a chat asks for besides sampling, as both fronts say it. None: not said."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Tool] = ()
+    choice: ToolChoice | None = None
+    parallel: bool = True
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    effort: str | None = None
+    budget: int | None = None
+    include_reasoning: bool = True
+    output: Grammar | None = None
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = False
+
+
+class ChatPlan(NamedTuple):
+    """What is sent to the model, what it must write, and how that is read."""
+
+    prompt: ChatPrompt
+    grammar: Grammar | None
+    reply: ReplyPlan | None
 
 
 def chat_call(body: ChatBody, request_id: str, dialect: Dialect) -> Call:
     """What the service is to do for this body. Raises InvalidRequestError for what the served
     model cannot do.
     """
-    tools = offered_tools(body.tools, body.tool_choice, dialect)
-    kwargs = template_kwargs(body.chat_template_kwargs, body.reasoning_effort)
     budget = body.thinking_token_budget
-    budget = body.thinking_budget if budget is None else budget
-    if budget is not None and dialect.thought is None:
-        raise InvalidRequestError(
-            "thinking_token_budget is set, but this model's thoughts have no known tokens around "
-            "them: leave it out",
-            param="thinking_token_budget",
-            code="unsupported_parameter",
-        )
-    demand = CallDemand(
-        tools=tools,
-        choice=body.tool_choice or _AUTO,
+    ask = ChatAsk(
+        messages=body.messages,
+        tools=body.tools or (),
+        choice=body.tool_choice,
         parallel=body.parallel_tool_calls is not False,
-    )
-    constraint = constrain(dialect.tool, demand, body.output_grammar())
-    reply = ReplyPlan(
-        dialect=dialect,
-        tools=[tool.for_template() for tool in tools],
-        template_kwargs=kwargs,
+        kwargs=body.chat_template_kwargs or {},
+        effort=body.reasoning_effort,
+        budget=body.thinking_budget if budget is None else budget,
         include_reasoning=body.include_reasoning,
-        parallel=demand.parallel,
-        thinking_budget=budget,
-        forced_parser=constraint.parser,
+        output=body.output_grammar(),
+        add_generation_prompt=body.add_generation_prompt,
+        add_special_tokens=bool(body.add_special_tokens),
     )
+    plan = plan_chat(ask, dialect)
     wanted = body.max_completion_tokens
     return Call(
         request_id=request_id,
-        prompts=(_prompt(body, reply),),
+        prompts=(plan.prompt,),
         sampling=sampling_params(
             body, logprobs=(body.top_logprobs or 0) if body.logprobs else None
         ),
@@ -63,14 +80,48 @@ def chat_call(body: ChatBody, request_id: str, dialect: Dialect) -> Call:
         skip_special_tokens=body.skip_special_tokens,
         priority=body.priority,
         cache_salt=body.cache_salt or "",
-        reply=reply if reply.needed else None,
-        grammar=constraint.grammar,
+        reply=plan.reply,
+        grammar=plan.grammar,
     )
 
 
+def plan_chat(ask: ChatAsk, dialect: Dialect) -> ChatPlan:
+    """Raises InvalidRequestError for what the served model cannot do."""
+    check_tools(ask.tools, ask.choice)
+    tools = offered_tools(ask.tools, ask.choice, dialect)
+    kwargs = template_kwargs(ask.kwargs, ask.effort)
+    if ask.budget is not None and dialect.thought is None:
+        raise InvalidRequestError(
+            "thinking_token_budget is set, but this model's thoughts have no known tokens around "
+            "them: leave it out",
+            param="thinking_token_budget",
+            code="unsupported_parameter",
+        )
+    demand = CallDemand(tools=tools, choice=ask.choice or _AUTO, parallel=ask.parallel)
+    constraint = constrain(dialect.tool, demand, ask.output)
+    shown = [tool.for_template() for tool in tools]
+    reply = ReplyPlan(
+        dialect=dialect,
+        tools=shown,
+        template_kwargs=kwargs,
+        include_reasoning=ask.include_reasoning,
+        parallel=ask.parallel,
+        thinking_budget=ask.budget,
+        forced_parser=constraint.parser,
+    )
+    prompt = ChatPrompt(
+        messages=[message.for_template() for message in ask.messages],
+        tools=shown,
+        add_generation_prompt=ask.add_generation_prompt,
+        template_kwargs=kwargs,
+        add_special_tokens=ask.add_special_tokens,
+    )
+    return ChatPlan(prompt, constraint.grammar, reply if reply.needed else None)
+
+
 def offered_tools(
-    tools: list[Tool] | None, choice: ToolChoice | None, dialect: Dialect
-) -> list[Tool]:
+    tools: Sequence[Tool], choice: ToolChoice | None, dialect: Dialect
+) -> Sequence[Tool]:
     """The tools that the model is shown: none if it must not call any, the allowed ones if it may
     choose among some.
     """
@@ -94,22 +145,12 @@ def offered_tools(
     return tools
 
 
-def template_kwargs(given: dict[str, Any] | None, effort: str | None) -> dict[str, Any]:
+def template_kwargs(given: Mapping[str, Any], effort: str | None) -> Mapping[str, Any]:
     """What the template is given. An effort is passed on by that name, and turns thinking on or
     off by the names that templates have for it, unless the request itself says.
     """
     if effort is None:
-        return given or {}
+        return given
     thinking = effort != "none"
     switches = {"reasoning_effort": effort, "enable_thinking": thinking, "thinking": thinking}
-    return {**switches, **(given or {})}
-
-
-def _prompt(body: ChatBody, reply: ReplyPlan) -> ChatPrompt:
-    return ChatPrompt(
-        messages=[message.for_template() for message in body.messages],
-        tools=reply.tools,
-        add_generation_prompt=body.add_generation_prompt,
-        template_kwargs=reply.template_kwargs,
-        add_special_tokens=bool(body.add_special_tokens),
-    )
+    return {**switches, **given}

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from baton.gateway.call import Call, ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from baton.gateway.chat_request import plan_chat
 from baton.gateway.choice import Choice
+from baton.gateway.dialect import Dialect
+from baton.gateway.grpc_chat import chat_ask, output_grammar
 from baton.gateway.openai_schema import MAX_LOGPROBS, MAX_STOPS
+from baton.gateway.reply import ReplyPlan
 from baton.gateway.tokenizer import Tokenizer
 from baton.protos import public_pb2 as pb
+from baton.protos.constraints import Grammar
 from baton.protos.errors import InvalidRequestError
 from baton.protos.types import SamplingParams, TokenLogprob
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_ROLES["tool"] = "tool"
 _DEFAULTS = SamplingParams()
 
 
-def generate_call(request: pb.GenerateRequest, request_id: str, timeout_s: float) -> Call:
+def generate_call(
+    request: pb.GenerateRequest, request_id: str, timeout_s: float, dialect: Dialect
+) -> Call:
     """The Call of a generate request. InvalidRequestError names the field."""
     sampling = request.sampling
     stops = tuple(sampling.stop)
@@ -32,7 +36,7 @@ def generate_call(request: pb.GenerateRequest, request_id: str, timeout_s: float
             f"sampling.max_tokens is {sampling.max_tokens}, but must be 1 or more",
             param="sampling.max_tokens",
         )
-    prompt = _prompt(request)
+    prompt, grammar, reply = _plan(request, dialect)
     return Call(
         request_id=request_id,
         prompts=(prompt,),
@@ -45,24 +49,9 @@ def generate_call(request: pb.GenerateRequest, request_id: str, timeout_s: float
         priority=request.priority,
         cache_salt=request.cache_salt,
         timeout_s=timeout_s,
+        grammar=grammar,
+        reply=reply,
     )
-
-
-def chat_prompt(chat: pb.Chat) -> ChatPrompt:
-    """Messages for the template. InvalidRequestError names the message."""
-    if not chat.messages:
-        raise InvalidRequestError(
-            "chat.messages is empty: give at least one", param="chat.messages"
-        )
-    messages = []
-    for i, message in enumerate(chat.messages):
-        if message.role not in _ROLES:
-            raise InvalidRequestError(
-                f"chat.messages[{i}].role is {message.role[:40]!r}: use one of {', '.join(_ROLES)}",
-                param=f"chat.messages[{i}].role",
-            )
-        messages.append({"role": _ROLES[message.role], "content": message.content})
-    return ChatPrompt(messages=messages, template_kwargs=_template_kwargs(chat))
 
 
 def usage_message(num_prompt_tokens: int, choice: Choice) -> pb.Usage:
@@ -71,6 +60,7 @@ def usage_message(num_prompt_tokens: int, choice: Choice) -> pb.Usage:
         prompt_tokens=num_prompt_tokens,
         completion_tokens=choice.num_tokens,
         cached_tokens=choice.num_cached_tokens,
+        reasoning_tokens=choice.num_reasoning_tokens,
     )
 
 
@@ -96,31 +86,21 @@ def logprob_messages(
     ]
 
 
-def _prompt(request: pb.GenerateRequest) -> Prompt:
+def _plan(
+    request: pb.GenerateRequest, dialect: Dialect
+) -> tuple[Prompt, Grammar | None, ReplyPlan | None]:
+    """What is sent to the model, what it must write, and how that is read."""
     kind = request.WhichOneof("input")
-    if kind == "prompt":
-        return TextPrompt(text=request.prompt)
+    grammar = output_grammar(request)
     if kind == "chat":
-        return chat_prompt(request.chat)
+        plan = plan_chat(chat_ask(request.chat, grammar), dialect)
+        return plan.prompt, plan.grammar, plan.reply
+    if kind == "prompt":
+        return TextPrompt(text=request.prompt), grammar, None
     if kind == "token_ids":
-        return TokenPrompt(token_ids=request.token_ids.ids, param="token_ids")
+        prompt = TokenPrompt(token_ids=request.token_ids.ids, param="token_ids")
+        return prompt, grammar, None
     raise InvalidRequestError("give one of prompt, chat or token_ids", param="input")
-
-
-def _template_kwargs(chat: pb.Chat) -> dict[str, object]:
-    if not chat.template_kwargs_json:
-        return {}
-    try:
-        value = json.loads(chat.template_kwargs_json)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(
-            f"chat.template_kwargs_json is not JSON: {error}", param="chat.template_kwargs_json"
-        ) from error
-    if not isinstance(value, dict):
-        raise InvalidRequestError(
-            "chat.template_kwargs_json must be a JSON object", param="chat.template_kwargs_json"
-        )
-    return value
 
 
 def _sampling(wanted: pb.Sampling) -> SamplingParams:

@@ -12,14 +12,12 @@ from typing import Any
 
 import grpc
 
+from baton.gateway.answers import Transcript
 from baton.gateway.call import Job, TextPrompt, TokenPrompt
+from baton.gateway.chat_request import plan_chat
 from baton.gateway.choice import Choice
-from baton.gateway.grpc_messages import (
-    chat_prompt,
-    generate_call,
-    logprob_messages,
-    usage_message,
-)
+from baton.gateway.grpc_chat import call_delta_messages, call_messages, chat_ask
+from baton.gateway.grpc_messages import generate_call, logprob_messages, usage_message
 from baton.gateway.limits import Deadline
 from baton.gateway.service import GatewayService
 from baton.protos import public_pb2 as pb
@@ -40,13 +38,14 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
         opened = self._opened(request, context)
         async with self._rpc(context, "Generate", request.timeout_s), opened as (job, choice):
             response.request_id = job.call.request_id
-            parts = []
+            said = Transcript()
             async for delta in choice:
-                parts.append(delta.text)
-                response.token_ids.extend(delta.token_ids)
-                response.logprobs.extend(self._logprobs(delta.logprobs))
-                response.finish_reason = delta.finish_reason or ""
-            response.text = "".join(parts)
+                said.add(delta)
+            response.text, response.reasoning = said.text, "".join(said.reasoning)
+            response.tool_calls.extend(call_messages(said.tool_calls()))
+            response.token_ids.extend(said.token_ids)
+            response.logprobs.extend(self._logprobs(said.logprobs))
+            response.finish_reason = said.finish_reason or ""
             response.prompt_logprobs.extend(self._logprobs(choice.prompt_logprobs))
             response.usage.CopyFrom(usage_message(job.num_prompt_tokens, choice))
             _explain(request, context, choice)
@@ -64,6 +63,8 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
                     finish_reason=delta.finish_reason or "",
                     logprobs=self._logprobs(delta.logprobs),
                     prompt_logprobs=self._logprobs(choice.prompt_logprobs if first else ()),
+                    reasoning=delta.reasoning,
+                    tool_calls=call_delta_messages(delta.calls),
                 )
                 if delta.finish_reason is not None:
                     chunk.usage.CopyFrom(usage_message(job.num_prompt_tokens, choice))
@@ -79,7 +80,8 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
             if request.WhichOneof("input") is None:
                 raise InvalidRequestError("give one of prompt or chat", param="input")
             if request.WhichOneof("input") == "chat":
-                ids = await self._service.tokenize(chat_prompt(request.chat))
+                plan = plan_chat(chat_ask(request.chat), self._service.dialect)
+                ids = await self._service.tokenize(plan.prompt)
             else:
                 special = not request.no_special_tokens
                 ids = await self._service.tokenize(
@@ -127,8 +129,9 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
         """One prepared and started sequence."""
         received_s = self._service.clock.now_s()
         timeout_s = self._timeout_s(context, request.timeout_s)
+        request_id, dialect = f"gen-{uuid.uuid4().hex}", self._service.dialect
         call = replace(
-            generate_call(request, f"gen-{uuid.uuid4().hex}", timeout_s),
+            generate_call(request, request_id, timeout_s, dialect),
             tenant=self._tenant(context),
             ttft_s=self._service.ttft_s(_ttft_s(context)),
         )

@@ -73,13 +73,14 @@ class OutputFields(StrictModel):
     guided_decoding_backend: str | None = None
     structural_tag: str | dict[str, Any] | None = None
 
-    def output_grammar(self) -> Grammar | None:
+    def output_grammar(self, outputs_name: str = "structured_outputs") -> Grammar | None:
         """What the answer must match; None for any text. Raises InvalidRequestError for a field
-        that is wrong, UnprocessableError naming two that exclude each other.
+        that is wrong, UnprocessableError naming two that exclude each other. `outputs_name`: what
+        the request calls structured_outputs.
         """
-        demands = [*self._demands()]
+        demands = [*self._demands(outputs_name)]
         outputs = self.structured_outputs
-        backend = self._backend()
+        backend = self._backend(outputs_name)
         if not demands:
             return None
         if len(demands) > 1:
@@ -98,12 +99,11 @@ class OutputFields(StrictModel):
         grammar.validate()
         return grammar
 
-    def _demands(self) -> Iterator[Demand]:
+    def _demands(self, prefix: str) -> Iterator[Demand]:
         if self.response_format is not None:
             yield from _response_format(self.response_format)
         outputs = self.structured_outputs
         if outputs is not None:
-            prefix = "structured_outputs"
             yield from _constraints(
                 {
                     f"{prefix}.json": outputs.json_,
@@ -124,10 +124,10 @@ class OutputFields(StrictModel):
             }
         )
 
-    def _backend(self) -> GrammarBackend:
+    def _backend(self, prefix: str) -> GrammarBackend:
         names = {"guided_decoding_backend": self.guided_decoding_backend}
         if self.structured_outputs is not None:
-            names["structured_outputs.backend"] = self.structured_outputs.backend
+            names[f"{prefix}.backend"] = self.structured_outputs.backend
         given = {param: name for param, name in names.items() if name is not None}
         if len(set(given.values())) > 1:
             raise UnprocessableError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
@@ -199,9 +200,9 @@ def _function_name(entry: object) -> str:
     return name
 
 
-def check_tools(tools: list[Tool] | None, choice: ToolChoice | None) -> None:
+def check_tools(tools: Sequence[Tool], choice: ToolChoice | None) -> None:
     """Raises InvalidRequestError for doubled names and choices that no tool answers."""
-    names = [tool.function.name for tool in tools or ()]
+    names = [tool.function.name for tool in tools]
     doubled = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if doubled is not None:
         raise InvalidRequestError(

@@ -20,7 +20,6 @@ from baton.gateway.openai_messages import (
     StrictModel,
     Tool,
     ToolChoice,
-    check_tools,
     read_tool_choice,
 )
 from baton.protos.errors import InvalidRequestError, UnprocessableError
@@ -193,7 +192,6 @@ class ChatBody(GenerationBody):
                 "set one of them",
                 param="thinking_token_budget",
             )
-        check_tools(self.tools, self.tool_choice)
         return self
 
 

@@ -22,6 +22,16 @@ def parse_body(model: type[Body], raw: bytes) -> Body:
         raise _explain(model, error) from error
 
 
+def checked(model: type[Body], value: Any, where: str) -> Body:
+    """The same of a value that is in Python already; `where` goes before the names of fields."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found = _explain(model, error)
+        param = f"{where}.{found.param}" if found.param else where
+        raise InvalidRequestError(f"{where}: {found.message}", param=param) from error
+
+
 def _explain(model: type[BaseModel], error: ValidationError) -> InvalidRequestError:
     first: Any = error.errors(include_url=False, include_context=False)[0]
     kind, path = first["type"], first["loc"]

@@ -158,7 +158,7 @@ class Engine:
         now_s = self._clock.now_s()
         output.duration_s = now_s - max(launched.at_s, self._committed_s)
         self._committed_s = now_s
-        self._meter.observe(output)
+        self._meter.observe(launched.rows, output, now_s)
         self._num_steps += 1
         self._num_prefill_tokens += output.num_prefill_tokens
         self._num_decode_tokens += output.num_decode_tokens
@@ -186,7 +186,13 @@ class Engine:
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             decode_step_s=self._meter.decode_step_s,
             itl_s=self._meter.itl_s,
+            max_step_tokens=self.config.max_step_tokens,
+            kv_bytes_per_token=self.pool.layout.block_bytes // self.config.block_size,
         )
+
+    def report(self) -> WorkerLoad:
+        """`load()`, with the steps sampled since the last report."""
+        return replace(self.load(), steps=self._meter.take_samples())
 
     def drain_kv_events(self) -> KvEvents:
         """Net changes of the prefix cache since the last call."""

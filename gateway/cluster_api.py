@@ -14,6 +14,7 @@ import msgspec
 from baton.gateway.exchange import Exchange
 from baton.gateway.seam import WorkerView
 from baton.gateway.service import GatewayService
+from baton.protos.types import WorkerLoad
 
 # A worker reports at least once a second; one that is silent for this long is shown as such.
 STALE_AFTER_S = 5.0
@@ -47,8 +48,14 @@ def _worker(view: WorkerView) -> dict[str, Any]:
         "model": member.model,
         "age_s": round(view.age_s, 3) if math.isfinite(view.age_s) else None,
         "in_flight_requests": view.in_flight_requests,
-        "load": dataclasses.asdict(view.load),
+        "load": _figures(view.load),
     }
+
+
+def _figures(load: WorkerLoad) -> dict[str, Any]:
+    """The load without the samples that models are learned from."""
+    bare = dataclasses.replace(load, steps=(), transfers=())
+    return {name: value for name, value in dataclasses.asdict(bare).items() if value != ()}
 
 
 def _state(view: WorkerView) -> str:

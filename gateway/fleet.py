@@ -9,10 +9,13 @@ import random
 from collections.abc import Sequence
 
 from baton.gateway.fleet_config import Directory, FleetConfig, StaticDirectory
+from baton.gateway.fleet_figures import model_figures
 from baton.gateway.fleet_generation import Generation, TokenChunk
+from baton.gateway.fleet_planner import Planner
 from baton.gateway.fleet_roster import ModelFacts, Roster
 from baton.gateway.fleet_track import FleetStatistics, Track, route_request
 from baton.gateway.fleet_waiting import WaitingRoom
+from baton.gateway.seam import Figure
 from baton.gateway.tenants import EVERYBODY
 from baton.protos.clock import Clock, SystemClock
 from baton.protos.errors import BatonError, DeadlineError, OverloadedError, UnavailableError
@@ -21,7 +24,7 @@ from baton.router.admission import TenantStatistics
 from baton.router.admission_config import AdmissionConfig, TenantLimits
 from baton.router.config import RouterConfig
 from baton.router.holding import start_wait_s
-from baton.router.plan import Plan, RouteRequest, plan
+from baton.router.plan import Plan, RouteRequest
 from baton.router.view import ClusterView, WorkerView
 
 __all__ = [
@@ -61,10 +64,9 @@ class Fleet:
         admission: AdmissionConfig | None = None,
         tenants: Sequence[TenantLimits] = (),
     ) -> None:
-        self._router = router
         self._clock = clock or SystemClock()
         self._config = config or FleetConfig()
-        self._rng = rng or random.Random()
+        self._planner = Planner(router, self._config, self._clock, rng or random.Random())
         self._roster = Roster(
             directory,
             self._workers_changed,
@@ -72,6 +74,7 @@ class Fleet:
             gateway_id=gateway_id,
             config=self._config,
             clock=self._clock,
+            models=self._planner.models,
         )
         self._room = WaitingRoom(
             admission or AdmissionConfig(), tenants, self._clock, Generation.fail
@@ -99,6 +102,7 @@ class Fleet:
         if self._pump_timer is not None:
             self._pump_timer.cancel()
         await self._roster.close()
+        self._planner.save()
 
     @property
     def ready(self) -> bool:
@@ -134,6 +138,10 @@ class Fleet:
     def tenants(self) -> list[TenantStatistics]:
         """Every tenant that has sent a request or is configured."""
         return self._room.statistics()
+
+    def figures(self) -> list[Figure]:
+        """What was learned, for /metrics."""
+        return list(model_figures(self._planner.models, self.workers()))
 
     def statistics(self) -> FleetStatistics:
         return FleetStatistics(
@@ -206,6 +214,7 @@ class Fleet:
     # What generations report.
 
     def first_token(self, generation: Generation) -> None:
+        self._planner.first_token(generation)
         for link in self._tracks[generation].prefill_links:
             link.in_flight.remove(id(generation))
 
@@ -239,6 +248,7 @@ class Fleet:
         track = self._tracks.pop(generation)
         self._room.ended(generation)
         self._unpark(generation, track)
+        self._planner.ended(generation)
         if track.deadline is not None:
             track.deadline.cancel()
         if track.link is not None:
@@ -254,7 +264,7 @@ class Fleet:
             track, view = self._tracks[generation], self._roster.cluster()
             try:
                 route = self._route(generation, track, view)
-                chosen = plan(view, self._roster.index, route, self._router, self._rng)
+                chosen = self._planner.plan(view, self._roster.index, route)
                 self._set_missing(None)
                 error = self._room.too_late(generation, chosen.ttft_s)
                 if error is not None:
@@ -299,7 +309,7 @@ class Fleet:
         view = self._roster.cluster()
         try:
             route = self._route(generation, track, view)
-            chosen = plan(view, self._roster.index, route, self._router, self._rng)
+            chosen = self._planner.plan(view, self._roster.index, route)
             self._submit(generation, track, chosen)
         except (UnavailableError, OverloadedError) as error:
             self._park(generation, track, error)
@@ -310,6 +320,7 @@ class Fleet:
         self._unpark(generation, track)
         self._num_submitted += 1
         generation.planned(chosen)
+        self._planner.submitted(generation, chosen)
         track.link, track.handle = link, handle
         self._count_in_flight(generation, track, chosen)
 
@@ -365,6 +376,7 @@ class Fleet:
 
     def _workers_changed(self) -> None:
         self._changed.set()
+        self._planner.tick()
         for generation in list(self._parked):
             track = self._tracks[generation]
             if self._clock.now_s() - track.parked_s >= self._config.poll_s:

@@ -57,11 +57,15 @@ class FleetConfig:
     reconnect_max_s: float = 2.0
     # Requests sent this shortly before a report may have missed it and stay counted as in flight.
     settle_s: float = 0.05
+    # File of learned time models, read at the start and kept up to date; empty: none.
+    model_times: str = ""
 
     def __post_init__(self) -> None:
         may_be_zero = {"max_replays", "no_worker_wait_s", "wake_wait_s", "settle_s"}
         for field in fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, str):
+                continue
             if (
                 not math.isfinite(value)
                 or value < 0

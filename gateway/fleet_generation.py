@@ -106,6 +106,11 @@ class Generation:
         return self.plan.decode.worker_id
 
     @property
+    def done(self) -> pb.Done | None:
+        """What the worker said at the end, if it came to that."""
+        return self._done
+
+    @property
     def num_received(self) -> int:
         """Tokens received so far, over all attempts."""
         return len(self._received)

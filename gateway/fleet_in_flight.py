@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -14,10 +15,12 @@ class InFlight:
     """Requests by id with their prompt tokens; sums are kept, not recounted.
 
     An entry leaves by a report that is newer than it, or when its request ends, whichever is
-    first: an aborted request is never counted twice or for ever.
+    first: an aborted request is never counted twice or for ever. `changed` is called after every
+    change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
         self._entries: dict[int, _Entry] = {}
         self.num_tokens = 0
 
@@ -29,11 +32,13 @@ class InFlight:
         self.remove(key)
         self._entries[key] = _Entry(sent_s, num_tokens)
         self.num_tokens += num_tokens
+        self._changed()
 
     def remove(self, key: int) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.num_tokens -= entry.num_tokens
+            self._changed()
 
     def settle(self, before_s: float) -> None:
         """Drops what was sent before `before_s`. Entries are in the order of sending."""
@@ -48,3 +53,4 @@ class InFlight:
     def clear(self) -> None:
         self._entries.clear()
         self.num_tokens = 0
+        self._changed()

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from baton.gateway.fleet_config import Directory, FleetConfig
+from baton.gateway.fleet_view import FleetView
 from baton.gateway.worker_link import WorkerLink
 from baton.protos import worker_pb2 as pb
 from baton.protos.clock import Clock
 from baton.protos.types import KvEvents, Member, Role
+from baton.router.costs import near
+from baton.router.learning import ModelBook
 from baton.router.prefix_index import PrefixIndex
-from baton.router.view import ClusterView, WorkerState, WorkerView
+from baton.router.view import ClusterView, WorkerState
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +51,10 @@ class Roster:
         gateway_id: str,
         config: FleetConfig,
         clock: Clock,
+        models: ModelBook,
     ) -> None:
         self.index = PrefixIndex()
+        self.models = models
         self.facts: ModelFacts | None = None
         self.num_links_lost = 0
         self._directory = directory
@@ -63,6 +68,7 @@ class Roster:
         self._blind: set[str] = set()
         self._draining: set[str] = set()
         self._poller: asyncio.Task[None] | None = None
+        self._view = FleetView(models)
 
     async def start(self) -> None:
         """Asks the directory once, then keeps asking in the background."""
@@ -90,13 +96,7 @@ class Roster:
 
     def cluster(self) -> ClusterView:
         """Usable workers by role, as a plan wants them."""
-        decode: list[WorkerView] = []
-        prefill: list[WorkerView] = []
-        for link in self._links.values():
-            if link.state is WorkerState.UP:
-                pool = prefill if link.member.role is Role.PREFILL else decode
-                pool.append(link.view())
-        return ClusterView(tuple(decode), tuple(prefill))
+        return self._view.cluster(self._links.values())
 
     @property
     def has_decode(self) -> bool:
@@ -134,22 +134,32 @@ class Roster:
             max_model_len=min(least, default=facts.max_model_len),
             vocab_size=facts.vocab_size,
         )
+        self._learned(link)
+        self._view.reset()
         self._on_change()
 
     def link_down(self, link: WorkerLink) -> None:
         self.num_links_lost += 1
+        self._view.reset()
         if self._is_current(link):
             self.index.remove_worker(link.member.worker_id)
             self._draining.discard(link.member.worker_id)
 
     def load_changed(self, link: WorkerLink) -> None:
         worker_id = link.member.worker_id
+        if self._is_current(link):
+            self._learn(link)
+            self._view.changed(link)
         if link.load.draining:
             self._draining.add(worker_id)
         elif worker_id in self._draining:
             self._draining.discard(worker_id)
             self._on_change()
         self._on_load()
+
+    def sent_changed(self, link: WorkerLink) -> None:
+        if self._is_current(link):
+            self._view.changed(link)
 
     def kv_events(self, link: WorkerLink, events: KvEvents) -> None:
         if self._is_current(link):
@@ -160,6 +170,18 @@ class Roster:
             # Not at once: a worker that always leaves gaps must not make us reconnect in a loop.
             self.index.remove_worker(link.member.worker_id)
             self._blind.add(link.member.worker_id)
+
+    def _learn(self, link: WorkerLink) -> None:
+        member, load = link.member, link.load
+        self.models.observe(member.worker_id, member.role, load)
+        for sample in load.transfers:
+            other = self._links.get(sample.decode)
+            if other is not None:
+                self.models.moved(member.worker_id, sample, near(link.view(), other.view()))
+        self._learned(link)
+
+    def _learned(self, link: WorkerLink) -> None:
+        link.times = self.models.times(link.member.worker_id, link.member.role)
 
     # Following the directory.
 
@@ -194,7 +216,11 @@ class Roster:
             self._retired.append(old)
             old.supersede(why)
             self.index.remove_worker(member.worker_id)
+        if old is not None and old.member.incarnation != member.incarnation:
+            # It may run elsewhere now, or as something else.
+            self.models.forget(member.worker_id)
         self._draining.discard(member.worker_id)
+        self._view.reset()
         link = WorkerLink(
             member,
             self,
@@ -217,6 +243,8 @@ class Roster:
         for worker_id in [w for w, link in self._links.items() if link.finished]:
             del self._links[worker_id]
             self.index.remove_worker(worker_id)
+            self.models.forget(worker_id)
+        self._view.reset()
         self._on_change()
 
     def _is_current(self, link: WorkerLink) -> bool:

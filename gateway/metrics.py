@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
@@ -165,6 +166,7 @@ class Metrics:
             "baton_requests_in_flight", "Requests being served.", self._in_flight()
         )
         yield from self._worker_gauges()
+        yield from self._fleet_gauges()
         yield from self._tenant_figures()
 
     def describe(self) -> Iterable[Metric]:
@@ -194,6 +196,15 @@ class Metrics:
             for reason, count in tenant.refused.items():
                 refused.add_metric([tenant.name, reason.value], count)
         yield refused
+
+    def _fleet_gauges(self) -> Iterable[Metric]:
+        for name, figures in itertools.groupby(self._fleet.figures(), key=lambda f: f.name):
+            first, *rest = figures
+            labels = [label for label, _ in first.labels]
+            family = GaugeMetricFamily(f"baton_{name}", first.help_text, labels=labels)
+            for figure in (first, *rest):
+                family.add_metric([value for _, value in figure.labels], figure.value)
+            yield family
 
 
 class ChoiceMeter:

@@ -7,7 +7,7 @@ one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from baton.gateway.tenants import EVERYBODY
 from baton.protos.types import FinishReason, GenerateRequest, Member, TokenLogprob, WorkerLoad
@@ -75,6 +75,15 @@ class ModelFacts(Protocol):
     def vocab_size(self) -> int: ...
 
 
+class Figure(NamedTuple):
+    """One gauge of /metrics: its name without `baton_`, its labels, its value."""
+
+    name: str
+    help_text: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
 class Fleet(Protocol):
     """This gateway's workers. `model` raises UnavailableError until a worker said what it serves.
 
@@ -93,6 +102,9 @@ class Fleet(Protocol):
         ttft_s: float | None = None,
     ) -> Generation: ...
     def workers(self) -> Sequence[WorkerView]: ...
+    def figures(self) -> Sequence[Figure]:
+        """What this gateway has learned, for /metrics; figures of one name together."""
+
     def tenants(self) -> Sequence[TenantStatistics]: ...
     @property
     def ready(self) -> bool: ...

@@ -22,6 +22,7 @@ from baton.protos.server import GRPC_OPTIONS
 from baton.protos.types import KvEvents, Member, WorkerLoad
 from baton.protos.worker_pb2_grpc import WorkerStub
 from baton.router.plan import Plan
+from baton.router.times import H100_8B, WorkerTimes
 from baton.router.view import WorkerState, WorkerView
 
 VERSION = "1"
@@ -50,6 +51,9 @@ class LinkOwner(Protocol):
     def link_up(self, link: WorkerLink) -> None: ...
     def link_down(self, link: WorkerLink) -> None: ...
     def load_changed(self, link: WorkerLink) -> None: ...
+    def sent_changed(self, link: WorkerLink) -> None:
+        """What was sent to this worker and is not in its report yet is more or less than before."""
+
     def kv_events(self, link: WorkerLink, events: KvEvents) -> None: ...
     def kv_gap(self, link: WorkerLink) -> None:
         """Event batches are missing: what is known of this worker's cache is no longer true."""
@@ -76,7 +80,9 @@ class WorkerLink:
         self.detail = "connecting"
         self.listed = True
         self.hello = pb.WorkerHello()
-        self.in_flight = InFlight()
+        self.in_flight = InFlight(lambda: owner.sent_changed(self))
+        # The owner's to set: what it has learned of this worker.
+        self.times: WorkerTimes = H100_8B.decode_pool
         self.connected_s = clock.now_s()
         self._owner = owner
         self._gateway_id = gateway_id
@@ -127,6 +133,7 @@ class WorkerLink:
             self.in_flight.num_requests,
             self.state,
             self.detail,
+            self.times,
         )
 
     def submit(self, generation: Generation, plan: Plan) -> int:

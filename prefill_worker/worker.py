@@ -17,6 +17,7 @@ from baton.kvtransfer.hello import read_identity
 from baton.kvtransfer.session import PushSpan, SendSession
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.prefill_worker.jobs import Job, JobState, JobTable
+from baton.prefill_worker.push_meter import PushMeter
 from baton.prefill_worker.service import PrefillService
 from baton.protos import worker_pb2 as pb
 from baton.protos.clock import Clock, SystemClock
@@ -87,6 +88,7 @@ class PrefillWorker:
         self._loop = EngineLoop(self._engine, self._on_step, self._on_death)
         self._reporter = Reporter(self._events, self._loop.call, self, self.hub)
         pool = self._engine.pool
+        self._push_meter = PushMeter(pool.layout.block_bytes)
         me = PeerKey(config.worker_id, config.incarnation)
         self._connector = await asyncio.to_thread(
             make_connector, config.connector, pool.tensor, pool.layout, me, _ignore_notice
@@ -314,17 +316,24 @@ class PrefillWorker:
                 span.local_blocks,
                 span.remote_blocks,
                 span.notice,
-                partial(self._on_pushed, job, span),
+                partial(self._on_pushed, job, span, self._clock.now_s()),
                 skip_tokens=span.skip_tokens,
             )
         except TransferError as error:
             self._pushed(job, span, error)
 
-    def _on_pushed(self, job: Job, span: PushSpan, error: TransferError | None) -> None:
+    def _on_pushed(
+        self, job: Job, span: PushSpan, posted_s: float, error: TransferError | None
+    ) -> None:
         """On the connector's thread."""
-        self._events.call_soon_threadsafe(self._pushed, job, span, error)
+        seconds = self._clock.now_s() - posted_s
+        self._events.call_soon_threadsafe(self._pushed, job, span, error, seconds)
 
-    def _pushed(self, job: Job, span: PushSpan, error: TransferError | None) -> None:
+    def _pushed(
+        self, job: Job, span: PushSpan, error: TransferError | None, seconds: float = 0.0
+    ) -> None:
+        if error is None:
+            self._push_meter.observe(job.owner.worker_id, len(span.local_blocks), seconds)
         job.session.push_done(span, error)
         if isinstance(error, PeerLostError) and job.owner in self._streams:
             # With its wire, the connection is over: the decode worker makes a new one.
@@ -365,7 +374,7 @@ class PrefillWorker:
     def add_queue(self, load: WorkerLoad) -> WorkerLoad:
         """The engine's load, with the prompts that it has not been given yet."""
         return with_queue(
-            load,
+            self._push_meter.add_samples(load),
             num_waiting=load.num_waiting + self._jobs.num_waiting,
             queued_prefill_tokens=load.queued_prefill_tokens + self._jobs.num_waiting_tokens,
             draining=self._draining,

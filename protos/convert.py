@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from baton import __version__
 from baton.protos import worker_pb2 as pb
@@ -15,8 +16,16 @@ from baton.protos.types import (
     Member,
     RequestOutput,
     SamplingParams,
+    StepSample,
     TokenLogprob,
+    TransferSample,
     WorkerLoad,
+)
+
+_LOAD_FIGURES: Final = tuple(
+    field.name
+    for field in dataclasses.fields(WorkerLoad)
+    if field.name not in ("steps", "transfers")
 )
 
 
@@ -174,13 +183,26 @@ def logprobs_to_proto(handle: int, output: RequestOutput) -> pb.LogprobChunk:
 
 def load_to_proto(load: WorkerLoad) -> pb.Load:
     """Field by field: both sides use the same names."""
-    return pb.Load(**{field.name: getattr(load, field.name) for field in dataclasses.fields(load)})
+    message = pb.Load(**{name: getattr(load, name) for name in _LOAD_FIGURES})
+    for step in load.steps:
+        message.steps.add(**step._asdict())
+    for transfer in load.transfers:
+        message.transfers.add(**transfer._asdict())
+    return message
 
 
 def load_from_proto(message: pb.Load) -> WorkerLoad:
     """The inverse of `load_to_proto`."""
-    names = (field.name for field in dataclasses.fields(WorkerLoad))
-    return WorkerLoad(**{name: getattr(message, name) for name in names})
+    return WorkerLoad(
+        steps=tuple(
+            StepSample(s.num_new_tokens, s.num_pairs, s.num_rows, s.kv_tokens, s.seconds)
+            for s in message.steps
+        ),
+        transfers=tuple(
+            TransferSample(t.decode, t.num_bytes, t.seconds) for t in message.transfers
+        ),
+        **{name: getattr(message, name) for name in _LOAD_FIGURES},
+    )
 
 
 def worker_hello(

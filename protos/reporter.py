@@ -18,6 +18,7 @@ class ReportingEngine(Protocol):
     def drain_kv_events(self) -> KvEvents: ...
     def snapshot_kv(self) -> KvEvents: ...
     def load(self) -> WorkerLoad: ...
+    def report(self) -> WorkerLoad: ...
 
 
 class Queue(Protocol):
@@ -51,7 +52,7 @@ class Reporter:
         dispatch: Callable[[StepOutput], None],
     ) -> None:
         """On the engine's thread: one hop for everything of this step, then the report."""
-        changes, load = engine.drain_kv_events(), engine.load()
+        changes, load = engine.drain_kv_events(), engine.report()
         self._events.call_soon_threadsafe(self._dispatch, step, dispatch, changes, load)
 
     async def join(self, feed: GatewayFeed) -> None:
@@ -71,7 +72,7 @@ class Reporter:
         """Reports every `interval_s` seconds, idle or not, so that a silent worker shows."""
 
         def report(engine: ReportingEngine) -> None:
-            changes, load = engine.drain_kv_events(), engine.load()
+            changes, load = engine.drain_kv_events(), engine.report()
             self._events.call_soon_threadsafe(self._broadcast, changes, load)
 
         while True:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from baton.protos.constraints import Grammar, Thought
 from baton.protos.errors import BatonError, InvalidRequestError
@@ -174,13 +175,37 @@ class KvEvents:
         return bool(self.stored or self.removed or self.cleared)
 
 
+class StepSample(NamedTuple):
+    """One engine step as it was measured.
+
+    `num_pairs` counts, for the prompt tokens of the step, how many tokens each attends to.
+    `num_rows` requests decoded in it, which hold `kv_tokens` together.
+    """
+
+    num_new_tokens: int
+    num_pairs: int
+    num_rows: int
+    kv_tokens: int
+    seconds: float
+
+
+class TransferSample(NamedTuple):
+    """One push of KV to a decode worker, from its posting until the data is there."""
+
+    decode: str
+    num_bytes: int
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLoad:
     """A worker's own figures, reported after steps and at least once a second.
 
     Rates are moving averages over recent steps; 0.0 means not measured yet.
     `free_blocks` counts evictable cached blocks as free. `itl_s` is the time between two tokens of
-    a running request, with the steps that also computed other prompts.
+    a running request, with the steps that also computed other prompts. `steps` and `transfers` are
+    samples since the last report; `max_step_tokens` and `kv_bytes_per_token` are facts of the
+    worker, 0 where it does not say.
     """
 
     num_running: int = 0
@@ -193,6 +218,10 @@ class WorkerLoad:
     decode_step_s: float = 0.0
     draining: bool = False
     itl_s: float = 0.0
+    steps: tuple[StepSample, ...] = ()
+    transfers: tuple[TransferSample, ...] = ()
+    max_step_tokens: int = 0
+    kv_bytes_per_token: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -235,7 +235,7 @@ class Done(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., finish_reason: _Optional[str] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., prefilled_by: _Optional[str] = ..., fallback_reason: _Optional[str] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., num_reasoning_tokens: _Optional[int] = ..., grammar_backend: _Optional[str] = ..., error_param: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "queued_prefill_tokens", "running_kv_tokens", "total_blocks", "free_blocks", "prefill_tokens_per_s", "decode_step_s", "draining", "itl_s")
+    __slots__ = ("num_running", "num_waiting", "queued_prefill_tokens", "running_kv_tokens", "total_blocks", "free_blocks", "prefill_tokens_per_s", "decode_step_s", "draining", "itl_s", "steps", "transfers", "max_step_tokens", "kv_bytes_per_token")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +246,10 @@ class Load(_message.Message):
     DECODE_STEP_S_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     ITL_S_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     queued_prefill_tokens: int
@@ -256,7 +260,35 @@ class Load(_message.Message):
     decode_step_s: float
     draining: bool
     itl_s: float
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., running_kv_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., draining: bool = ..., itl_s: _Optional[float] = ...) -> None: ...
+    steps: _containers.RepeatedCompositeFieldContainer[StepSample]
+    transfers: _containers.RepeatedCompositeFieldContainer[TransferSample]
+    max_step_tokens: int
+    kv_bytes_per_token: int
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., running_kv_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., draining: bool = ..., itl_s: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[StepSample, _Mapping]]] = ..., transfers: _Optional[_Iterable[_Union[TransferSample, _Mapping]]] = ..., max_step_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ...) -> None: ...
+
+class StepSample(_message.Message):
+    __slots__ = ("num_new_tokens", "num_pairs", "num_rows", "kv_tokens", "seconds")
+    NUM_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    num_new_tokens: int
+    num_pairs: int
+    num_rows: int
+    kv_tokens: int
+    seconds: float
+    def __init__(self, num_new_tokens: _Optional[int] = ..., num_pairs: _Optional[int] = ..., num_rows: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class TransferSample(_message.Message):
+    __slots__ = ("decode", "num_bytes", "seconds")
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    decode: str
+    num_bytes: int
+    seconds: float
+    def __init__(self, decode: _Optional[str] = ..., num_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class KvEventBatch(_message.Message):
     __slots__ = ("sequence", "cleared", "removed", "stored")

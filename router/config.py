@@ -48,7 +48,7 @@ class RouterConfig:
     # Decodes assumed to be running beside a local prefill on top of those already known.
     expected_arrivals: float = 1.0
     # How much slower an idle prefill worker may be than the decode worker and still be preferred.
-    remote_margin_s: float = 0.010
+    remote_margin_s: float = 0.025
     # A decode worker that holds all of a prompt but fewer tokens than this computes them itself.
     min_remote_tokens: int = 16
     # Price of an adapter that is not resident, and of leaving the session's last worker.

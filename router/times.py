@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from baton.protos.errors import ConfigError
 
@@ -27,20 +27,6 @@ def _check(times: DataclassInstance) -> None:
                 f"{item.name} is {value!r}, but must be a finite number of at least {low}",
                 param=item.name,
             )
-
-
-class StepSample(NamedTuple):
-    """One engine step as its worker measured it.
-
-    `num_pairs` counts, for the prompt tokens of the step, how many tokens each attends to; see
-    `num_pairs`. `num_rows` requests decoded in it, which hold `kv_tokens` together.
-    """
-
-    num_new_tokens: int
-    num_pairs: int
-    num_rows: int
-    kv_tokens: int
-    seconds: float
 
 
 def num_pairs(num_new_tokens: float, num_cached_tokens: float) -> float:

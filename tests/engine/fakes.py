@@ -18,6 +18,7 @@ from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
 from baton.engine.handover import Reservation
 from baton.engine.request import Request
+from baton.kvtransfer.layout import KVLayout
 from baton.protos.clock import Clock, ManualClock
 from baton.protos.types import (
     FinishReason,
@@ -88,6 +89,9 @@ class FakePool:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.layout = KVLayout(
+            num_layers=1, kv_heads=1, block_size=block_size, head_dim=1, dtype="float32"
+        )
         self.cells: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
 
     def write(self, block_ids: Sequence[int], position: int, kv: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from baton.gateway.fleet_generation import TokenChunk
+from baton.gateway.seam import Figure
 from baton.protos.errors import BatonError, UnavailableError
 from baton.protos.types import (
     FinishReason,
@@ -133,6 +134,9 @@ class FakeFleet:
 
     def tenants(self) -> list[TenantStatistics]:
         return []
+
+    def figures(self) -> list[Figure]:
+        return [Figure("model_handshake_seconds", "Handshake.", (), 0.003)]
 
     def workers(self) -> list[WorkerView]:
         load = WorkerLoad(num_running=len(self.running), total_blocks=64, free_blocks=32)

@@ -136,12 +136,10 @@ def wait_ready(cluster: Cluster) -> None:
     raise AssertionError(f"not ready in {START_TIMEOUT_S} s:\n{cluster.log.read_text()[-4000:]}")
 
 
-# Small pools, so that leaks show. Remote whenever a request allows it: `cost` goes by measured
-# rates, which on a busy machine make either side the cheaper one, and these tests need both.
+# Small pools, so that leaks show.
 CONFIG = """
 prefill:
   engine: {num_blocks: 1024, max_step_tokens: 128}
 decode:
   engine: {num_blocks: 1024, max_step_tokens: 128}
-router: {policy: always_remote}
 """

@@ -310,29 +310,30 @@ class PrefillWorker:
         span = job.session.next_push()
         if span is None:
             return
+        posted_s = self._clock.now_s()
         try:
             self._connector.push(
                 job.owner,
                 span.local_blocks,
                 span.remote_blocks,
                 span.notice,
-                partial(self._on_pushed, job, span, self._clock.now_s()),
+                partial(self._on_pushed, job, span, posted_s),
                 skip_tokens=span.skip_tokens,
             )
         except TransferError as error:
-            self._pushed(job, span, error)
+            self._pushed(job, span, posted_s, error)
 
     def _on_pushed(
         self, job: Job, span: PushSpan, posted_s: float, error: TransferError | None
     ) -> None:
         """On the connector's thread."""
-        seconds = self._clock.now_s() - posted_s
-        self._events.call_soon_threadsafe(self._pushed, job, span, error, seconds)
+        self._events.call_soon_threadsafe(self._pushed, job, span, posted_s, error)
 
     def _pushed(
-        self, job: Job, span: PushSpan, error: TransferError | None, seconds: float = 0.0
+        self, job: Job, span: PushSpan, posted_s: float, error: TransferError | None
     ) -> None:
         if error is None:
+            seconds = self._clock.now_s() - posted_s
             self._push_meter.observe(job.owner.worker_id, len(span.local_blocks), seconds)
         job.session.push_done(span, error)
         if isinstance(error, PeerLostError) and job.owner in self._streams:

@@ -140,10 +140,9 @@ class ModelBook:
         worker = self._workers.get(worker_id)
         own = pool if worker is None else worker
         chunk_tokens = own.chunk_tokens
-        prefill = self._best(
-            [own.prefill, pool.prefill, *(p.prefill for p in self._pools.values())]
-        )
-        decode = self._best([own.decode, pool.decode, *(p.decode for p in self._pools.values())])
+        pools = list(self._pools.values())
+        prefill = _best(own.prefill, pool.prefill, [each.prefill for each in pools])
+        decode = _best(own.decode, pool.decode, [each.decode for each in pools])
         return WorkerTimes(prefill=_prefill(prefill, chunk_tokens), decode=_decode(decode))
 
     @property

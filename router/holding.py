@@ -29,11 +29,6 @@ def start_wait_s(view: ClusterView, plan: Plan, request: RouteRequest) -> float:
 
 
 def _wait_s(worker: WorkerView) -> float:
-    if not worker.pending_tokens:
-        return 0.0
-    rate = worker.load.prefill_tokens_per_s
-    if rate > 0:
-        return worker.pending_tokens / rate
     return worker.times.prefill.predict(worker.pending_tokens)
 
 

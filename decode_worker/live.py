@@ -8,8 +8,9 @@ from enum import Enum
 
 from baton.kvtransfer.session import ReceiveSession
 from baton.protos import worker_pb2 as pb
+from baton.protos.errors import BatonError
 from baton.protos.feed import GatewayFeed
-from baton.protos.types import GenerateRequest, RequestOutput
+from baton.protos.types import FinishReason, GenerateRequest, RequestOutput
 
 
 class Phase(Enum):
@@ -60,6 +61,29 @@ class Live:
     prefill_s: float = 0.0
     first_token_s: float = 0.0
     transfer_s: float = 0.0
+
+    # The engine's last output, or the prefill worker's.
+    last: RequestOutput | None = None
+
+    def done(self, reason: FinishReason, error: BatonError | None) -> pb.Done:
+        """How it ended, for its gateway."""
+        message = pb.Done(
+            handle=self.handle,
+            finish_reason=reason.value,
+            num_cached_tokens=self.num_cached_tokens,
+            prefilled_by=self.prefilled_by,
+            fallback_reason=self.fallback_reason,
+            queue_s=self.queue_s,
+            prefill_s=self.prefill_s,
+            transfer_s=self.transfer_s,
+        )
+        if self.last is not None:
+            message.num_reasoning_tokens = self.last.num_reasoning_tokens
+            message.grammar_backend = self.last.grammar_backend
+        if error is not None:
+            message.error_code, message.error_message = error.code, error.message
+            message.error_param = error.param or ""
+        return message
 
     def stop_timers(self) -> None:
         for timer in self.timers:

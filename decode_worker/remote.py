@@ -14,7 +14,7 @@ from baton.kvtransfer.connector import Connector, Notice, PeerKey
 from baton.kvtransfer.session import ReceiveSession
 from baton.protos import worker_pb2 as pb
 from baton.protos.convert import generate_to_proto, logprob_from_proto
-from baton.protos.errors import BatonError, StaleEpochError
+from baton.protos.errors import BatonError, GrammarError, StaleEpochError
 from baton.protos.tasks import TaskSet
 from baton.protos.types import FinishReason, GenerateRequest, RequestOutput, TokenLogprob
 
@@ -238,7 +238,13 @@ class RemotePrefills:
 
     def _on_attempt_failed(self, message: pb.Failed) -> None:
         attempt = self._attempts.get(message.request_id)
-        if attempt is not None:
+        if attempt is None:
+            return
+        if message.error_code == GrammarError.default_code:
+            # It is refused here too, after as long a look at it.
+            param = message.error_param or None
+            self._on.on_refused(attempt[0], GrammarError(message.error_message, param=param))
+        else:
             self._on.on_failed(attempt[0], f"{message.error_code}: {message.error_message}")
 
     def _quarantine(self, attempt_id: str, peer: PrefillPeer) -> None:
@@ -280,4 +286,6 @@ def first_output(attempt_id: str, message: pb.FirstToken) -> RequestOutput:
         token_ids=[message.token_id],
         logprobs=logprobs,
         finish_reason=FinishReason(message.finish_reason) if message.finish_reason else None,
+        num_reasoning_tokens=message.num_reasoning_tokens,
+        grammar_backend=message.grammar_backend,
     )

@@ -258,7 +258,8 @@ class DecodeWorker:
         live.emitted.extend(output.token_ids)
         if output.finish_reason is not None:
             self._remote.give_up(live)
-            self._end(live, output.finish_reason)
+            live.last = output
+            self._end(live, output.finish_reason, output.error)
 
     def _on_ready(self, live: Live, epoch: int) -> None:
         first = live.first
@@ -294,20 +295,7 @@ class DecodeWorker:
             self._remote.give_up(live)
 
     def _end(self, live: Live, reason: FinishReason, error: BatonError | None = None) -> None:
-        done = pb.Done(
-            handle=live.handle,
-            finish_reason=reason.value,
-            num_cached_tokens=live.num_cached_tokens,
-            prefilled_by=live.prefilled_by,
-            fallback_reason=live.fallback_reason,
-            queue_s=live.queue_s,
-            prefill_s=live.prefill_s,
-            transfer_s=live.transfer_s,
-        )
-        if error is not None:
-            done.error_code, done.error_message = error.code, error.message
-            done.error_param = error.param or ""
-        live.feed.done(done)
+        live.feed.done(live.done(reason, error))
         self._forget(live)
 
     def _forget(self, live: Live) -> None:
@@ -339,7 +327,8 @@ class DecodeWorker:
                 self._emit(live, output)
             if output.finish_reason is not None:
                 ended = True
-                self._end(live, output.finish_reason)
+                live.last = output
+                self._end(live, output.finish_reason, output.error)
         if ended:
             self._remote.retry_waiting()
 

@@ -15,6 +15,9 @@ from baton.engine.batch import (
 )
 from baton.engine.block_pool import BlockPool, BlockPoolStatistics
 from baton.engine.config import EngineConfig
+from baton.engine.grammar.compiler import CompilerStatistics, GrammarCompiler
+from baton.engine.grammar.gate import GrammarGate
+from baton.engine.grammar.vocabulary import Vocabulary
 from baton.engine.handover import Reservation
 from baton.engine.meter import StepMeter
 from baton.engine.parallel.hosts import RankHost
@@ -34,6 +37,7 @@ class EngineStatistics:
 
     requests: SchedulerStatistics
     blocks: BlockPoolStatistics
+    grammars: CompilerStatistics
     num_steps: int
     num_prefill_tokens: int
     num_decode_tokens: int
@@ -78,7 +82,12 @@ class Engine:
         self.config = config
         self._blocks = BlockPool(num_blocks, prefix_cache=config.prefix_cache)
         rules = RequestRules(self.model, max_model_len)
-        self._scheduler = Scheduler(config, rules, self._blocks, self._runner, self._clock)
+        eos_token_ids = self.model.eos_token_ids
+        vocabulary = Vocabulary(config.model_dir, self.model.vocab_size, eos_token_ids)
+        self._gate = GrammarGate(GrammarCompiler(vocabulary, self._clock), eos_token_ids)
+        self._scheduler = Scheduler(
+            config, rules, self._blocks, self._runner, self._clock, self._gate
+        )
         self._meter = StepMeter()
         overlap = self._runner.overlaps if config.overlap is None else config.overlap
         self._runs_ahead = overlap
@@ -140,8 +149,20 @@ class Engine:
         self._scheduler.release(request_id, epoch=epoch)
 
     def has_work(self) -> bool:
-        """Whether step() would do something now. Only a command can make it true again."""
+        """Whether step() would do something now.
+
+        Only a command can make it true again, or a grammar that was compiled: see `on_wake`.
+        """
         return self._under_way is not None or self._scheduler.has_work()
+
+    def on_wake(self, call: Callable[[], None]) -> None:
+        """`call` runs on some thread whenever has_work() may have become true by itself."""
+        self._gate.wake = call
+
+    @property
+    def num_compiling(self) -> int:
+        """Requests that wait for their grammars: has_work() will become true by itself."""
+        return len(self._gate)
 
     def step(self) -> StepOutput:
         """Commits one batch, having launched the one after it where the device can run ahead.
@@ -210,6 +231,7 @@ class Engine:
         return EngineStatistics(
             requests=self._scheduler.statistics(),
             blocks=self._blocks.statistics(),
+            grammars=self._gate.statistics(),
             num_steps=self._num_steps,
             num_prefill_tokens=self._num_prefill_tokens,
             num_decode_tokens=self._num_decode_tokens,
@@ -225,6 +247,7 @@ class Engine:
 
     def close(self) -> None:
         """Frees the model and the pool. The engine cannot be used afterwards."""
+        self._gate.close()
         self._runner.close()
 
     def _queue_s(self) -> float:

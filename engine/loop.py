@@ -34,12 +34,14 @@ class EngineLoop:
         self._on_step = on_step
         self._on_death = on_death
         self._wakeup = threading.Condition(threading.Lock())
-        # Guarded by the condition's lock, as are the four below.
+        # Guarded by the condition's lock, as are the five below.
         self._commands: deque[_Command] = deque()
         self._stopping = False
+        self._woken = False
         self._closed_by: BaseException | None = None
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        engine.on_wake(self._wake)
 
     def start(self) -> None:
         self._thread.start()
@@ -108,8 +110,9 @@ class EngineLoop:
         if wait and self._engine.config.self_check:
             self._engine.check_integrity()
         with self._wakeup:
-            while wait and not (self._commands or self._stopping or self._failure):
+            while wait and not (self._commands or self._stopping or self._failure or self._woken):
                 self._wakeup.wait()
+            self._woken = False
             if self._failure is not None and not self._stopping:
                 raise self._failure
             commands, self._commands = self._commands, deque()
@@ -118,6 +121,12 @@ class EngineLoop:
     def _fail(self, error: BaseException) -> None:
         with self._wakeup:
             self._failure = error
+            self._wakeup.notify()
+
+    def _wake(self) -> None:
+        """The engine has work that no command brought."""
+        with self._wakeup:
+            self._woken = True
             self._wakeup.notify()
 
     def _fail_commands(self, error: BaseException) -> None:

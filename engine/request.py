@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from baton.engine.grammar.constraint import Constraint
 from baton.protos.errors import BatonError
 from baton.protos.hashing import block_hashes
 from baton.protos.types import GenerateRequest, SamplingParams, TokenLogprob
@@ -13,8 +14,8 @@ from baton.protos.types import GenerateRequest, SamplingParams, TokenLogprob
 class RequestState(Enum):
     """Where a request is in its life.
 
-        add()                                           reserve()
-          │                                                │
+        add() ◄──► COMPILING: its grammar is compiled   reserve()
+          │        (also between TRANSFERRING and READY)   │
           ▼                                                ▼
         QUEUED ──────► PREFILLING ──────► PREFILLED   TRANSFERRING   its KV is written by another
           ▲ ▲              │  │ hold=True     │            │         worker
@@ -27,10 +28,12 @@ class RequestState(Enum):
                                           abort() in any state: CANCELLED
 
     QUEUED and TRANSFERRING may also finish at once: a replay whose last token already ended the
-    request, a handover whose first token did. A failure is never one request's alone: an exception
-    in a step ends the engine, and the worker that owns it fails all of its requests.
+    request, a handover whose first token did, a grammar that cannot be compiled. Other failures are
+    never one request's alone: an exception in a step ends the engine, and the worker that owns it
+    fails all of its requests.
     """
 
+    COMPILING = "compiling"
     QUEUED = "queued"
     PREFILLING = "prefilling"
     PREFILLED = "prefilled"
@@ -45,10 +48,11 @@ TERMINAL = frozenset({RequestState.FINISHED, RequestState.CANCELLED})
 
 _S = RequestState
 _ALLOWED: dict[RequestState, frozenset[RequestState]] = {
-    _S.QUEUED: frozenset({_S.PREFILLING, _S.FINISHED, _S.CANCELLED}),
+    _S.COMPILING: frozenset({_S.QUEUED, _S.READY, _S.FINISHED, _S.CANCELLED}),
+    _S.QUEUED: frozenset({_S.COMPILING, _S.PREFILLING, _S.FINISHED, _S.CANCELLED}),
     _S.PREFILLING: frozenset({_S.DECODING, _S.PREFILLED, _S.QUEUED, _S.FINISHED, _S.CANCELLED}),
     _S.PREFILLED: frozenset({_S.FINISHED, _S.CANCELLED}),
-    _S.TRANSFERRING: frozenset({_S.READY, _S.FINISHED, _S.CANCELLED}),
+    _S.TRANSFERRING: frozenset({_S.COMPILING, _S.READY, _S.FINISHED, _S.CANCELLED}),
     _S.READY: frozenset({_S.DECODING, _S.CANCELLED}),
     _S.DECODING: frozenset({_S.QUEUED, _S.FINISHED, _S.CANCELLED}),
     _S.FINISHED: frozenset(),
@@ -80,13 +84,16 @@ class Request:
     num_launched: steps under way that hold a row of it.
     slot: row of the batch state, -1 outside the batch. It does not change between the runner's
         add_row and remove_row; after a preemption the request may come back in another one.
+    constraint: what its output must be, once its grammar is compiled; None if it may be anything.
     """
 
     __slots__ = (
         "block_hashes",
         "block_ids",
         "cache_salt",
+        "constraint",
         "epoch",
+        "grammar",
         "hold",
         "last",
         "max_total_tokens",
@@ -105,6 +112,7 @@ class Request:
         "slot",
         "state",
         "stop_ids",
+        "thought",
         "token_ids",
     )
 
@@ -114,6 +122,9 @@ class Request:
         self.request_id = request.request_id
         self.sampling: SamplingParams = request.sampling
         self.cache_salt = request.cache_salt
+        self.grammar = request.grammar
+        self.thought = request.thought
+        self.constraint: Constraint | None = None
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.output_token_ids]
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.order: tuple[int, int] = (request.priority, arrival)
@@ -157,11 +168,6 @@ class Request:
     def ends_with_pending(self) -> bool:
         """Whether the token that is being sampled is sure to be its last here."""
         return self.num_pending > 0 and (self.hold or self.num_tokens >= self.max_total_tokens)
-
-    @property
-    def needs_tokens(self) -> bool:
-        """Whether its next row cannot be prepared before the host knows its last token."""
-        return False
 
     @property
     def needs_prompt_logprobs(self) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from baton.engine.batch import ModelInfo
+from baton.engine.grammar.thought import ThoughtTracker
 from baton.engine.request import Request
-from baton.protos.errors import ContextLengthError, InvalidRequestError
-from baton.protos.types import FinishReason, GenerateRequest
+from baton.protos.errors import BatonError, ContextLengthError, InvalidRequestError
+from baton.protos.types import FinishReason, GenerateRequest, RequestOutput, TokenLogprob
 
 
 class RequestRules:
@@ -35,10 +36,10 @@ class RequestRules:
         self._check_ids("prompt", request.prompt_token_ids)
         self._check_ids("output_token_ids", request.output_token_ids)
         request.sampling.validate(self._vocab_size)
-        if request.grammar is not None or request.thought is not None:
-            raise InvalidRequestError(
-                "this engine does not constrain its output", param="response_format"
-            )
+        if request.thought is not None:
+            request.thought.validate(self._vocab_size)
+        if request.grammar is not None:
+            request.grammar.validate()
 
     def bind(self, request: Request) -> None:
         """Writes what ends this request into it, so that each token's check is two comparisons."""
@@ -46,8 +47,56 @@ class RequestRules:
             request.stop_ids |= self._eos_token_ids
         request.max_total_tokens = min(request.max_total_tokens, self._max_model_len)
 
-    def finish_reason(self, request: Request) -> FinishReason | None:
+    def accept(
+        self, request: Request, token_id: int, logprob: TokenLogprob | None
+    ) -> RequestOutput:
+        """Appends a sampled token; the output that tells of it, with its end if it is the end."""
+        request.token_ids.append(token_id)
+        constraint = request.constraint
+        if constraint is not None:
+            constraint.take(token_id)
+        output = RequestOutput(
+            request_id=request.request_id,
+            token_ids=[token_id],
+            logprobs=None if logprob is None else [logprob],
+            finish_reason=self._finish_reason(request),
+            num_cached_tokens=request.num_cached_tokens,
+        )
+        if constraint is not None and output.finish_reason is not None:
+            constraint.report(output)
+        if not request.prompt_logprobs_done:
+            output.prompt_logprobs = request.take_prompt_logprobs()
+        return output
+
+    def refused(self, request: Request, error: BatonError) -> RequestOutput:
+        """The only output of a request that cannot run."""
+        return RequestOutput(
+            request_id=request.request_id,
+            token_ids=[],
+            finish_reason=FinishReason.ERROR,
+            error=error,
+        )
+
+    def complete(self, request: Request) -> RequestOutput | None:
+        """The last output, without a token, of a request whose known tokens are all of it."""
+        reason = self._finish_reason(request)
+        if reason is None:
+            return None
+        output = RequestOutput(request_id=request.request_id, token_ids=[], finish_reason=reason)
+        if request.constraint is not None:
+            request.constraint.report(output)
+        elif request.thought is not None:
+            made = request.token_ids[request.num_prompt_tokens :]
+            output.num_reasoning_tokens = ThoughtTracker.replayed(request.thought, made).num_tokens
+        return output
+
+    def _finish_reason(self, request: Request) -> FinishReason | None:
         """Whether the last output token ends the request. `min_tokens` is the sampler's ban."""
+        if request.constraint is not None:
+            if request.constraint.error is not None:
+                return FinishReason.ERROR
+            if request.constraint.ended:
+                return FinishReason.STOP
         # Once for every token of every step: the rare test comes last.
         token_ids = request.token_ids
         if token_ids[-1] in request.stop_ids and request.num_output_tokens:

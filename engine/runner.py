@@ -15,6 +15,7 @@ from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
 from baton.engine.batch_state import BatchState, StepShape
 from baton.engine.config import EngineConfig
 from baton.engine.device import Platform, resolve_platform
+from baton.engine.grammar.step_masks import StepMasks
 from baton.engine.kv_pool import KVPool
 from baton.engine.loader import fill_random, load_weights, model_digest
 from baton.engine.memory import pool_blocks
@@ -68,6 +69,7 @@ class Runner:
         self._sampling = SamplingState(
             config.max_running, spec.vocab_size, spec.eos_token_ids, device
         )
+        self._masks = StepMasks(spec.vocab_size, device)
         self._sampler = SharedSampler(Sampler(self._sampling, device), group)
         layout = rank_layout(
             tp_rank=group.shards.rank,
@@ -94,8 +96,11 @@ class Runner:
         self._batch.write(request)
         self._sampling.write(request)
 
+        self._masks.add_row(request)
+
     def remove_row(self, request: Request) -> None:
-        """The request left the batch. Nothing to undo: the next add_row overwrites the slot."""
+        """The request left the batch. The next add_row overwrites the slot."""
+        self._masks.remove_row(request)
 
     @property
     def overlaps(self) -> bool:
@@ -123,6 +128,7 @@ class Runner:
 
     def close(self) -> None:
         """Waits for work under way on the device."""
+        self._masks.close()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
@@ -136,6 +142,7 @@ class Runner:
         last_tokens = upload.add(shape.ends[sampling] - 1)
         write_places = upload.add(slots * self._batch.width + next_positions)
         sent = upload.send()
+        self._masks.begin(rows, sampling)
 
         tokens = self._batch.tokens.view(-1)
         token_places = sent[draft.token_places]
@@ -147,7 +154,8 @@ class Runner:
         if len(sampling):
             some = len(sampling) < shape.ends[-1]
             logits = self._model.logits(hidden[sent[last_tokens]] if some else hidden)
-            chosen, logprobs = self._sampler.sample(logits, plan.finish(sent))
+            plan_sent = plan.finish(sent, self._masks.finish())
+            chosen, logprobs = self._sampler.sample(logits, plan_sent)
             tokens[sent[write_places]] = chosen.to(tokens.dtype)
             results += [chosen, *(logprobs or ())]
         shares = prompt_shares(rows)
@@ -155,7 +163,9 @@ class Runner:
             following = tokens[token_places + 1].long()
             results += prompt_tensors(self._model, hidden, following, shares)
         num_top = tuple(rows[i].request.sampling.logprobs for i in sampling)
-        return PendingStep(Asked(num_top=num_top, shares=tuple(shares)), results)
+        step = PendingStep(Asked(num_top=num_top, shares=tuple(shares)), results)
+        self._masks.launched(step)
+        return step
 
 
 def _load(config: EngineConfig, spec: ModelSpec, weights: Weights, max_model_len: int) -> CausalLM:

@@ -1,7 +1,8 @@
 """Chooses tokens from logits: batched, with per-row parameters and no host synchronisation.
 
-Order: logit bias, bans of end tokens, penalties, min-p, top-k, top-p, then the Gumbel-max draw,
-`argmax(logits + temperature * noise)`, which for temperature 0 is the argmax of the logits.
+Order: grammar masks, logit bias, bans of end tokens, penalties, min-p, top-k, top-p, then the
+Gumbel-max draw, `argmax(logits + temperature * noise)`, which for temperature 0 is the argmax of
+the logits.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from baton.engine.sampling_state import (
     SamplingPlan,
     SamplingState,
 )
+from baton.kernels.token_mask import token_mask
 
 
 class Logprobs(NamedTuple):
@@ -56,6 +58,8 @@ class Sampler:
         raw = None
         if plan.report is not None:
             raw = logits.clone() if plan.report is ALL else logits[plan.report]
+        if plan.masks is not None:
+            token_mask(logits, plan.masks.bitmask, plan.masks.rows)
         self._adjust(logits, plan)
         if plan.random is not None and plan.keys is not None:
             self._filter(logits, plan)

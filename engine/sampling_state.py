@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from baton.engine.grammar.masks import TokenMasks
 from baton.engine.noise import row_keys, seed_key
 from baton.engine.request import Request
 from baton.engine.transfer import Upload
@@ -33,7 +34,7 @@ class SamplingPlan:
 
     slots: int64 [rows], slot of each.
     keys: int32 [2, random rows], noise keys. max_top_k: the largest of `top` rows, or the vocab.
-    num_top: the most alternatives that a reported row wants.
+    num_top: the most alternatives that a reported row wants. masks: tokens that rows may not have.
     """
 
     slots: Tensor
@@ -45,6 +46,7 @@ class SamplingPlan:
     bias: Rows | None = None
     ban: Rows | None = None
     report: Rows | None = None
+    masks: TokenMasks | None = None
     max_top_k: int = 0
     num_top: int = 0
 
@@ -122,7 +124,8 @@ class SamplingState:
             self.params[slot] = torch.tensor(row, device=self._device)
         if features & BIAS:
             self.bias.write(slot, sampling.logit_bias)
-        if sampling.min_tokens > 0:
+        # A grammar's mask knows where its output may end, min_tokens included.
+        if sampling.min_tokens > 0 and request.grammar is None:
             ends = dict.fromkeys(sampling.stop_token_ids)
             if not sampling.ignore_eos:
                 ends |= dict.fromkeys(self._eos_token_ids)
@@ -180,9 +183,10 @@ class PlanDraft:
     max_top_k: int = 0
     num_top: int = 0
 
-    def finish(self, tensors: list[Tensor]) -> SamplingPlan:
+    def finish(self, tensors: list[Tensor], masks: TokenMasks | None) -> SamplingPlan:
         """The plan, with what `Upload.send` returned."""
         return SamplingPlan(
+            masks=masks,
             slots=tensors[self.slots],
             keys=None if self.keys is None else tensors[self.keys],
             max_top_k=self.max_top_k,

@@ -10,12 +10,14 @@ in the prefix cache). Requests whose blocks another worker reads or writes are n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from baton.engine.batch import RunResult, ScheduledRow
 from baton.engine.block_pool import BlockPool
 from baton.engine.config import EngineConfig
+from baton.engine.grammar.gate import GrammarGate
 from baton.engine.handover import Quarantine, Reservation
+from baton.engine.integrity import check_requests
 from baton.engine.request import TERMINAL, Request, RequestState
 from baton.engine.request_blocks import RequestBlocks
 from baton.engine.rules import RequestRules
@@ -30,11 +32,11 @@ from baton.protos.errors import (
     StaleEpochError,
 )
 from baton.protos.types import (
+    FinishReason,
     GenerateRequest,
     PrefillProgress,
     RequestOutput,
     StepOutput,
-    TokenLogprob,
 )
 
 
@@ -48,10 +50,12 @@ class Scheduler:
         pool: BlockPool,
         rows: BatchRows,
         clock: Clock,
+        gate: GrammarGate,
     ) -> None:
         self._max_step_tokens = config.max_step_tokens
         self._rules = rules
         self._clock = clock
+        self._gate = gate
         self._pool = pool
         self._blocks = RequestBlocks(pool, config.block_size, prefix_cache=config.prefix_cache)
         self._batch = RunningBatch(config.max_running, rows)
@@ -80,13 +84,18 @@ class Scheduler:
             )
         new = self._new(request, RequestState.QUEUED)
         new.hold = hold
-        if not self._end_if_complete(new, "replayed output is complete"):
+        if self._end_if_complete(new, "replayed output is complete"):
+            self._gate.drop(new)
+        elif new in self._gate:
+            self._advance(new, RequestState.COMPILING, "its grammar is compiled")
+        else:
             self._queue.add(new)
 
     def reserve(self, request: GenerateRequest) -> Reservation | None:
         """Blocks for all its known tokens, or None (and nothing kept) when there is no room now."""
         new = self._new(request, RequestState.TRANSFERRING)
         if not self._blocks.take(new, len(self._batch.decoding)):
+            self._gate.drop(new)
             del self._requests[new.request_id]
             return None
         return Reservation(
@@ -115,9 +124,17 @@ class Scheduler:
         request.prompt_logprobs_done = True
         self._blocks.publish(request, request.num_computed_tokens)
         request.token_ids += first.token_ids
+        if request.constraint is not None:
+            for token_id in first.token_ids:
+                request.constraint.take(token_id)
         if first.finish_reason is not None:
+            self._gate.drop(request)
             self._end(request, RequestState.FINISHED, "ended by its first token")
-        elif not self._end_if_complete(request, "no room to decode here"):
+        elif self._end_if_complete(request, "no room to decode here"):
+            self._gate.drop(request)
+        elif request in self._gate:
+            self._advance(request, RequestState.COMPILING, "received before its grammar")
+        else:
             self._advance(request, RequestState.READY, "received")
             self._ready.add(request)
 
@@ -150,7 +167,7 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether the next step would do something."""
         # What is ready has its blocks: it waits for slots only, which an empty batch has.
-        if self._ended or self._batch or self._ready:
+        if self._ended or self._batch or self._ready or self._gate.has_done:
             return True
         return bool(self._queue) and not self._stalled
 
@@ -161,13 +178,12 @@ class Scheduler:
         """
         self._join_ready()
         decoding = self._batch.decoding.values()
-        if any(request.needs_tokens for request in decoding):
-            return False
         return len(self._blocks.without_room(decoding)) <= self._pool.num_available
 
     def schedule(self) -> list[ScheduledRow]:
         """What to compute now. Requests enter and leave the batch here."""
         before = self._num_preemptions
+        self._join_compiled()
         self._join_ready()
         self._grow_decodes()
         rows = [
@@ -227,33 +243,21 @@ class Scheduler:
             if not request.prompt_logprobs_done:
                 request.prompt_logprobs += result.prompt_logprobs.get(request.request_id, ())
             if token is not None:
-                output.outputs.append(self._accept(request, *token))
+                request.num_pending -= 1
+                output.outputs.append(self._rules.accept(request, *token))
+                self._settle(request, output.outputs[-1].finish_reason)
         if next(sampled, None) is not None:
             raise BatonError(f"{len(result.sampled)} tokens sampled, more than rows that sample")
         return output
 
-    def _accept(
-        self, request: Request, token_id: int, logprob: TokenLogprob | None
-    ) -> RequestOutput:
-        request.num_pending -= 1
-        request.token_ids.append(token_id)
-        reason = self._rules.finish_reason(request)
-        output = RequestOutput(
-            request_id=request.request_id,
-            token_ids=[token_id],
-            logprobs=None if logprob is None else [logprob],
-            finish_reason=reason,
-            num_cached_tokens=request.num_cached_tokens,
-        )
-        if not request.prompt_logprobs_done:
-            output.prompt_logprobs = request.take_prompt_logprobs()
+    def _settle(self, request: Request, reason: FinishReason | None) -> None:
+        """Its last token was accepted: whether it stays."""
         if request.hold:
             self._leave(request)
             self._advance(request, RequestState.PREFILLED, "prompt computed")
         elif reason is not None:
             self._leave(request)
             self._end(request, RequestState.FINISHED, reason.value)
-        return output
 
     # Inspection.
 
@@ -268,25 +272,25 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Proves that no request, slot or block is lost; raises BatonError that says what is."""
-        self._batch.check_integrity()
-        places: dict[RequestState, Iterator[Request]] = {
-            RequestState.QUEUED: iter(self._queue),
-            RequestState.READY: iter(self._ready),
-            RequestState.PREFILLING: iter(self._batch.prefilling),
-            RequestState.DECODING: iter(self._batch.decoding.values()),
-        }
-        for state, members in places.items():
-            kept = {request.request_id for request in members if request.state is state}
-            known = {r.request_id for r in self._requests.values() if r.state is state}
-            if kept != known:
-                raise BatonError(f"{state.value} requests {known ^ kept} are known, or kept, only")
-        if self._queue.num_tokens != sum(request.num_tokens for request in self._queue):
-            raise BatonError("the queue's count of tokens is wrong")
+        check_requests(self._requests.values(), self._queue, self._ready, self._batch)
         holders = [*self._requests.values(), *self._leaving.values()]
         owners = [request.block_ids for request in holders]
         self._pool.check_integrity([*owners, *self._quarantine])
 
     # The parts of schedule().
+
+    def _join_compiled(self) -> None:
+        """Those whose grammar was compiled go on, or end with the reason why not."""
+        for request, error in self._gate.take_done():
+            if error is not None:
+                self._end(request, RequestState.FINISHED, "its grammar was refused")
+                self._ended.append(self._rules.refused(request, error))
+            elif request.num_computed_tokens:
+                self._advance(request, RequestState.READY, "its grammar is compiled")
+                self._ready.add(request)
+            else:
+                self._advance(request, RequestState.QUEUED, "its grammar is compiled")
+                self._queue.add(request)
 
     def _join_ready(self) -> None:
         while self._batch.has_slot and (request := self._ready.first) is not None:
@@ -358,6 +362,7 @@ class Scheduler:
         new = Request(request, arrival=self._arrivals, state=state, now_s=self._clock.now_s())
         new.epoch = self._arrivals
         self._rules.bind(new)
+        self._gate.enter(new)
         self._requests[new.request_id] = new
         self._stalled = False
         return new
@@ -370,15 +375,15 @@ class Scheduler:
             self._queue.remove(request)
         elif request.state is RequestState.READY:
             self._ready.remove(request)
+        else:
+            self._gate.drop(request)
 
     def _end_if_complete(self, request: Request, cause: str) -> bool:
-        reason = self._rules.finish_reason(request)
-        if reason is None:
+        output = self._rules.complete(request)
+        if output is None:
             return False
         self._end(request, RequestState.FINISHED, cause)
-        self._ended.append(
-            RequestOutput(request_id=request.request_id, token_ids=[], finish_reason=reason)
-        )
+        self._ended.append(output)
         return True
 
     def _end(self, request: Request, state: RequestState, cause: str) -> None:

@@ -275,7 +275,11 @@ class PrefillWorker:
         # Tokens first: a client waits for them, and nobody waits for blocks alone.
         for output in step.outputs:
             job = self._jobs.get(output.request_id)
-            if job is not None and job.state is JobState.RUNNING and output.token_ids:
+            if job is None or job.state is not JobState.RUNNING:
+                continue
+            if output.error is not None:
+                self._fail(job, output.error)
+            elif output.token_ids:
                 self._send_first(job, output)
         for progress in step.progress:
             job = self._jobs.get(progress.request_id)
@@ -292,6 +296,8 @@ class PrefillWorker:
             num_cached_tokens=output.num_cached_tokens,
             queue_s=job.started_s - job.queued_s,
             prefill_s=self._clock.now_s() - job.started_s,
+            num_reasoning_tokens=output.num_reasoning_tokens,
+            grammar_backend=output.grammar_backend,
         )
         if output.logprobs:
             message.logprob.CopyFrom(logprob_to_proto(output.logprobs[0]))

@@ -44,7 +44,7 @@ class Grammar:
     The output ends only where the grammar may end. Nothing of a grammar is ignored: what no
     backend enforces is refused with a GrammarError (400).
 
-    whitespace: any white space between JSON tokens; False: none but a space after `,` and `:`.
+    whitespace: JSON may have white space between its tokens, up to 20 characters; False: none.
     param: the request's field that this came from (`response_format`, `tools`), named in errors.
     """
 

@@ -56,7 +56,7 @@ class Bench:
         slots = np.array([r.slot for r in self.requests], dtype=np.int64)
         positions = np.array([r.num_tokens for r in self.requests], dtype=np.int64)
         draft = self.state.plan(slots, positions, upload)
-        sampled = self.sampler.sample(logits.clone(), draft.finish(upload.send()))
+        sampled = self.sampler.sample(logits.clone(), draft.finish(upload.send(), None))
         for request, token in zip(self.requests, sampled.tokens.tolist(), strict=True):
             request.token_ids.append(token)
         return sampled

@@ -24,6 +24,7 @@ from baton.kernels.paged_attention import paged_attention
 from baton.kernels.rms_norm import add_rms_norm
 from baton.kernels.rotary_cache import rotary_cache
 from baton.kernels.swiglu import swiglu
+from baton.kernels.token_mask import token_mask
 
 TARGET = GPUTarget("cuda", 90, 32)
 TYPES = {
@@ -76,12 +77,15 @@ def served_calls() -> list[Callable[[], object]]:
         torch.bfloat16,
     )
     x, weight = torch.zeros(2, 4096, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.bfloat16)
+    logits, rows = torch.zeros(2, 128256), torch.zeros(1, dtype=torch.int64)
+    bitmask = torch.zeros(1, 4008, dtype=torch.int32)
     return [
         lambda: paged_attention(*attention.tensors, **plain, backend="triton"),
         lambda: paged_attention(*attention.tensors, **special, backend="triton"),
         lambda: rotary_cache(*rotary.tensors, **rotary.norms, backend="triton"),
         lambda: add_rms_norm(x, x, weight, 1e-6, backend="triton"),
         lambda: swiglu(x, backend="triton"),
+        lambda: token_mask(logits, bitmask, rows, backend="triton"),
         *linear_calls(),
     ]
 

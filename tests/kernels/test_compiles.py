@@ -26,6 +26,7 @@ def test_kernels_compile_for_hopper_without_spills(tmp_path: Path) -> None:
         "rotary_cache_kernel",
         "rms_norm_kernel",
         "swiglu_kernel",
+        "token_mask_kernel",
         "gemv_kernel",
         "small_matmul_kernel",
     }

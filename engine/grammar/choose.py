@@ -1,0 +1,142 @@
+"""Which backend enforces a grammar, and how: nothing of it is ignored, by either of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NoReturn
+
+import numpy as np
+
+from baton.engine.grammar.backend import CompiledGrammar
+from baton.engine.grammar.vocabulary import Vocabulary
+from baton.protos.constraints import Grammar, GrammarBackend, GrammarKind
+from baton.protos.errors import GrammarError
+
+# Deeper values would end in the recursion of whoever reads them.
+MAX_DEPTH: Final = 100
+
+# What reads a kind as it is; the first one is what `auto` takes.
+_READERS: Final = {
+    GrammarKind.JSON_OBJECT: (GrammarBackend.GUIDANCE, GrammarBackend.XGRAMMAR),
+    GrammarKind.JSON_SCHEMA: (GrammarBackend.GUIDANCE, GrammarBackend.XGRAMMAR),
+    GrammarKind.REGEX: (GrammarBackend.GUIDANCE, GrammarBackend.XGRAMMAR),
+    GrammarKind.CHOICE: (GrammarBackend.GUIDANCE, GrammarBackend.XGRAMMAR),
+    GrammarKind.LARK: (GrammarBackend.GUIDANCE,),
+    GrammarKind.EBNF: (GrammarBackend.XGRAMMAR,),
+    GrammarKind.STRUCTURAL_TAG: (GrammarBackend.XGRAMMAR,),
+}
+
+
+def compile_grammar(grammar: Grammar, vocabulary: Vocabulary, *, limit_s: float) -> CompiledGrammar:
+    """Compiles it with the backend that honours all of it.
+
+    Raises GrammarError that says what is wrong, or which keyword nobody enforces.
+    """
+    grammar.validate()
+    source = read_source(grammar)
+    if backend_for(grammar) is GrammarBackend.GUIDANCE:
+        from baton.engine.grammar.guidance_backend import compile_guidance
+
+        compiled: CompiledGrammar = compile_guidance(
+            grammar.kind, source, vocabulary, whitespace=grammar.whitespace
+        )
+    else:
+        kind, text = for_xgrammar(grammar.kind, source)
+        compiled = vocabulary.xgrammar.compile(
+            kind, text, whitespace=grammar.whitespace, limit_s=limit_s
+        )
+    _check_can_begin(compiled, vocabulary)
+    return compiled
+
+
+def backend_for(grammar: Grammar) -> GrammarBackend:
+    """Who is to enforce it. Raises GrammarError if the one that was asked for cannot read it."""
+    readers = _READERS[grammar.kind]
+    if grammar.backend is GrammarBackend.AUTO:
+        return readers[0]
+    if grammar.backend not in readers:
+        raise GrammarError(
+            f"{grammar.backend} does not read a grammar of kind {grammar.kind}; {readers[0]} does",
+            param=grammar.param,
+        )
+    return grammar.backend
+
+
+def read_source(grammar: Grammar) -> Any:
+    """The schema, choices or tag as a Python value; other kinds are their text."""
+    match grammar.kind:
+        case GrammarKind.JSON_OBJECT:
+            return {"type": "object"}
+        case GrammarKind.JSON_SCHEMA:
+            schema = _read_json(grammar)
+            if not isinstance(schema, dict | bool):
+                raise GrammarError(f"a schema must be an object, not {_type_name(schema)}")
+            if schema is False:
+                raise GrammarError("no output can match the schema false")
+            return {} if schema is True else schema
+        case GrammarKind.STRUCTURAL_TAG:
+            return _read_json(grammar)
+        case GrammarKind.CHOICE:
+            choices = _read_json(grammar)
+            if not isinstance(choices, list) or not choices:
+                raise GrammarError("the choices must be an array of at least one string")
+            if not all(isinstance(choice, str) for choice in choices):
+                raise GrammarError("every choice must be a string")
+            return choices
+        case _:
+            _check_brackets(grammar)
+            return grammar.source
+
+
+def for_xgrammar(kind: GrammarKind, source: Any) -> tuple[str, str]:
+    """The kind that the compiling process knows, and its text."""
+    match kind:
+        case GrammarKind.JSON_OBJECT | GrammarKind.JSON_SCHEMA:
+            return "json_schema", json.dumps(source)
+        case GrammarKind.STRUCTURAL_TAG:
+            return "structural_tag", json.dumps(source)
+        case GrammarKind.CHOICE:
+            return "ebnf", "root ::= " + " | ".join(json.dumps(choice) for choice in source)
+        case _:
+            return kind.value, source
+
+
+def _read_json(grammar: Grammar) -> Any:
+    _check_brackets(grammar)
+    try:
+        return json.loads(grammar.source, parse_constant=_no_constant)
+    except ValueError as error:
+        raise GrammarError(f"the {grammar.kind} is not JSON: {error}") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number that JSON has")
+
+
+def _check_brackets(grammar: Grammar) -> None:
+    """Every reader is recursive, so depth is bounded before any of them sees the text."""
+    depth = deepest = 0
+    for character in grammar.source:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth -= 1
+    if deepest > MAX_DEPTH:
+        raise GrammarError(
+            f"the {grammar.kind} nests brackets {deepest} deep, but at most {MAX_DEPTH} work"
+        )
+
+
+def _check_can_begin(compiled: CompiledGrammar, vocabulary: Vocabulary) -> None:
+    """Raises GrammarError for a grammar that no output matches; warms its first mask up."""
+    matcher = compiled.matcher()
+    bitmask = np.zeros((1, -(-vocabulary.vocab_size // 32)), dtype=np.int32)
+    compiled.filler.fill([matcher.native], bitmask, [0])
+    problem = matcher.error()
+    if not bitmask.any() or (problem and not matcher.can_end()):
+        raise GrammarError(f"no output can match it{': ' + problem if problem else ''}")
+
+
+def _type_name(value: Any) -> str:
+    return "null" if value is None else type(value).__name__

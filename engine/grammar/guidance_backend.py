@@ -1,0 +1,116 @@
+"""Matching by llguidance: lazily built lexers, every cost bounded by its own limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+
+from baton.engine.grammar.backend import Bitmask
+from baton.engine.grammar.vocabulary import Vocabulary
+from baton.protos.constraints import GrammarKind
+from baton.protos.errors import GrammarError
+
+# Bounded, so that a model that likes white space cannot fill its context with it.
+WHITESPACE: Final = r"[\x20\x0A\x0D\x09]{1,20}"
+
+
+class GuidanceMatcher:
+    """One output's place in a grammar."""
+
+    __slots__ = ("native",)
+
+    def __init__(self, native: LLMatcher) -> None:
+        self.native = native
+
+    def accept(self, token_id: int) -> bool:
+        # A token that does not fit would leave the native matcher in an error for good.
+        return self.native.try_consume_tokens([token_id]) == 1
+
+    def rollback(self, num_tokens: int) -> None:
+        self.native.rollback(num_tokens)
+
+    def can_end(self) -> bool:
+        return self.native.is_accepting()
+
+    def forced(self) -> Sequence[int]:
+        return self.native.compute_ff_tokens()
+
+    def error(self) -> str:
+        return first_line(self.native.get_error()) if self.native.is_error() else ""
+
+
+class GuidanceGrammar:
+    """A compiled grammar: a matcher at its beginning, which copies share their lexer with."""
+
+    backend = "guidance"
+
+    def __init__(self, start: LLMatcher, filler: GuidanceFiller) -> None:
+        self._start = start
+        self.filler = filler
+
+    def matcher(self) -> GuidanceMatcher:
+        return GuidanceMatcher(self._start.deep_copy())
+
+
+class GuidanceVocabulary:
+    """The tokenizer, and the threads that fill masks, which all grammars share."""
+
+    def __init__(self, path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        self.tokenizer = LLTokenizer(str(path), n_vocab=vocab_size, eos_token=list(eos_token_ids))
+        self.filler = GuidanceFiller()
+
+
+class GuidanceFiller:
+    """Fills masks on llguidance's threads."""
+
+    def __init__(self) -> None:
+        self._executor = LLExecutor()
+
+    def fill(self, natives: Sequence[Any], bitmask: Bitmask, indices: Sequence[int]) -> None:
+        pairs = list(zip(natives, indices, strict=True))
+        num_rows, num_words = bitmask.shape
+        self._executor.unsafe_compute_mask_ptr(pairs, bitmask.ctypes.data, 4 * num_words, num_rows)
+
+
+def compile_guidance(
+    kind: GrammarKind, source: Any, vocabulary: Vocabulary, *, whitespace: bool
+) -> GuidanceGrammar:
+    """Builds it. `source`: a schema as a Python value, choices as strings, or the text itself.
+
+    Raises GrammarError with the library's reason.
+    """
+    matcher = LLMatcher(
+        vocabulary.guidance.tokenizer,
+        native_grammar(kind, source, whitespace=whitespace),
+        log_level=0,
+        limits=LLParserLimits(verbose_errors=False),
+    )
+    if matcher.is_error():
+        raise GrammarError(first_line(matcher.get_error()))
+    return GuidanceGrammar(matcher, vocabulary.guidance.filler)
+
+
+def native_grammar(kind: GrammarKind, source: Any, *, whitespace: bool) -> str:
+    """The grammar as llguidance reads it. Raises GrammarError for kinds that it does not know."""
+    if kind is GrammarKind.JSON_SCHEMA or kind is GrammarKind.JSON_OBJECT:
+        options: Mapping[str, Any] = {"whitespace_flexible": False}
+        if whitespace:
+            options = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
+        return LLMatcher.grammar_from_json_schema(json.dumps(source), overrides=options)  # type: ignore[arg-type]
+    if kind is GrammarKind.REGEX:
+        return LLMatcher.grammar_from_regex(source)
+    if kind is GrammarKind.CHOICE:
+        return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(c) for c in source))
+    if kind is GrammarKind.LARK:
+        return LLMatcher.grammar_from_lark(source)
+    raise GrammarError(f"guidance does not read a grammar of kind {kind}; xgrammar does")
+
+
+def first_line(message: str) -> str:
+    """The library's reason without its dump of states; regex errors span several lines."""
+    head = message.split("<state>")[0].strip()
+    return " ".join(head.split())[:500]

@@ -95,6 +95,7 @@ class DecodeWorker:
             self._engine.pool.layout,
             me,
             self._on_notice,
+            config.host,
         )
         stack.push_async_callback(asyncio.to_thread, self._connector.close)
         self._loop.start()

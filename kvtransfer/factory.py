@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 
+from baton.kvtransfer.collective import CollectiveConnector
 from baton.kvtransfer.connector import Connector, Notice, PeerKey
 from baton.kvtransfer.layout import KVLayout
 from baton.kvtransfer.nixl import NixlConnector
 from baton.protos.errors import ConfigError
 
-CONNECTORS = ("nixl",)
+CONNECTORS = ("nixl", "nccl")
 
 
 def make_connector(
@@ -20,10 +21,16 @@ def make_connector(
     layout: KVLayout,
     key: PeerKey,
     on_notice: Callable[[PeerKey, Notice], None],
+    host: str,
 ) -> Connector:
-    """Builds the connector and registers `pool` with it. Raises ConfigError for an unknown name."""
+    """Builds the connector and registers `pool` with it. `host` is this worker's address.
+
+    Raises ConfigError for an unknown name.
+    """
     if name == "nixl":
         return NixlConnector(pool, layout, key, on_notice=on_notice)
+    if name == "nccl":
+        return CollectiveConnector(pool, layout, key, on_notice=on_notice, host=host)
     raise ConfigError(
         f"connector is {name!r}, but must be one of {', '.join(CONNECTORS)}", param="connector"
     )

@@ -91,7 +91,13 @@ class PrefillWorker:
         self._push_meter = PushMeter(pool.layout.block_bytes)
         me = PeerKey(config.worker_id, config.incarnation)
         self._connector = await asyncio.to_thread(
-            make_connector, config.connector, pool.tensor, pool.layout, me, _ignore_notice
+            make_connector,
+            config.connector,
+            pool.tensor,
+            pool.layout,
+            me,
+            _ignore_notice,
+            config.host,
         )
         stack.push_async_callback(asyncio.to_thread, self._connector.close)
         self.identity = read_identity(

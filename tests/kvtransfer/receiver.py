@@ -1,4 +1,4 @@
-"""A NIXL receiver in a process of its own, driven through a pipe by a test."""
+"""A receiver in a process of its own, driven through a pipe by a test."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from typing import Any
 
 from tests.kvtransfer.sides import PATIENCE_S
 
-from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
+from baton.kvtransfer.connector import Connector, Notice, PeerInfo, PeerKey
+from baton.kvtransfer.nixl import NixlConnector
 
 
 def serve(
-    pipe: Connection, name: str, incarnation: str, num_blocks: int, expect: int, device: str
+    pipe: Connection,
+    connector: type[Connector],
+    name: str,
+    incarnation: str,
+    options: dict[str, Any],
+    expect: int,
 ) -> None:
     """The child's main function: answers which notices came and what its blocks hold."""
     import torch
     from tests.kvtransfer.sides import Side
 
-    from baton.kvtransfer.nixl import NixlConnector
-
     torch.set_num_threads(1)
-    side = Side(NixlConnector, name, incarnation=incarnation, num_blocks=num_blocks, device=device)
+    side = Side(connector, name, incarnation=incarnation, **options)
     side.connector.expect(expect)
     pipe.send(side.info)
     while True:
@@ -48,11 +52,20 @@ class Receiver:
         num_blocks: int = 32,
         expect: int = 1,
         device: str = "cpu",
+        connector: type[Connector] = NixlConnector,
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=serve, args=(theirs, name, incarnation, num_blocks, expect, device)
+            target=serve,
+            args=(
+                theirs,
+                connector,
+                name,
+                incarnation,
+                {"num_blocks": num_blocks, "device": device},
+                expect,
+            ),
         )
         self.process.start()
         theirs.close()

@@ -14,7 +14,8 @@ import pytest
 import torch
 from tests.kvtransfer.sides import LAYOUT, NUM_BLOCKS, Make, Outcome, Side, eventually
 
-from baton.kvtransfer.connector import Notice, PeerKey
+from baton.kvtransfer.collective import CollectiveConnector
+from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
 from baton.kvtransfer.local import LocalConnector, LocalFabric
 from baton.kvtransfer.nixl import NixlConnector
 from baton.kvtransfer.wire import ConnectorLimits
@@ -23,11 +24,11 @@ from baton.protos.errors import ConfigError, LayoutMismatchError, PeerLostError,
 MakeSide = Callable[..., Side]
 
 
-@pytest.fixture(params=["local", "nixl"])
+@pytest.fixture(params=["local", "nixl", "gloo"])
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "local":
         return partial(LocalConnector, fabric=LocalFabric())
-    return NixlConnector
+    return NixlConnector if request.param == "nixl" else CollectiveConnector
 
 
 @pytest.fixture
@@ -239,3 +240,28 @@ def test_more_ends_than_begins_are_refused(pair: tuple[Side, Side]) -> None:
     receiver.connector.expect(-1)
     with pytest.raises(TransferError, match="more hand-overs ended than began"):
         receiver.connector.expect(-1)
+
+
+def test_a_higher_session_replaces_the_connection_and_a_lower_one_is_refused(
+    side: MakeSide,
+) -> None:
+    sender, receiver = side("sender"), side("receiver")
+    receiver.connector.expect(1)
+
+    def session(number: int) -> PeerInfo:
+        return replace(receiver.info, key=PeerKey("receiver", "1", number))
+
+    sender.connector.connect(session(1))
+    assert sender.push(session(1).key, [1], [1], "r1").wait() is None
+    for number in (2, 3):
+        sender.connector.connect(session(number))
+        assert isinstance(
+            sender.push(session(number - 1).key, [0], [1], "old").wait(), PeerLostError
+        )
+        assert sender.push(session(number).key, [number], [number], f"r{number}").wait() is None
+        assert torch.equal(receiver.pool[number], sender.pool[number])
+    with pytest.raises(PeerLostError, match="connection 1"):
+        sender.connector.connect(session(1))
+    eventually(lambda: len(receiver.notices) == 3)
+    assert {key for key, _ in receiver.notices} == {sender.key}
+    assert sender.connector.statistics().num_peers == 1

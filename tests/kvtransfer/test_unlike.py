@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.kvtransfer.logical import load, logical_kv, store
 from tests.kvtransfer.sides import Make, Outcome, Side, eventually
 
+from baton.kvtransfer.collective import CollectiveConnector
 from baton.kvtransfer.layout import KVLayout, rank_layout
 from baton.kvtransfer.local import LocalConnector, LocalFabric
 from baton.kvtransfer.mapping import heads_to_send, plan_map, sending_ranks
@@ -167,11 +168,11 @@ class Transfer:
         return random.Random(seed).sample(range(POOL_BLOCKS), count)
 
 
-@pytest.fixture(params=["local", "nixl"])
+@pytest.fixture(params=["local", "nixl", "gloo"])
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "local":
         return partial(LocalConnector, fabric=LocalFabric())
-    return NixlConnector
+    return NixlConnector if request.param == "nixl" else CollectiveConnector
 
 
 PAIRS = [

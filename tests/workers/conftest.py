@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,14 +55,33 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-async def pair() -> AsyncIterator[Pair]:
-    prefill = PrefillWorker(PrefillWorkerConfig(engine=engine_config(Role.PREFILL)))
+@asynccontextmanager
+async def started_pair(
+    prefill_engine: EngineConfig, decode_engine: EngineConfig, *, connector: str = "nixl"
+) -> AsyncIterator[Pair]:
+    """Two workers that know each other's secret, until the end of the block."""
+    prefill = PrefillWorker(
+        PrefillWorkerConfig(engine=prefill_engine, connector=connector, secret="of the test")
+    )
     decode = DecodeWorker(
-        DecodeWorkerConfig(engine=engine_config(Role.DECODE), prefill_timeout_s=20.0, lease_s=1.0)
+        DecodeWorkerConfig(
+            engine=decode_engine,
+            connector=connector,
+            secret="of the test",
+            prefill_timeout_s=20.0,
+            lease_s=1.0,
+        )
     )
     both = Pair(prefill, decode, await prefill.start(), await decode.start())
-    yield both
-    await both.check_all_free()
-    await decode.close()
-    await prefill.close()
+    try:
+        yield both
+    finally:
+        await decode.close()
+        await prefill.close()
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    async with started_pair(engine_config(Role.PREFILL), engine_config(Role.DECODE)) as both:
+        yield both
+        await both.check_all_free()

@@ -142,7 +142,9 @@ async def test_a_prefill_worker_that_dies_is_replaced_by_local_prefill(pair: Pai
     requests = [(p, GREEDY) for p in prompts(9)]
     expected = await asyncio.to_thread(run_alone, requests)
     other = PrefillWorker(
-        PrefillWorkerConfig(engine=engine_config(Role.PREFILL), worker_id="prefill-1")
+        PrefillWorkerConfig(
+            engine=engine_config(Role.PREFILL), worker_id="prefill-1", secret="of the test"
+        )
     )
     member = await other.start()
     async with Probe(pair.decode_member) as gateway:
@@ -201,6 +203,21 @@ async def test_a_silent_prefill_worker_is_given_up_in_time() -> None:
     await server.server.stop(None)
     await decode.close()
     await prefill.close()
+
+
+async def test_a_worker_without_the_secret_gets_no_kv_and_is_not_asked_again(pair: Pair) -> None:
+    stranger = PrefillWorker(
+        PrefillWorkerConfig(engine=engine_config(Role.PREFILL), worker_id="prefill-1")
+    )
+    member = await stranger.start()
+    async with Probe(pair.decode_member) as gateway:
+        for _ in range(2):
+            answer = await gateway.wait(gateway.submit(prompts(3)[2], GREEDY, prefill=[member]))
+            assert answer.done is not None
+            assert answer.done.finish_reason == "length"
+            assert "does not know the cluster secret" in answer.done.fallback_reason
+            # The second request is told from memory: nobody is there to ask.
+            await stranger.close()
 
 
 async def test_another_incarnation_at_the_address_is_refused(pair: Pair) -> None:

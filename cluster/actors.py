@@ -65,7 +65,11 @@ def make_worker(config: WorkerConfig) -> Worker:
         return PrefillWorker(config)
     from baton.decode_worker.worker import DecodeWorker
 
-    return DecodeWorker(config)
+    if config.engine.tensor_parallel_size == 1:
+        return DecodeWorker(config)
+    from baton.cluster.rank_actors import RayRanks
+
+    return DecodeWorker(config, ranks=RayRanks(config.host))
 
 
 def make_gateway(config: BatonConfig, directory: Directory, gateway_id: str) -> Gateway:

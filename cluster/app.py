@@ -47,17 +47,24 @@ def build_app(config: BatonConfig, factories: Factories | None = None) -> serve.
 
 def _worker_deployment(pool: PoolConfig, config: BatonConfig) -> serve.Deployment:
     options: dict[str, Any] = {
-        "ray_actor_options": {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or 0},
+        **placement(pool),
         "graceful_shutdown_timeout_s": pool.drain_s + CLOSING_S,
         **_common(config),
         **_replicas(pool),
     }
-    if pool.num_gpus:
-        # One bundle today; tensor-parallel ranks of a worker add theirs to the same group.
-        bundle = {"GPU": pool.num_gpus} | ({"CPU": pool.num_cpus} if pool.num_cpus else {})
-        options["placement_group_bundles"] = [bundle]
-        options["placement_group_strategy"] = "STRICT_PACK"
     return serve.deployment(WorkerReplica).options(name=pool.role.value, **options)
+
+
+def placement(pool: PoolConfig) -> dict[str, Any]:
+    """What Ray is to reserve for a worker: the replica is rank 0, each rank has a bundle."""
+    actor = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or 0}
+    options: dict[str, Any] = {"ray_actor_options": actor}
+    if pool.num_gpus or pool.num_ranks > 1:
+        wanted = {"GPU": pool.num_gpus or 0, "CPU": pool.num_cpus}
+        bundle = {name: amount for name, amount in wanted.items() if amount}
+        options["placement_group_bundles"] = [bundle] * pool.num_ranks
+        options["placement_group_strategy"] = "STRICT_PACK"
+    return options
 
 
 def _gateway_deployment(config: BatonConfig) -> serve.Deployment:

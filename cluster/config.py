@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from baton.cluster.ranks import check_model_ranks, check_rank_resources
 from baton.cluster.schema import Document, build, dotted, load_document, read_fields, unknown_key
 from baton.decode_worker.config import DecodeWorkerConfig
 from baton.engine.config import EngineConfig
@@ -71,7 +72,8 @@ class PoolConfig:
     """One pool of workers. `max_replicas` None: as many as `min_replicas`, without autoscaling.
 
     `num_cpus` is both what Ray reserves for a worker and the number of its compute threads.
-    `num_gpus` None: an equal share of the GPUs that Ray has, at most one; see `with_gpus`.
+    `num_gpus` None: an equal share of the GPUs that Ray has, at most one; see `with_gpus`. Both are
+    for each rank of a worker with several (`engine.tensor_parallel_size`).
     `drain_s`: a worker that is told to leave finishes its requests for at most this long.
     """
 
@@ -96,6 +98,12 @@ class PoolConfig:
         if self.num_gpus is not None:
             _at_least("num_gpus", self.num_gpus, 0)
         _at_least("drain_s", self.drain_s, 0)
+        check_rank_resources(self.num_ranks, self.num_cpus, self.num_gpus)
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of each worker."""
+        return self.worker.engine.tensor_parallel_size
 
     @property
     def max_workers(self) -> int:
@@ -170,6 +178,15 @@ class BatonConfig:
                 f"decode.engine.block_size ({self.decode.engine.block_size}): KV moves in blocks",
                 param="prefill.engine.block_size",
             )
+        for pool in (self.prefill, self.decode):
+            if pool.num_ranks > 1 and self.prefill.max_workers:
+                name = f"{pool.role.value}.engine.tensor_parallel_size"
+                raise ConfigError(
+                    f"{name} is {pool.num_ranks}, but KV cannot move between workers of several "
+                    "ranks yet: set prefill.min_replicas to 0 (--prefill-replicas 0), so that "
+                    "prompts are computed where they decode",
+                    param=name,
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,13 +198,22 @@ def with_gpus(config: BatonConfig, num_gpus: float) -> BatonConfig:
     """Resolves `num_gpus` None of either pool for a cluster that has `num_gpus` GPUs altogether.
 
     Workers share a GPU only where there are fewer GPUs than workers; without any they run on CPU.
+    Tensor-parallel ranks do not share: ConfigError where there are GPUs, but too few.
     """
     pools = (config.prefill, config.decode)
-    open_workers = sum(p.max_workers for p in pools if p.num_gpus is None)
-    left = num_gpus - sum(p.max_workers * p.num_gpus for p in pools if p.num_gpus is not None)
-    share = max(0.0, min(1.0, left / open_workers)) if open_workers else 0.0
+    wanted = sum(p.max_workers * p.num_ranks for p in pools if p.num_gpus is None)
+    given = (p.max_workers * p.num_ranks * p.num_gpus for p in pools if p.num_gpus is not None)
+    left = num_gpus - sum(given)
+    share = max(0.0, min(1.0, left / wanted)) if wanted else 0.0
     # Ray takes hundredths; rounding down keeps the sum within what there is.
     share = math.floor(share * 100) / 100
+    for pool in pools:
+        if pool.num_gpus is None and pool.num_ranks > 1 and 0 < share < 1:
+            raise ConfigError(
+                f"{pool.role.value}.engine.tensor_parallel_size is {pool.num_ranks}, and all ranks "
+                f"need {wanted} GPUs, but there are {left:g}: use fewer ranks or replicas",
+                param=f"{pool.role.value}.engine.tensor_parallel_size",
+            )
 
     def settled(pool: PoolConfig) -> PoolConfig:
         return pool if pool.num_gpus is not None else dataclasses.replace(pool, num_gpus=share)
@@ -227,6 +253,11 @@ def resolve(document: Document) -> BatonConfig:
     arguments |= {"model": str(model), "model_name": name}
     for pool in (Role.PREFILL, Role.DECODE):
         arguments[pool.value] = _pool(pool, model, name, document)
+        try:
+            check_model_ranks(arguments[pool.value].engine)
+        except ConfigError as error:
+            where = (pool.value, "engine", "tensor_parallel_size")
+            raise document.error(where, f"{pool.value}.engine: {error.message}") from error
     arguments["gateway"] = _gateway(model, name, document)
     return build(BatonConfig, arguments, document, ())
 

@@ -51,7 +51,8 @@ def start_private_ray(config: BatonConfig, state_dir: Path) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     workers = (config.prefill, config.decode)
     # Logical CPUs: they only have to be enough for every worker, for gateways and for Serve.
-    num_cpus = math.ceil(sum(p.max_workers * p.num_cpus for p in workers)) + config.gateway_replicas
+    num_cpus = math.ceil(sum(p.max_workers * p.num_ranks * p.num_cpus for p in workers))
+    num_cpus += config.gateway_replicas
     wants_gpus = any(p.num_gpus != 0 and p.engine.device != "cpu" for p in workers)
     try:
         ray.init(
@@ -101,7 +102,7 @@ def worker_bytes(pool: PoolConfig) -> int:
     pool.
     """
     weights = sum(f.stat().st_size for f in Path(pool.engine.model_dir).glob("*.safetensors"))
-    return 2 * weights + pool.engine.kv_cache_bytes + WORKER_BYTES
+    return 2 * weights + pool.engine.kv_cache_bytes + pool.num_ranks * WORKER_BYTES
 
 
 def available_bytes() -> int | None:

@@ -22,7 +22,8 @@ def pool_blocks(config: EngineConfig, layout: KVLayout, model: CausalLM, platfor
     if config.num_blocks is not None:
         return config.num_blocks
     if not platform.is_cuda:
-        return config.kv_cache_bytes // layout.block_bytes
+        # All ranks' pools together.
+        return config.kv_cache_bytes // (layout.block_bytes * layout.tp_size)
     with torch.cuda.device(platform.device):
         return max(_free_bytes(config, layout, model, platform), 0) // layout.block_bytes
 

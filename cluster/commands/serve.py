@@ -33,6 +33,9 @@ KEYS = {
     "decode_max_replicas": "decode.max_replicas",
     "device": "engine.device",
     "dtype": "engine.dtype",
+    "tensor_parallel_size": "engine.tensor_parallel_size",
+    "prefill_tensor_parallel_size": "prefill.engine.tensor_parallel_size",
+    "decode_tensor_parallel_size": "decode.engine.tensor_parallel_size",
     "max_model_len": "engine.max_model_len",
     "kv_cache_bytes": "engine.kv_cache_bytes",
     "policy": "router.policy",
@@ -70,6 +73,13 @@ KEYS = {
 @click.option("--gateway-replicas", type=int, help="Gateways. Default 1. See docs/cli.md on ports.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N. Default auto: GPUs where there are any.")
 @click.option("--dtype", help="auto, float32, bfloat16 or float16. Default auto.")
+@click.option(
+    "--tensor-parallel-size",
+    type=int,
+    help="Ranks of every worker, each on a GPU of its own (docs/tensor_parallel.md). Default 1.",
+)
+@click.option("--prefill-tensor-parallel-size", type=int, help="The same, of prefill workers.")
+@click.option("--decode-tensor-parallel-size", type=int, help="The same, of decode workers.")
 @click.option(
     "--max-model-len", type=int, help="Tokens of prompt and output. Default: the model's."
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Final
 
+import torch
 from torch._C._distributed_c10d import TCPStore
 
 from baton.engine.device import resolve_platform
@@ -36,6 +37,7 @@ def follow(spec: RankSpec) -> None:
 
 def _run(spec: RankSpec, link: RankLink) -> None:
     config = spec.config
+    torch.set_num_threads(spec.num_threads)
     platform = resolve_platform(config.device, config.dtype)
     link.report(state=PRESENT)
     shards = Shards(spec.rank, config.tensor_parallel_size)

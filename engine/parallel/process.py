@@ -8,8 +8,6 @@ import pickle
 import sys
 import threading
 
-import torch
-
 from baton.engine.parallel.follower import follow
 from baton.engine.parallel.links import RankSpec
 from baton.protos.errors import BatonError
@@ -21,7 +19,6 @@ def main() -> int:
     # The parent's own pipe, not input from outside.
     spec: RankSpec = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    torch.set_num_threads(spec.num_threads)
     try:
         follow(spec)
     except (BatonError, OSError, RuntimeError) as error:

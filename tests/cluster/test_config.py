@@ -301,6 +301,41 @@ def test_gpus_are_shared_out(
     assert (config.prefill.num_gpus, config.decode.num_gpus) == expected
 
 
+TWO_RANKS = "prefill: {min_replicas: 0}\ndecode:\n  engine: {tensor_parallel_size: 2}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            TWO_RANKS.replace("2}", "3}"),
+            "baton.yaml line 3: decode.engine: tensor_parallel_size is 3, but baton-tiny has 8 "
+            "attention heads, which it does not divide; sizes that work: 1, 2, 4, 8",
+        ),
+        ("engine: {tensor_parallel_size: 2}", "--prefill-replicas 0"),
+        (TWO_RANKS + "  num_gpus: 0.5\n", "num_gpus is 0.5, but each of 2 tensor-parallel ranks"),
+        (TWO_RANKS + "  num_cpus: 0\n", "num_cpus is 0, but each of 2 tensor-parallel ranks"),
+        (TWO_RANKS + "engine: {device: 'cuda:0'}\n", "decode.engine: device is 'cuda:0', but"),
+    ],
+)
+def test_ranks_that_do_not_fit_are_refused(text: str, said: str) -> None:
+    assert said in refusal(text, str(shipped_model("baton-tiny"))).message
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_each_rank_has_a_bundle_of_its_own() -> None:
+    from baton.cluster.app import placement
+
+    config = read(TWO_RANKS, str(shipped_model("baton-tiny")))
+    with pytest.raises(ConfigError, match=r"all ranks need 2 GPUs, but there are 1"):
+        with_gpus(config, 1)
+    on_cpu = placement(with_gpus(config, 0).decode)
+    assert on_cpu["placement_group_bundles"] == [{"CPU": 1.0}] * 2
+    on_gpu = placement(with_gpus(config, 2).decode)
+    assert on_gpu["placement_group_bundles"] == [{"GPU": 1.0, "CPU": 1.0}] * 2
+    assert on_gpu["ray_actor_options"] == {"num_cpus": 1.0, "num_gpus": 1.0}
+
+
 def test_every_key_is_documented(model: str) -> None:
     """docs/configuration.md has a row for every key that `baton config show` prints."""
     page = (ROOT / "docs" / "configuration.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,20 +93,27 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("cluster")
+    options = ["--prefill-replicas", "1", "--decode-replicas", "2"]
+    with served(tmp_path_factory.mktemp("cluster"), CONFIG, options) as running:
+        running.wait_for(1, 2)
+        yield running
+
+
+@contextlib.contextmanager
+def served(folder: Path, text: str, options: Sequence[str]) -> Iterator[Cluster]:
+    """`baton serve` with a configuration and options of its own, until the block ends."""
     port, grpc_port = free_port(), free_port()
     config = folder / "baton.yaml"
-    config.write_text(CONFIG)
+    config.write_text(text)
     log = folder / "serve.log"
     command = [sys.executable, "-m", "baton.cluster.cli", "serve", str(MODEL)]
     command += ["--config", str(config), "--port", str(port), "--grpc-port", str(grpc_port)]
-    command += ["--prefill-replicas", "1", "--decode-replicas", "2"]
+    command += options
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder)
     running = Cluster(f"http://127.0.0.1:{port}", process, log)
     try:
         wait_ready(running)
-        running.wait_for(1, 2)
         yield running
     finally:
         children = (

@@ -1,0 +1,35 @@
+"""What a pool of tensor-parallel workers needs, checked before anything is started."""
+
+from __future__ import annotations
+
+from baton.engine.config import EngineConfig
+from baton.protos.errors import ConfigError
+
+
+def check_rank_resources(num_ranks: int, num_cpus: float, num_gpus: float | None) -> None:
+    """Raises ConfigError unless each of several ranks can have a place of its own."""
+    if num_ranks == 1:
+        return
+    if num_gpus is not None and num_gpus not in (0, 1):
+        raise ConfigError(
+            f"num_gpus is {num_gpus:g}, but each of {num_ranks} tensor-parallel ranks takes 1 GPU, "
+            "or 0 on CPUs",
+            param="num_gpus",
+        )
+    if not num_cpus and not num_gpus:
+        raise ConfigError(
+            f"num_cpus is 0, but each of {num_ranks} tensor-parallel ranks needs a place: set "
+            "num_cpus to at least 1, or num_gpus to 1",
+            param="num_cpus",
+        )
+
+
+def check_model_ranks(engine: EngineConfig) -> None:
+    """Raises ConfigError unless the model can be split over `tensor_parallel_size` ranks."""
+    if engine.tensor_parallel_size == 1:
+        return
+    # Imported here: reading a model's shape loads torch, which this process does without.
+    from baton.engine.model_info import read_model_spec
+    from baton.engine.parallel.shards import check_shardable
+
+    check_shardable(read_model_spec(engine.model_dir), engine.tensor_parallel_size)

@@ -20,6 +20,7 @@ class ForwardBatch:
     query_start: int32 [num_rows + 1]. context_lens: int32 [num_rows], the new tokens included.
     block_tables: int32 [num_rows, max_blocks].
     max_query_len, max_context_len: host bounds on the rows' lengths.
+    kv_scales: per layer float32 [2, kv_heads] where the pool holds float8; empty where it does not.
     plans: what attention worked out of all this, by sliding window; a missing one is made anew.
     """
 
@@ -31,4 +32,5 @@ class ForwardBatch:
     block_tables: Tensor
     max_query_len: int
     max_context_len: int
+    kv_scales: tuple[Tensor, ...] = ()
     plans: Mapping[int | None, AnyPlan | None]

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
 
 from baton.engine.model_info import ModelSpec
 from baton.engine.models.forward_batch import ForwardBatch
 from baton.engine.models.weights import Dim, Weights
+from baton.kernels.fused_linear import Norm, Normed, fused_linear, normed_linear
 from baton.kernels.paged_attention import paged_attention
-from baton.kernels.rms_norm import add_rms_norm, rms_norm
 from baton.kernels.rotary_cache import rotary_cache
-from baton.kernels.swiglu import swiglu
 
 
 class ColumnLinear:
@@ -28,8 +27,11 @@ class ColumnLinear:
         self.weight = weights.merged([f"{name}.weight" for name in names], rows, width)
         self.bias = weights.merged([f"{name}.bias" for name in names], rows) if bias else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def after_norm(
+        self, x: Tensor, residual: Tensor | None, norm: Norm, *, swiglu: bool = False
+    ) -> Normed:
+        """y of the normed sum of x and residual, halved by SwiGLU if asked; and that sum."""
+        return normed_linear(x, residual, norm, self.weight, self.bias, swiglu=swiglu)
 
 
 class RowLinear:
@@ -46,7 +48,7 @@ class RowLinear:
             self.bias = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.group.all_reduce(linear(x, self.weight, self.bias))
+        return self.group.all_reduce(fused_linear(x, self.weight, self.bias))
 
 
 class Attention:
@@ -86,11 +88,23 @@ class Attention:
         self.q_norm = weights.tensor(f"{prefix}.q_norm.weight", spec.head_dim) if qk_norm else None
         self.k_norm = weights.tensor(f"{prefix}.k_norm.weight", spec.head_dim) if qk_norm else None
 
-    def __call__(self, x: Tensor, batch: ForwardBatch, cos_sin: Tensor) -> Tensor:
-        """x [num_tokens, hidden] to the same shape; writes the tokens' KV into the pool."""
+    def __call__(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm: Norm,
+        batch: ForwardBatch,
+        cos_sin: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Branch output and residual stream [num_tokens, hidden] in and out.
+
+        The tokens' KV goes into the pool.
+        """
         spec = self.spec
         kv = batch.kv_layers[self.layer]
-        heads = self.qkv(x).view(x.shape[0], -1, spec.head_dim)
+        kv_scale = batch.kv_scales[self.layer] if batch.kv_scales else None
+        made, residual = self.qkv.after_norm(x, residual, norm)
+        heads = made.view(x.shape[0], -1, spec.head_dim)
         q, k, v = heads.split_with_sizes(self.heads, 1)
         q = rotary_cache(
             q,
@@ -103,6 +117,7 @@ class Attention:
             q_norm=self.q_norm,
             k_norm=self.k_norm,
             eps=spec.rms_norm_eps,
+            kv_scale=kv_scale,
         )
         mixed = paged_attention(
             q,
@@ -114,9 +129,10 @@ class Attention:
             max_query_len=batch.max_query_len,
             max_context_len=batch.max_context_len,
             sliding_window=self.sliding_window,
+            kv_scale=kv_scale,
             plan=batch.plans.get(self.sliding_window),
         )
-        return self.out(mixed.reshape(x.shape[0], -1))
+        return self.out(mixed.reshape(x.shape[0], -1)), residual
 
 
 class GatedMLP:
@@ -136,9 +152,10 @@ class GatedMLP:
         )
         self.down = RowLinear(weights, f"{prefix}.down_proj", spec.hidden_size, columns, bias=bias)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [num_tokens, hidden] to the same shape."""
-        return self.down(swiglu(self.gate_up(x)))
+    def __call__(self, x: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        """Branch output and residual stream [num_tokens, hidden] in and out."""
+        made, residual = self.gate_up.after_norm(x, residual, norm, swiglu=True)
+        return self.down(made), residual
 
 
 class DecoderLayer:
@@ -148,26 +165,20 @@ class DecoderLayer:
         self, weights: Weights, spec: ModelSpec, layer: int, attention: Attention, mlp: GatedMLP
     ) -> None:
         prefix = f"model.layers.{layer}"
-        self.eps = spec.rms_norm_eps
         self.attention = attention
         self.mlp = mlp
-        self.input_norm = weights.tensor(f"{prefix}.input_layernorm.weight", spec.hidden_size)
-        self.mlp_norm = weights.tensor(
-            f"{prefix}.post_attention_layernorm.weight", spec.hidden_size
+        width, eps = spec.hidden_size, spec.rms_norm_eps
+        self.input_norm = Norm(weights.tensor(f"{prefix}.input_layernorm.weight", width), eps)
+        self.mlp_norm = Norm(
+            weights.tensor(f"{prefix}.post_attention_layernorm.weight", width), eps
         )
 
     def __call__(
         self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, cos_sin: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Branch output and residual stream in and out; the next norm adds them up."""
-        if residual is None:
-            residual = x
-            x = rms_norm(x, self.input_norm, self.eps)
-        else:
-            x, residual = add_rms_norm(x, residual, self.input_norm, self.eps)
-        x = self.attention(x, batch, cos_sin)
-        x, residual = add_rms_norm(x, residual, self.mlp_norm, self.eps)
-        return self.mlp(x), residual
+        x, residual = self.attention(x, residual, self.input_norm, batch, cos_sin)
+        return self.mlp(x, residual, self.mlp_norm)
 
 
 class CausalLM:
@@ -188,7 +199,8 @@ class CausalLM:
         self.vocab = weights.group.shards.padded(spec.vocab_size)
         shape = (self.vocab, spec.hidden_size)
         self.embed = weights.tensor("model.embed_tokens.weight", *shape)
-        self.norm = weights.tensor("model.norm.weight", spec.hidden_size)
+        norm = weights.tensor("model.norm.weight", spec.hidden_size)
+        self.norm = Norm(norm, spec.rms_norm_eps)
         if spec.tie_word_embeddings:
             weights.alias("lm_head.weight", "model.embed_tokens.weight")
             self.head = self.embed
@@ -204,9 +216,9 @@ class CausalLM:
         return x if residual is None else x + residual
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [n, hidden] of chosen tokens to float32 logits [n, vocab]."""
-        part = linear(rms_norm(hidden, self.norm, self.spec.rms_norm_eps), self.head)
-        return self.group.gather_columns(part)[:, : self.spec.vocab_size].float()
+        """Hidden states [n, hidden] of chosen tokens to logits [n, vocab], dtype of the model."""
+        part = normed_linear(hidden, None, self.norm, self.head).out
+        return self.group.gather_columns(part)[:, : self.spec.vocab_size]
 
     def _embedded(self, token_ids: Tensor) -> Tensor:
         if self.vocab.count == self.vocab.full:

@@ -13,7 +13,7 @@ from torch import Tensor
 from baton.engine.batch import ScheduledRow
 from baton.engine.models.forward_batch import ForwardBatch
 from baton.engine.request import Request
-from baton.engine.transfer import Upload
+from baton.engine.transfer import Upload, to_device
 from baton.kernels.paged_attention import plan_attention
 
 Ints = npt.NDArray[np.int64]
@@ -85,8 +85,8 @@ class BatchState:
     def write(self, request: Request) -> None:
         """The request entered `request.slot`: its known tokens go to the device, its blocks follow
         with the first step."""
-        tokens = torch.tensor(request.token_ids, dtype=torch.int32)
-        self.tokens[request.slot, : len(request.token_ids)] = tokens.to(self._device)
+        tokens = to_device(np.array(request.token_ids, dtype=np.int32), self._device)
+        self.tokens[request.slot, : len(request.token_ids)] = tokens
         self._num_blocks[request.slot] = 0
 
     def draft(self, rows: Sequence[ScheduledRow], shape: StepShape, upload: Upload) -> StepDraft:

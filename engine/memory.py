@@ -55,7 +55,7 @@ def _free_bytes(config: EngineConfig, layout: KVLayout, model: CausalLM, platfor
     )
     hidden = model.forward(torch.zeros(num_tokens, dtype=torch.int32, device=device), batch)
     logits = model.logits(hidden[: config.max_running])
-    logits.sort(dim=-1)
+    logits.float()
     torch.cuda.synchronize()
     activations = torch.cuda.max_memory_allocated() - before - pool.tensor.nbytes
     del pool, batch, hidden, logits

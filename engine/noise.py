@@ -1,9 +1,8 @@
 """Sampling noise as a pure function of (seed, position, token id).
 
 No generator state: a request gets the same noise alone, in any batch, after a preemption and on
-another worker. Only integer operations decide it, so CPU and CUDA agree. The mixers are public
-domain: splitmix64 (Steele, Lea, Flood 2014) and a two-round 32-bit xorshift-multiply of the
-hash-prospector project.
+another worker. These are the keys; `kernels/sampling` makes noise of them. The mixer is splitmix64
+(Steele, Lea, Flood 2014; public domain).
 """
 
 from __future__ import annotations
@@ -18,9 +17,6 @@ from torch import Tensor
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _MIX_1: Final = 0xBF58476D1CE4E5B9
 _MIX_2: Final = 0x94D049BB133111EB
-_ROUND_1: Final = 0x21F0AAAD
-# 0xd35a2d97 as a signed number: torch multiplies int32 modulo 2**32.
-_ROUND_2: Final = 0xD35A2D97 - (1 << 32)
 
 
 def seed_key(seed: int) -> np.uint64:
@@ -47,31 +43,3 @@ def _splitmix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX_1)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_2)
     return x ^ (x >> np.uint64(31))
-
-
-def random_bits(tokens: Tensor, rows: Tensor) -> Tensor:
-    """int32 [rows, vocab], uniform over [0, 2**31), from `token_keys` and `row_keys`."""
-    x = tokens + rows[0, :, None]
-    x ^= (x >> 16).bitwise_and_(0xFFFF)
-    x *= _ROUND_1
-    x ^= rows[1, :, None]
-    x ^= (x >> 15).bitwise_and_(0x1FFFF)
-    x *= _ROUND_2
-    x ^= (x >> 15).bitwise_and_(0x1FFFF)
-    return x.bitwise_and_(0x7FFFFFFF)
-
-
-def gumbel(tokens: Tensor, rows: Tensor) -> Tensor:
-    """float32 [rows, vocab] of standard Gumbel noise, always finite.
-
-    -log(E) with E = -log(1 - v) exponential: the largest noise comes from v near 0, where a float
-    resolves 2**-32, so rare tokens keep their tail. v stops short of 1, where E is infinite.
-    """
-    v = (
-        random_bits(tokens, rows)
-        .to(torch.float32)
-        .add_(0.5)
-        .mul_(2.0**-31)
-        .clamp_(max=1 - 2.0**-24)
-    )
-    return v.neg_().log1p_().neg_().log_().neg_()

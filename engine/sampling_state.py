@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,14 @@ from torch import Tensor
 from baton.engine.grammar.masks import TokenMasks
 from baton.engine.noise import row_keys, seed_key
 from baton.engine.request import Request
-from baton.engine.transfer import Upload
+from baton.engine.transfer import Upload, to_device
+from baton.kernels.sampling import Filters
 from baton.protos.types import SamplingParams
 
-# Columns of `SamplingState.params`.
-TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(7)
+# Columns of the penalties.
+REPETITION, PRESENCE, FREQUENCY = range(3)
 # Bits of `SamplingState` features: what a row needs beyond an argmax.
-RANDOM, TOP, MIN_P_BIT, PENALTY, BIAS, BAN, REPORT = (1 << bit for bit in range(7))
+RANDOM, FILTER, PENALTY, BIAS, BAN, REPORT = (1 << bit for bit in range(6))
 
 
 # Indices into a step's logits, int64, or the slice that stands for all of them.
@@ -33,22 +34,28 @@ class SamplingPlan:
     """What one step's sampled rows need; a field that is None needs no work in this step.
 
     slots: int64 [rows], slot of each.
-    keys: int32 [2, random rows], noise keys. max_top_k: the largest of `top` rows, or the vocab.
+    keys: int32 [2, rows], noise keys, if a row is random; temperatures: float32 [rows], then.
+    filters: top-k, top-p and min-p of the rows that have some.
+    penalty: rows with penalties; penalties: float32 [those, 3], columns as named above.
     num_top: the most alternatives that a reported row wants. masks: tokens that rows may not have.
     """
 
     slots: Tensor
-    random: Rows | None = None
     keys: Tensor | None = None
-    top: Rows | None = None
-    min_p: Rows | None = None
+    temperatures: Tensor | None = None
+    filters: Filters | None = None
     penalty: Rows | None = None
+    penalties: Tensor | None = None
     bias: Rows | None = None
     ban: Rows | None = None
     report: Rows | None = None
     masks: TokenMasks | None = None
-    max_top_k: int = 0
     num_top: int = 0
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether a row's logits are changed before the draw."""
+        return self.penalty is not None or self.bias is not None or self.ban is not None
 
 
 class SparseRows:
@@ -66,18 +73,18 @@ class SparseRows:
             self.values = torch.nn.functional.pad(self.values, (0, missing))
         self.ids[slot] = 0
         self.values[slot] = 0.0
-        self.ids[slot, : len(pairs)] = torch.tensor(
-            [token_id for token_id, _ in pairs], dtype=torch.int64, device=self.ids.device
-        )
-        self.values[slot, : len(pairs)] = torch.tensor(
-            [value for _, value in pairs], dtype=torch.float32, device=self.ids.device
-        )
+        ids = np.array([token_id for token_id, _ in pairs], dtype=np.int64)
+        values = np.array([value for _, value in pairs], dtype=np.float32)
+        self.ids[slot, : len(pairs)] = to_device(ids, self.ids.device)
+        self.values[slot, : len(pairs)] = to_device(values, self.ids.device)
 
 
 class SamplingState:
     """Written when a request enters the batch, read by every step.
 
-    params: float32 [max_running, 7], columns as named above.
+    Numbers stay on the host, and those that a step needs go to the device with it; what is as wide
+    as the vocabulary stays on the device.
+
     counts: int32 [max_running, vocab], 2 * occurrences in the output + 1 if in the prompt. Made by
         the first request with a penalty, and written only for such requests.
     """
@@ -90,7 +97,6 @@ class SamplingState:
         device: torch.device,
     ) -> None:
         self.vocab_size = vocab_size
-        self.params = torch.zeros((max_running, 7), dtype=torch.float32, device=device)
         self.counts: Tensor | None = None
         self.bias = SparseRows(max_running, device)
         self.banned = SparseRows(max_running, device)
@@ -99,7 +105,11 @@ class SamplingState:
         self._features = np.zeros(max_running, dtype=np.int64)
         self._seed_keys = np.zeros(max_running, dtype=np.uint64)
         self._ban_until = np.zeros(max_running, dtype=np.int64)
-        self._top_k = np.zeros(max_running, dtype=np.int64)
+        self._temperatures = np.zeros(max_running, dtype=np.float32)
+        self._min_p = np.zeros(max_running, dtype=np.float32)
+        self._top_k = np.zeros(max_running, dtype=np.int32)
+        self._top_p = np.zeros(max_running, dtype=np.float32)
+        self._penalties = np.zeros((max_running, 3), dtype=np.float32)
         self._num_top = np.zeros(max_running, dtype=np.int64)
 
     def write(self, request: Request) -> None:
@@ -111,17 +121,14 @@ class SamplingState:
         self._seed_keys[slot] = seed_key(sampling.seed)
         self._num_top[slot] = sampling.logprobs or 0
         self._ban_until[slot] = request.num_prompt_tokens + sampling.min_tokens
-        if features & (RANDOM | PENALTY):
-            row = (
-                sampling.temperature,
-                float(self._top_k[slot]),
-                sampling.top_p,
-                sampling.min_p,
-                sampling.repetition_penalty,
-                sampling.presence_penalty,
-                sampling.frequency_penalty,
-            )
-            self.params[slot] = torch.tensor(row, device=self._device)
+        self._temperatures[slot] = sampling.temperature
+        self._min_p[slot] = sampling.min_p
+        self._top_p[slot] = sampling.top_p
+        self._penalties[slot] = (
+            sampling.repetition_penalty,
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+        )
         if features & BIAS:
             self.bias.write(slot, sampling.logit_bias)
         # A grammar's mask knows where its output may end, min_tokens included.
@@ -145,6 +152,15 @@ class SamplingState:
         draft = PlanDraft(slots=upload.add(slots))
         if not wanted:
             return draft
+        if wanted & RANDOM:
+            draft.arrays["keys"] = upload.add(row_keys(self._seed_keys[slots], positions))
+            draft.arrays["temperatures"] = upload.add(self._temperatures[slots])
+        if wanted & FILTER:
+            rows = np.flatnonzero(features & FILTER)
+            at = slots[rows]
+            draft.filters = upload.add(rows)
+            for values in (self._min_p, self._top_k, self._top_p):
+                upload.add(values[at])
         for name, bit in _ROW_FIELDS:
             if wanted & bit:
                 rows = np.flatnonzero(features & bit)
@@ -153,11 +169,8 @@ class SamplingState:
                 if not len(rows):
                     continue
                 draft.rows[name] = None if len(rows) == len(slots) else upload.add(rows)
-                if bit == RANDOM:
-                    keys = row_keys(self._seed_keys[slots[rows]], positions[rows])
-                    draft.keys = upload.add(keys)
-                elif bit == TOP:
-                    draft.max_top_k = int(self._top_k[slots[rows]].max())
+                if bit == PENALTY:
+                    draft.arrays["penalties"] = upload.add(self._penalties[slots[rows]])
                 elif bit == REPORT:
                     draft.num_top = int(self._num_top[slots[rows]].max())
         return draft
@@ -170,35 +183,38 @@ class SamplingState:
         prompt, output = np.split(tokens, [request.num_prompt_tokens])
         counts = 2 * np.bincount(output, minlength=self.vocab_size)
         counts[prompt] += 1
-        self.counts[request.slot] = torch.from_numpy(counts.astype(np.int32)).to(self._device)
+        self.counts[request.slot] = to_device(counts.astype(np.int32), self._device)
 
 
 @dataclass(slots=True)
 class PlanDraft:
-    """A plan whose tensors are still places in an upload; a None among `rows` stands for all."""
+    """A plan whose tensors are still places in an upload; a None among `rows` stands for all.
+
+    filters: the first of four places, the filters' rows, min-p, top-k and top-p.
+    """
 
     slots: int
-    keys: int | None = None
+    arrays: dict[str, int] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)
-    max_top_k: int = 0
+    filters: int | None = None
     num_top: int = 0
 
     def finish(self, tensors: list[Tensor], masks: TokenMasks | None) -> SamplingPlan:
         """The plan, with what `Upload.send` returned."""
-        return SamplingPlan(
-            masks=masks,
-            slots=tensors[self.slots],
-            keys=None if self.keys is None else tensors[self.keys],
-            max_top_k=self.max_top_k,
-            num_top=self.num_top,
-            **{name: ALL if place is None else tensors[place] for name, place in self.rows.items()},
-        )
+        found: dict[str, Any] = {name: tensors[place] for name, place in self.arrays.items()}
+        for name, place in self.rows.items():
+            found[name] = ALL if place is None else tensors[place]
+        if self.filters is not None:
+            found["filters"] = _filters(tensors, self.filters)
+        return SamplingPlan(slots=tensors[self.slots], masks=masks, num_top=self.num_top, **found)
+
+
+def _filters(tensors: list[Tensor], first: int) -> Filters:
+    rows, min_ps, top_ks, top_ps = tensors[first : first + 4]
+    return Filters(rows=rows, min_ps=min_ps, top_ks=top_ks, top_ps=top_ps)
 
 
 _ROW_FIELDS: Final = (
-    ("random", RANDOM),
-    ("top", TOP),
-    ("min_p", MIN_P_BIT),
     ("penalty", PENALTY),
     ("bias", BIAS),
     ("ban", BAN),
@@ -211,10 +227,8 @@ def _features(sampling: SamplingParams) -> int:
     features = 0
     if not sampling.greedy:
         features |= RANDOM
-        if sampling.top_k > 0 or sampling.top_p < 1.0:
-            features |= TOP
-        if sampling.min_p > 0.0:
-            features |= MIN_P_BIT
+        if sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0:
+            features |= FILTER
     if (
         sampling.repetition_penalty != 1.0
         or sampling.presence_penalty != 0.0

@@ -16,6 +16,12 @@ Array = npt.NDArray[np.generic]
 _ALIGNMENT: Final = 8
 
 
+def to_device(array: Array, device: torch.device) -> Tensor:
+    """One array on the device, without waiting for what runs there."""
+    host = torch.from_numpy(array)
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+
+
 class Upload:
     """Collects a step's small arrays; `send` moves them in one copy and returns their tensors.
 

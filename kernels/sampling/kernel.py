@@ -166,7 +166,7 @@ def filtered_kernel(
     top = tl.max(b_top, axis=0)
     # below every logit of a finite row, and no less than the least float
     min_p = tl.load(p_min_ps + i)
-    slack = temperature * tl.log(tl.maximum(min_p, 1e-38))
+    slack = temperature * tl.log(tl.maximum(min_p, 1e-37))
     limit = tl.maximum(tl.where(min_p > 0.0, top + slack, -3.0e38), -3.0e38)
     count, total = _mass(p_row, vocab, limit, top, temperature, BV)
     if (top_p < 1.0) & (top_k < count):
@@ -174,7 +174,7 @@ def filtered_kernel(
     # those allowed: better than (pivot, pivot_index), which was refused
     pivot, pivot_index = limit, vocab
     accepted = 0
-    index = 0
+    index = vocab
     while accepted == 0:
         b_best = tl.full([BV], float("-inf"), dtype=tl.float32)
         b_index = tl.zeros([BV], dtype=tl.int32) + vocab
@@ -201,6 +201,6 @@ def filtered_kernel(
         before = tl.sum(b_count, axis=0)
         inside = (before < top_k) & ((top_p >= 1.0) | (tl.sum(b_mass, axis=0) < top_p * total))
         # the best token is always in; a row of NaN must end too
-        accepted = (inside | (before == 0) | (best != best)).to(tl.int32)
+        accepted = tl.where(inside | (before == 0) | (best != best), 1, 0)
         pivot, pivot_index = chosen, index
     tl.store(p_out + i_row, index.to(tl.int64))

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from baton.engine.noise import gumbel, random_bits, row_keys, seed_key, token_keys
+from baton.engine.noise import row_keys, seed_key, token_keys
 from baton.engine.request import Request, RequestState
 from baton.engine.sampler import Sampled, Sampler
 from baton.engine.sampling_state import SamplingState
 from baton.engine.transfer import Upload
+from baton.kernels.sampling.reference import gumbel, random_bits
 from baton.protos.types import GenerateRequest, SamplingParams
 
 CPU = torch.device("cpu")

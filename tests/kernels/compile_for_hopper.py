@@ -23,6 +23,7 @@ from baton.kernels.fused_linear import Norm, fused_linear, normed_linear
 from baton.kernels.paged_attention import paged_attention
 from baton.kernels.rms_norm import add_rms_norm
 from baton.kernels.rotary_cache import rotary_cache
+from baton.kernels.sampling import Filters, Noise, draw
 from baton.kernels.swiglu import swiglu
 from baton.kernels.token_mask import token_mask
 
@@ -87,6 +88,27 @@ def served_calls() -> list[Callable[[], object]]:
         lambda: swiglu(x, backend="triton"),
         lambda: token_mask(logits, bitmask, rows, backend="triton"),
         *linear_calls(),
+        *draw_calls(),
+    ]
+
+
+def draw_calls() -> list[Callable[[], object]]:
+    """Greedy, and with noise and filters."""
+    logits = torch.zeros(3, 128256, dtype=torch.bfloat16)
+    noise = Noise(
+        row_keys=torch.zeros(2, 3, dtype=torch.int32),
+        token_keys=torch.zeros(128256, dtype=torch.int32),
+        temperatures=torch.ones(3),
+    )
+    filters = Filters(
+        rows=torch.zeros(1, dtype=torch.int64),
+        min_ps=torch.zeros(1),
+        top_ks=torch.ones(1, dtype=torch.int32),
+        top_ps=torch.ones(1),
+    )
+    return [
+        lambda: draw(logits, backend="triton"),
+        lambda: draw(logits, noise, filters, backend="triton"),
     ]
 
 

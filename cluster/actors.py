@@ -36,7 +36,8 @@ SWITCH_INTERVAL_S = 1e-4
 class Worker(Protocol):
     """What a shell needs of a prefill or decode worker. `failure`: why it can do no more work."""
 
-    failure: BaseException | None
+    @property
+    def failure(self) -> BaseException | None: ...
 
     async def start(self) -> Member: ...
     async def load(self) -> WorkerLoad: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from baton.decode_worker.live import Live, Phase
 from baton.decode_worker.peers import PeerTable, PrefillPeer
@@ -17,6 +18,9 @@ from baton.protos.convert import generate_to_proto, logprob_from_proto
 from baton.protos.errors import BatonError, GrammarError, StaleEpochError
 from baton.protos.tasks import TaskSet
 from baton.protos.types import FinishReason, GenerateRequest, RequestOutput, TokenLogprob
+
+# After a sender says that it has written everything, notices may be this late.
+NOTICE_GRACE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +121,7 @@ class RemotePrefills:
             case "failed":
                 self._on_attempt_failed(message.failed)
             case "released":
-                self._end_quarantine(message.released.request_id)
+                self._on_released(message.released.request_id)
 
     def on_lost(self, peer: PrefillPeer, reason: str) -> None:
         """A connection is gone: its attempts fail, and its leases end after `lease_s`, or as soon
@@ -246,6 +250,18 @@ class RemotePrefills:
             self._on.on_refused(attempt[0], GrammarError(message.error_message, param=param))
         else:
             self._on.on_failed(attempt[0], f"{message.error_code}: {message.error_message}")
+
+    def _on_released(self, attempt_id: str) -> None:
+        self._end_quarantine(attempt_id)
+        if attempt_id in self._attempts:
+            # All is written. Notices take another way than this message, and may still come.
+            asyncio.get_running_loop().call_later(NOTICE_GRACE_S, self._fail_unproved, attempt_id)
+
+    def _fail_unproved(self, attempt_id: str) -> None:
+        attempt = self._attempts.get(attempt_id)
+        if attempt is not None:
+            name = attempt[1].key.worker_id
+            self._on.on_failed(attempt[0], f"{name} wrote everything, but not every notice came")
 
     def _quarantine(self, attempt_id: str, peer: PrefillPeer) -> None:
         self._quarantined[attempt_id] = peer.key

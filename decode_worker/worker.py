@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections.abc import Callable
@@ -12,16 +11,16 @@ from baton.decode_worker.config import DecodeWorkerConfig
 from baton.decode_worker.live import Live, Phase
 from baton.decode_worker.peers import PeerTable
 from baton.decode_worker.remote import RemoteCallbacks, RemotePrefills, attempt_request
-from baton.decode_worker.service import DecodeService
 from baton.engine.engine import Engine
-from baton.engine.loop import EngineLoop
 from baton.engine.parallel.hosts import RankHost
-from baton.kvtransfer.connector import Connector, Notice, PeerKey
+from baton.handover.host import MakeConnector, WorkerHost
+from baton.handover.sender import PromptSender
+from baton.handover.service import WorkerService
+from baton.kvtransfer.connector import Notice, PeerKey
 from baton.kvtransfer.factory import make_connector
-from baton.kvtransfer.hello import read_identity
 from baton.protos import worker_pb2 as pb
 from baton.protos.clock import Clock, SystemClock
-from baton.protos.convert import generate_from_proto, logprobs_to_proto, worker_hello
+from baton.protos.convert import generate_from_proto, logprobs_to_proto
 from baton.protos.errors import (
     BatonError,
     DeadlineError,
@@ -29,10 +28,8 @@ from baton.protos.errors import (
     UnavailableError,
     WorkerLostError,
 )
-from baton.protos.feed import FeedHub, GatewayFeed
-from baton.protos.reporter import Reporter, with_queue
-from baton.protos.server import start_worker_server
-from baton.protos.tasks import TaskSet
+from baton.protos.feed import GatewayFeed
+from baton.protos.reporter import with_queue
 from baton.protos.types import (
     FinishReason,
     Member,
@@ -41,6 +38,7 @@ from baton.protos.types import (
     StepOutput,
     WorkerLoad,
 )
+from baton.protos.worker_pb2_grpc import WorkerServicer
 
 log = logging.getLogger(__name__)
 
@@ -57,84 +55,37 @@ class DecodeWorker:
         *,
         clock: Clock | None = None,
         ranks: RankHost | None = None,
+        connectors: MakeConnector = make_connector,
     ) -> None:
         self.config = config
-        self._ranks = ranks
-        self.hub = FeedHub()
-        self.failure: BaseException | None = None
         self._clock = clock or SystemClock()
         self._counter = itertools.count(1)
         # By attempt id, and by (feed, handle): every request owned here is in the second.
         self._by_attempt: dict[str, Live] = {}
         self._by_handle: dict[tuple[GatewayFeed, int], Live] = {}
         self._draining = False
-        self._tasks = TaskSet()
+        self._host = WorkerHost(config, Role.DECODE, self, ranks=ranks, connectors=connectors)
 
     async def start(self) -> Member:
         """Loads the model, registers the KV pool, binds the port.
 
         Raises ModelLoadError or ConfigError, with nothing left running.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            await self._start(stack)
-            self._stack = stack.pop_all()
-        return self.member()
+        return await self._host.start()
 
-    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
-        config = self.config
-        self._events = asyncio.get_running_loop()
-        self._engine = await asyncio.to_thread(Engine, config.engine, ranks=self._ranks)
-        stack.callback(self._engine.close)
-        self._loop = EngineLoop(self._engine, self._on_step, self._on_death)
-        self._reporter = Reporter(self._events, self._loop.call, self, self.hub)
-        me = PeerKey(config.worker_id, config.incarnation)
-        self._connector = await asyncio.to_thread(
-            make_connector,
-            config.connector,
-            self._engine.pool.tensor,
-            self._engine.pool.layout,
-            me,
-            self._on_notice,
-            config.host,
-        )
-        stack.push_async_callback(asyncio.to_thread, self._connector.close)
-        self._loop.start()
-        stack.push_async_callback(asyncio.to_thread, self._loop.stop)
-        self._remote = self._make_remote(self._connector)
-        stack.push_async_callback(self._remote.close)
-        self._server = await start_worker_server(DecodeService(self), config.host, config.port)
-        stack.push_async_callback(self._server.server.stop, 1.0)
-        self._tasks.spawn(self._reporter.run(config.report_interval_s, self._remote.retry_waiting))
+    @property
+    def host(self) -> WorkerHost:
+        """The engine and what surrounds it."""
+        return self._host
 
-    def member(self) -> Member:
-        """This worker as the directory lists it."""
-        model = self._engine.model
-        return Member(
-            worker_id=self.config.worker_id,
-            incarnation=self.config.incarnation,
-            role=Role.DECODE,
-            address=f"{self.config.host}:{self._server.port}",
-            model=self.config.model_name or model.name,
-            model_digest=model.digest,
-        )
-
-    def hello(self) -> pb.WorkerHello:
-        """What a gateway learns first."""
-        model = self._engine.model
-        return worker_hello(
-            self.member(),
-            block_size=self.config.engine.block_size,
-            max_model_len=model.max_model_len,
-            vocab_size=model.vocab_size,
-        )
-
-    async def join(self, feed: GatewayFeed) -> None:
-        """Adds a gateway: its stream begins with a snapshot of this worker's prefix cache."""
-        await self._reporter.join(feed)
+    @property
+    def failure(self) -> BaseException | None:
+        """Why this worker can do no more, once that is so."""
+        return self._host.failure
 
     def leave(self, feed: GatewayFeed) -> None:
         """A gateway is gone: nobody reads its requests' tokens any more."""
-        self.hub.leave(feed)
+        self._host.hub.leave(feed)
         for live in [live for (owner, _), live in self._by_handle.items() if owner is feed]:
             self._drop(live)
 
@@ -186,9 +137,7 @@ class DecodeWorker:
     async def close(self) -> None:
         """Stops everything; requests still here are handed back to their gateways."""
         await self.drain(0.0)
-        await self._tasks.cancel()
-        self.hub.close()
-        await self._stack.aclose()
+        await self._host.close()
 
     def num_requests(self) -> int:
         """Requests owned now."""
@@ -196,15 +145,15 @@ class DecodeWorker:
 
     async def load(self) -> WorkerLoad:
         """The load as the next report will tell it."""
-        return await self._reporter.load()
+        return await self._host.load()
 
     async def check_integrity(self) -> None:
         """Proves that no block is lost; raises BatonError otherwise."""
-        await asyncio.wrap_future(self._loop.call(Engine.check_integrity))
+        await self._host.check_integrity()
 
     def _refusal(self, live: Live) -> BatonError | None:
-        if self.failure is not None:
-            return WorkerLostError(f"{self.config.worker_id}'s engine failed: {self.failure}")
+        if self._host.failure is not None:
+            return WorkerLostError(f"{self.config.worker_id}'s engine failed: {self._host.failure}")
         if self._draining:
             return UnavailableError(f"{self.config.worker_id} is draining")
         if len(self._by_handle) > self.config.max_requests:
@@ -224,7 +173,7 @@ class DecodeWorker:
             # Half of what is left, so that a local prefill still fits into the deadline.
             limit_s = min(self.config.prefill_timeout_s, left_s / 2)
             self._after(live, limit_s, lambda: self._on_remote_late(live, attempt_id, limit_s))
-            self._tasks.spawn(self._remote.ask(live, live.targets.pop(0)))
+            self._host.tasks.spawn(self._remote.ask(live, live.targets.pop(0)))
         else:
             live.phase = Phase.LOCAL
             live.prefilled_by = ""
@@ -235,7 +184,7 @@ class DecodeWorker:
         return lambda engine: engine.add(request)
 
     def _in_engine(self, live: Live, command: Callable[[Engine], None]) -> None:
-        future = asyncio.wrap_future(self._loop.call(command))
+        future = asyncio.wrap_future(self._host.loop.call(command))
         future.add_done_callback(lambda done: self._on_engine_refusal(live, done))
 
     def _on_engine_refusal(self, live: Live, done: asyncio.Future[None]) -> None:
@@ -291,7 +240,7 @@ class DecodeWorker:
     def _stop_work(self, live: Live) -> None:
         if live.phase is Phase.LOCAL:
             attempt_id = live.attempt_id
-            self._loop.call(lambda engine: engine.abort(attempt_id))
+            self._host.loop.call(lambda engine: engine.abort(attempt_id))
         else:
             self._remote.give_up(live)
 
@@ -310,11 +259,9 @@ class DecodeWorker:
         if output.logprobs or output.prompt_logprobs:
             live.feed.logprobs(logprobs_to_proto(live.handle, output))
 
-    def _on_step(self, step: StepOutput) -> None:
-        """On the engine's thread."""
-        self._reporter.after_step(self._engine, step, self._dispatch)
-
-    def _dispatch(self, step: StepOutput) -> None:
+    def dispatch(self, step: StepOutput) -> None:
+        """See `Work`."""
+        self._sender.dispatch(step)
         ended = False
         for output in step.outputs:
             live = self._by_attempt.get(output.request_id)
@@ -335,42 +282,43 @@ class DecodeWorker:
 
     def add_queue(self, load: WorkerLoad) -> WorkerLoad:
         """The engine's load, with the requests that are not in its batch yet."""
+        load = self._sender.add_queue(load)
         return with_queue(
             load,
-            num_waiting=len(self._by_handle) - load.num_running,
+            num_waiting=max(0, len(self._by_handle) + len(self._sender) - load.num_running),
             queued_prefill_tokens=load.queued_prefill_tokens,
             draining=self._draining,
         )
 
-    def _on_notice(self, key: PeerKey, notice: Notice) -> None:
-        """On the connector's thread."""
-        self._events.call_soon_threadsafe(self._remote.on_notice, key, notice)
+    def begin(self) -> WorkerServicer:
+        """See `Work`."""
+        self._remote = self._make_remote()
+        self._sender = PromptSender(self._host, self._clock)
+        return WorkerService(self, self._host, self._sender)
 
-    def _on_death(self, error: BaseException) -> None:
-        """On the engine's thread: nothing here can go on, but every request can, elsewhere."""
-        log.error("%s: the engine failed", self.config.worker_id, exc_info=error)
-        self._events.call_soon_threadsafe(self._hand_back, error)
+    def on_notice(self, key: PeerKey, notice: Notice) -> None:
+        """See `Work`."""
+        self._remote.on_notice(key, notice)
 
-    def _hand_back(self, error: BaseException) -> None:
-        self.failure = error
-        lost = WorkerLostError(f"{self.config.worker_id}'s engine failed: {error}")
+    def on_tick(self) -> None:
+        """See `Work`."""
+        self._remote.retry_waiting()
+
+    def fail_all(self, error: WorkerLostError) -> None:
+        """Hands every request back to its gateway: it can go on elsewhere."""
+        self._sender.fail_all(error)
         for live in list(self._by_handle.values()):
-            self._end(live, FinishReason.ERROR, lost)
-        self._tasks.spawn(self._server.set_serving(False))
+            self._end(live, FinishReason.ERROR, error)
 
-    def _make_remote(self, connector: Connector) -> RemotePrefills:
-        identity = read_identity(
-            connector.local_info(),
-            connector=self.config.connector,
-            model_dir=self.config.engine.model_dir,
-            model_digest=self._engine.model.digest,
-            secret=self.config.secret,
-        )
+    async def end(self) -> None:
+        """See `Work`."""
+        await self._remote.close()
 
+    def _make_remote(self) -> RemotePrefills:
         def peers(remote: RemotePrefills) -> PeerTable:
             return PeerTable(
-                identity,
-                connector,
+                self._host.identity,
+                self._host.connector,
                 handshake_timeout_s=self.config.handshake_timeout_s,
                 on_message=remote.on_message,
                 on_lost=remote.on_lost,
@@ -384,8 +332,8 @@ class DecodeWorker:
             on_refused=self._fail,
         )
         return RemotePrefills(
-            self._loop,
-            connector,
+            self._host.loop,
+            self._host.connector,
             peers,
             callbacks,
             block_size=self.config.engine.block_size,
@@ -393,4 +341,4 @@ class DecodeWorker:
         )
 
     def _after(self, live: Live, delay_s: float, action: Callable[[], None]) -> None:
-        live.timers.append(self._events.call_later(delay_s, action))
+        live.timers.append(self._host.events.call_later(delay_s, action))

@@ -55,6 +55,7 @@ class Flight:
     piece: Piece
     transfer: Transfer
     chamber: int | None
+    posted_s: float
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

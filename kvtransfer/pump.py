@@ -175,7 +175,7 @@ class Pump:
                     self._lose(peer.info.key, error.message)
                     return
                 continue
-            peer.flights.append(Flight(piece, transfer, chamber))
+            peer.flights.append(Flight(piece, transfer, chamber, time.monotonic()))
         # Through shared memory it is written by now: no need to wait for the next round.
         self._poll_flights(peer)
 
@@ -284,6 +284,7 @@ class Pump:
         for flight in peer.flights:
             try:
                 if not flight.transfer.poll():
+                    self._check_age(peer.info.key, flight)
                     still.append(flight)
                     continue
                 ended.append((flight, None))
@@ -300,6 +301,11 @@ class Pump:
             self._end_piece(
                 flight.piece, flight.chamber, PeerLostError(reason) if reason else failure
             )
+
+    def _check_age(self, key: PeerKey, flight: Flight) -> None:
+        limit_s = self._limits.write_timeout_s
+        if key not in self._lost and time.monotonic() - flight.posted_s > limit_s:
+            raise PeerLostError(f"a write to {key} did not end within {limit_s:g} s")
 
     def _end_piece(self, piece: Piece, chamber: int | None, error: TransferError | None) -> None:
         if chamber is not None and self._staging is not None:

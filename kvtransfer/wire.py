@@ -25,7 +25,7 @@ class ConnectorLimits:
     """Bounds on a connector's queue and waits.
 
     `max_pushes` may be accepted and unfinished at a time. `connect_timeout_s` bounds one
-    `connect`, `drain_timeout_s` what a disconnect or a close waits for writes under way before it
+    `connect`, `write_timeout_s` one write (a peer that takes longer is half-open, and lost), `drain_timeout_s` what a disconnect or a close waits for writes under way before it
     cuts them off. The thread sleeps at most `eager_poll_s` between looks while something is
     expected, and `idle_poll_s` otherwise. `staging_bytes` is the size of the buffer in which blocks
     for unlike pools are converted; it is allocated when the first such peer connects.
@@ -33,6 +33,7 @@ class ConnectorLimits:
 
     max_pushes: int = 4096
     connect_timeout_s: float = 20.0
+    write_timeout_s: float = 30.0
     drain_timeout_s: float = 2.0
     eager_poll_s: float = 0.001
     idle_poll_s: float = 0.02

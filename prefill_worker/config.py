@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from baton.engine.config import EngineConfig
+from baton.handover.config import WorkerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrefillWorkerConfig:
-    """Times are seconds."""
+class PrefillWorkerConfig(WorkerConfig):
+    """See `WorkerConfig`."""
 
-    engine: EngineConfig
     worker_id: str = "prefill-0"
-    incarnation: str = field(default_factory=lambda: uuid.uuid4().hex)
-    host: str = "127.0.0.1"
-    # 0 takes any free port, which the directory publishes.
-    port: int = 0
-    model_name: str = ""
-    # How KV travels; the same for both pools.
-    connector: str = "nixl"
-    # Shared by all workers of a cluster: who does not know it gets no access to this KV pool.
-    secret: str = field(default="", repr=False)
-    # Prompts queued here, from all decode workers; beyond it: OverloadedError.
-    max_queued: int = 1024
-    # Prompts are started while less than this many steps' worth of tokens waits in the engine, so
-    # that blocks are reserved at the receiver only while they are being computed. Prompts computed
-    # for receivers that have no room yet count.
-    window_steps: int = 2
-    # A decode worker that does not say where to write for this long has its prompt refused.
-    reserve_timeout_s: float = 20.0
-    report_interval_s: float = 0.5

@@ -16,6 +16,7 @@ PARTS = (
     "decode_worker",
     "engine",
     "gateway",
+    "handover",
     "kernels",
     "kvtransfer",
     "prefill_worker",

@@ -185,7 +185,7 @@ async def test_a_silent_prefill_worker_is_given_up_in_time() -> None:
     )
     prefill = PrefillWorker(PrefillWorkerConfig(engine=engine_config(Role.PREFILL)))
     decode_member, prefill_member = await decode.start(), await prefill.start()
-    server = await start_worker_server(SilentPrefill(prefill.identity), "127.0.0.1", 0)
+    server = await start_worker_server(SilentPrefill(prefill.host.identity), "127.0.0.1", 0)
     silent = Member(
         worker_id=prefill_member.worker_id,
         incarnation=prefill_member.incarnation,

@@ -1,23 +1,21 @@
-"""The prefill worker's gRPC side: `Connect` for gateways, `Handover` for decode workers."""
+"""The gRPC API that both kinds of workers serve."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import grpc
 
+from baton.handover.host import WorkerHost
+from baton.handover.sender import PromptSender
 from baton.kvtransfer.connector import PeerKey
 from baton.kvtransfer.hello import CalledHandshake
 from baton.protos import worker_pb2 as pb
 from baton.protos.errors import AuthenticationError, BatonError, LayoutMismatchError
 from baton.protos.feed import GatewayFeed
 from baton.protos.worker_pb2_grpc import WorkerServicer
-
-if TYPE_CHECKING:
-    from baton.prefill_worker.worker import PrefillWorker
-
 
 # A caller that hears one of these need not try again.
 _STATUS: Final[dict[type[Exception], grpc.StatusCode]] = {
@@ -26,27 +24,37 @@ _STATUS: Final[dict[type[Exception], grpc.StatusCode]] = {
 }
 
 
-class PrefillService(WorkerServicer):
-    """Gateways only listen here; decode workers ask for prompts."""
+class GatewaySide(Protocol):
+    """What a worker does for gateways."""
 
-    def __init__(self, worker: PrefillWorker) -> None:
+    def submit(self, feed: GatewayFeed, submit: pb.Submit) -> None: ...
+    def abort(self, feed: GatewayFeed, handle: int) -> None: ...
+    def leave(self, feed: GatewayFeed) -> None: ...
+
+
+class WorkerService(WorkerServicer):
+    """Gateways' `Connect` streams and other workers' `Handover` streams."""
+
+    def __init__(self, worker: GatewaySide, host: WorkerHost, sender: PromptSender) -> None:
         self._worker = worker
+        self._host = host
+        self._sender = sender
 
     async def Connect(
         self,
         requests: AsyncIterator[pb.GatewayMessage],
         context: grpc.aio.ServicerContext[pb.GatewayMessage, pb.WorkerMessage],
     ) -> AsyncIterator[pb.WorkerMessage]:
-        """Load reports and KV events, until either side ends the stream."""
-        feed = GatewayFeed(self._worker.hello())
-        await self._worker.join(feed)
-        reader = asyncio.create_task(self._refuse_submits(requests, feed))
+        """One gateway, until either side ends the stream; then its requests are dropped."""
+        feed = GatewayFeed(self._host.hello())
+        await self._host.join(feed)
+        reader = asyncio.create_task(self._read_gateway(requests, feed))
         try:
             async for message in feed.messages():
                 yield message
         finally:
             reader.cancel()
-            self._worker.hub.leave(feed)
+            self._worker.leave(feed)
 
     async def Handover(
         self,
@@ -60,12 +68,12 @@ class PrefillService(WorkerServicer):
         key: PeerKey | None = None
         reader: asyncio.Task[None] | None = None
         try:
-            handshake = CalledHandshake(self._worker.identity)
+            handshake = CalledHandshake(self._host.identity)
             mine = handshake.challenge((await anext(incoming)).challenge)
             yield pb.PrefillMessage(challenge=mine)
             info = handshake.accept((await anext(incoming)).hello)
             key = info.key
-            await self._worker.greet(info, lambda: outgoing.put_nowait(None))
+            await self._sender.greet(info, lambda: outgoing.put_nowait(None))
             yield pb.PrefillMessage(hello=handshake.hello())
             reader = asyncio.create_task(self._read(incoming, key, outgoing))
             while (message := await outgoing.get()) is not None:
@@ -76,7 +84,7 @@ class PrefillService(WorkerServicer):
             if reader is not None:
                 reader.cancel()
             if key is not None:
-                self._worker.lose(key)
+                self._sender.lose(key)
 
     async def _read(
         self,
@@ -88,28 +96,22 @@ class PrefillService(WorkerServicer):
             async for message in requests:
                 match message.WhichOneof("message"):
                     case "prefill":
-                        self._worker.take(key, message.prefill, outgoing.put_nowait)
+                        self._sender.take(key, message.prefill, outgoing.put_nowait)
                     case "reservation":
-                        self._worker.reserved(message.reservation)
+                        self._sender.reserved(message.reservation)
                     case "cancel":
-                        self._worker.cancel(message.cancel.request_id, outgoing.put_nowait)
+                        self._sender.cancel(message.cancel.request_id, outgoing.put_nowait)
         finally:
             outgoing.put_nowait(None)
 
-    async def _refuse_submits(
+    async def _read_gateway(
         self, requests: AsyncIterator[pb.GatewayMessage], feed: GatewayFeed
     ) -> None:
         try:
             async for message in requests:
                 for submit in message.submits:
-                    refusal = "a prefill worker takes prompts from decode workers only"
-                    feed.done(
-                        pb.Done(
-                            handle=submit.handle,
-                            finish_reason="error",
-                            error_code="invalid_value",
-                            error_message=refusal,
-                        )
-                    )
+                    self._worker.submit(feed, submit)
+                for handle in message.aborts:
+                    self._worker.abort(feed, handle)
         finally:
             feed.close()

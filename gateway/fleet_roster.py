@@ -13,10 +13,9 @@ from baton.gateway.worker_link import WorkerLink
 from baton.protos import worker_pb2 as pb
 from baton.protos.clock import Clock
 from baton.protos.types import KvEvents, Member, Role
-from baton.router.costs import near
 from baton.router.learning import ModelBook
 from baton.router.prefix_index import PrefixIndex
-from baton.router.view import ClusterView, WorkerState
+from baton.router.view import ClusterView, Columns, WorkerState
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +176,8 @@ class Roster:
         for sample in load.transfers:
             other = self._links.get(sample.decode)
             if other is not None:
-                self.models.moved(member.worker_id, sample, near(link.view(), other.view()))
+                nearness = Columns([link.view()]).near(0, Columns([other.view()]), 0)
+                self.models.moved(member.worker_id, sample, nearness)
         self._learned(link)
 
     def _learned(self, link: WorkerLink) -> None:

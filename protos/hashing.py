@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import hashlib
+import struct
 from collections.abc import Sequence
 
 # 128 bits: the engine trusts equal hashes to mean equal KV, so collisions must not be findable.
@@ -42,3 +43,16 @@ def block_hashes(
         ).digest()
         hashes.append(previous)
     return hashes
+
+
+def short_hash(block_hash: bytes) -> int:
+    """The first 8 bytes, for indexes and digests that may be wrong once in 2^64."""
+    return int.from_bytes(block_hash[:8], "little")
+
+
+def short_hashes(hashes: Sequence[bytes]) -> tuple[int, ...]:
+    """`short_hash` of each, in one go. Raises ValueError for hashes of another size."""
+    raw = b"".join(hashes)
+    if len(raw) != HASH_BYTES * len(hashes):
+        raise ValueError(f"block hashes must be {HASH_BYTES} bytes each")
+    return struct.unpack(f"<{2 * len(hashes)}Q", raw)[::2]

@@ -163,6 +163,13 @@ class StepOutput:
     duration_s: float = 0.0
 
 
+class KvDigest(NamedTuple):
+    """A prefix cache at a glance: how many blocks, and all of their short hashes XORed."""
+
+    num_blocks: int
+    xored: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvEvents:
     """Changes of a worker's prefix cache, in order: `cleared` first, then removed, then stored."""

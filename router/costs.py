@@ -6,7 +6,7 @@ Arrays are float64 [num_workers] of a pool, in the order of its `Columns`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,22 +14,22 @@ import numpy.typing as npt
 from baton.router.config import RouterConfig
 from baton.router.decision import RouteRequest
 from baton.router.times import Near
-from baton.router.view import ClusterView, Column, Columns, Floats, WorkerView
-
-FloatOrFloats = TypeVar("FloatOrFloats", float, Floats)
+from baton.router.view import ClusterView, Column, Columns, Floats
 
 # How surely a request misses an objective that it is predicted to meet by a given factor: at 0.8 of
 # it one in seven, at 0.5 one in 250, at 1.25 six in seven.
-_SHARPNESS: Final = 8
 # A worker without room that frees nothing is not waited for for ever, only last of all.
 _LONGEST_ROOM_WAIT_S: Final = 60.0
 
 
-def miss_probability(ratio: FloatOrFloats) -> FloatOrFloats:
-    """Of an objective, by predicted over wanted time."""
-    power = ratio**_SHARPNESS
-    # However far beyond the objective, the power is a large number, but never infinite.
-    return power / (1.0 + power)
+def miss_probability(ratio: Floats) -> Floats:
+    """Of an objective, by predicted over wanted time: 1 / (1 + ratio ** -8)."""
+    square = ratio * ratio
+    fourth = square * square
+    eighth = fourth * fourth
+    # However far beyond the objective, this is a large number, but never infinite.
+    found: Floats = eighth / (1.0 + eighth)
+    return found
 
 
 @dataclass(slots=True)
@@ -131,24 +131,30 @@ class CostModel:
         )
 
     def move_s(
-        self, decode: WorkerView, prefill: WorkerView, num_new: float, compute_s: float
-    ) -> float:
-        """How long KV is still on its way when the prefill worker is done."""
-        times = self.view.transfers.between(
-            prefill.member.worker_id, decode.member.worker_id, near(prefill, decode)
-        )
-        bytes_per_token = self.view.kv_bytes_per_token
-        last_chunk = min(num_new, prefill.times.prefill.chunk_tokens)
-        all_s = times.predict(num_new * bytes_per_token)
-        return max(times.predict(last_chunk * bytes_per_token), all_s - compute_s)
+        self, rows: list[int], others: list[int], num_new: Floats, compute_s: Floats
+    ) -> Floats:
+        """Price of KV that is still on its way when the prefill worker is done: a longer gap after
+        the first token. float64 [decode workers, prefill workers].
 
-    def gap_s(self, row: int, late_s: float) -> float:
-        """Price of KV that arrives so late: a longer gap after the first token, once."""
-        config = self._config
-        itl_s = float(self.decode_pool[Column.ITL_S][row])
-        then = miss_probability((itl_s + late_s / self._num_output) / config.itl_slo_s)
-        missed = then - miss_probability(itl_s / config.itl_slo_s)
-        return config.itl_weight * late_s + config.ttft_slo_s * missed
+        num_new: of the decode workers `rows`. compute_s: of the prefill workers `others`; it hides
+        all but the last chunk.
+        """
+        decode, prefill, config = self.decode_pool, self.prefill_pool, self._config
+        between = self.view.transfers.between
+        named = [(prefill.workers[other].member.worker_id, other) for other in others]
+        pairs = [
+            [between(name, worker_id, decode.near(row, prefill, other)) for name, other in named]
+            for row, worker_id in ((r, decode.workers[r].member.worker_id) for r in rows)
+        ]
+        fixed_s = np.array([[pair.fixed_s for pair in line] for line in pairs])
+        token_s = np.array([[pair.per_byte_s for pair in line] for line in pairs])
+        token_s *= self.view.kv_bytes_per_token
+        last_chunk = np.minimum(num_new[:, None], prefill[Column.CHUNK_TOKENS][others])
+        late_s = fixed_s + np.maximum(token_s * last_chunk, token_s * num_new[:, None] - compute_s)
+        itl_s = decode[Column.ITL_S][rows][:, None]
+        missed = self._miss_itl(itl_s + late_s / self._num_output) - self._miss_itl(itl_s)
+        price: Floats = config.itl_weight * late_s + config.ttft_slo_s * missed
+        return price
 
     def typical_move_s_per_token(self) -> float:
         """Of KV, between workers that are not near to each other."""
@@ -198,13 +204,6 @@ class CostModel:
         if request.last_worker in pool.rows:
             extra_s[pool.rows[request.last_worker]] -= config.affinity_s
         return extra_s
-
-
-def near(one: WorkerView, other: WorkerView) -> Near:
-    """Workers without an address or a rack are near to nobody."""
-    if one.host and one.host == other.host:
-        return Near.HOST
-    return Near.RACK if one.rack and one.rack == other.rack else Near.FAR
 
 
 def _compute_s(pool: Columns, num_new: Floats, num_cached: Floats) -> Floats:

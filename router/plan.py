@@ -10,12 +10,12 @@ from types import MappingProxyType
 from baton.router import policies, rules
 from baton.router.config import RouterConfig
 from baton.router.decision import Candidate, Plan, RouteRequest
-from baton.router.prefix_index import PrefixIndex
+from baton.router.prefix_index import Prefixes
 from baton.router.view import ClusterView, WorkerState, WorkerView
 
 __all__ = ["POLICIES", "Candidate", "Plan", "Policy", "RouteRequest", "plan"]
 
-Policy = Callable[[ClusterView, PrefixIndex, RouteRequest, RouterConfig, random.Random], Plan]
+Policy = Callable[[ClusterView, Prefixes, RouteRequest, RouterConfig, random.Random], Plan]
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
@@ -36,7 +36,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
 
 def plan(
     view: ClusterView,
-    index: PrefixIndex,
+    index: Prefixes,
     request: RouteRequest,
     config: RouterConfig,
     rng: random.Random,

@@ -12,18 +12,18 @@ from baton.router.config import RouterConfig
 from baton.router.costs import CostModel, DecodeSide, LocalSide, PrefillSide, miss_probability
 from baton.router.decision import Candidate, Plan, RouteRequest
 from baton.router.pools import Pools, prefix_hits, tie_noise
-from baton.router.prefix_index import PrefixIndex
+from baton.router.prefix_index import Prefixes
 from baton.router.view import ClusterView, Floats
 
 # Pairs of the best so many decode and prefill workers are priced with the transfer between them.
-_NUM_PAIRED: Final = 8
+_NUM_PAIRED: Final = 4
 # Options that a plan remembers of each kind.
-_NUM_REMEMBERED: Final = 8
+_NUM_REMEMBERED: Final = 4
 
 
 def cost(
     view: ClusterView,
-    index: PrefixIndex,
+    index: Prefixes,
     request: RouteRequest,
     config: RouterConfig,
     rng: random.Random,
@@ -48,7 +48,7 @@ def cost(
 
 def always_local(
     view: ClusterView,
-    index: PrefixIndex,
+    index: Prefixes,
     request: RouteRequest,
     config: RouterConfig,
     rng: random.Random,
@@ -62,7 +62,7 @@ def always_local(
 
 def always_remote(
     view: ClusterView,
-    index: PrefixIndex,
+    index: Prefixes,
     request: RouteRequest,
     config: RouterConfig,
     rng: random.Random,
@@ -92,7 +92,7 @@ class _Priced:
     def __init__(
         self,
         view: ClusterView,
-        index: PrefixIndex,
+        index: Prefixes,
         request: RouteRequest,
         config: RouterConfig,
         rng: random.Random,
@@ -131,7 +131,7 @@ class _Priced:
         decode_s = np.where(allowed, decode_s, np.inf) + self._noise[:num_decode]
         prefill_rows = [row for row in _lowest(own_s, _NUM_PAIRED) if own_s[row] < np.inf]
         decode_rows = [row for row in _lowest(decode_s, _NUM_PAIRED) if decode_s[row] < np.inf]
-        return [self._remote_option(row, prefill_rows, prefill) for row in decode_rows]
+        return self._paired(decode_rows, prefill_rows, prefill) if decode_rows else []
 
     def plan(self, best: _Option, options: list[_Option], reason: str) -> Plan:
         pools = self._pools
@@ -161,37 +161,35 @@ class _Priced:
         )
         return _Option(candidate, row)
 
-    def _remote_option(self, row: int, prefill_rows: list[int], prefill: PrefillSide) -> _Option:
-        priced = [(self._pair(row, other, prefill), other) for other in prefill_rows]
-        noise = self._noise[len(self._pools.decode) :]
-        priced.sort(key=lambda pair: pair[0].cost_s + noise[pair[1]])
-        return _Option(priced[0][0], row, tuple(other for _, other in priced))
-
-    def _pair(self, row: int, other: int, prefill: PrefillSide) -> Candidate:
+    def _paired(self, rows: list[int], others: list[int], prefill: PrefillSide) -> list[_Option]:
+        """Each decode worker's cheapest pair, and its other prefill workers in order of price."""
         side, config = self.side, self._config
-        decode = self._pools.decode.workers[row]
-        worker = self._pools.prefill.workers[other]
-        compute_s = float(prefill.compute_s[other])
-        # Its blocks are reserved when the prompt is about to start.
-        wait_s = max(float(prefill.wait_s[other]), float(side.room_s[row]))
-        ttft_s = wait_s + compute_s + self._model.view.handshake_s
+        # Float arrays [decode workers, prefill workers]. Blocks are reserved when a prompt starts.
+        wait_s = np.maximum(prefill.wait_s[others], side.room_s[rows][:, None])
+        ttft_s = wait_s + (prefill.compute_s[others] + self._pools.view.handshake_s)
         slo_s = config.ttft_slo_s * miss_probability(ttft_s / config.ttft_slo_s)
-        late_s = self._model.move_s(decode, worker, float(side.num_new[row]), compute_s)
-        move_s = self._model.gap_s(row, late_s)
-        extra_s = float(side.extra_s[row]) - float(prefill.preference_s[other])
-        decode_s = float(side.decode_s[row])
-        return Candidate(
-            decode.member.worker_id,
-            worker.member.worker_id,
-            ttft_s,
-            slo_s,
-            0.0,
-            decode_s,
-            0.0,
-            move_s,
-            extra_s,
-            ttft_s + slo_s + decode_s + move_s + extra_s,
-        )
+        move_s = self._model.move_s(rows, others, side.num_new[rows], prefill.compute_s[others])
+        extra_s = side.extra_s[rows][:, None] - prefill.preference_s[others]
+        cost_s = ttft_s + slo_s + side.decode_s[rows][:, None] + move_s + extra_s
+        orders = np.argsort(cost_s + self._noise[len(self._pools.decode) :][others], axis=1)
+        parts = (ttft_s, slo_s, move_s, extra_s, cost_s)
+        options = []
+        for place, (row, order) in enumerate(zip(rows, orders.tolist(), strict=True)):
+            ttft, slo, move, extra, cost = (float(part[place, order[0]]) for part in parts)
+            candidate = Candidate(
+                self._pools.decode.workers[row].member.worker_id,
+                self._pools.prefill.workers[others[order[0]]].member.worker_id,
+                ttft,
+                slo,
+                0.0,
+                float(side.decode_s[row]),
+                0.0,
+                move,
+                extra,
+                cost,
+            )
+            options.append(_Option(candidate, row, tuple(others[k] for k in order)))
+        return options
 
 
 def _lowest(values: Floats, count: int) -> list[int]:

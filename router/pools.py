@@ -11,7 +11,7 @@ import numpy.typing as npt
 from baton.protos.errors import UnavailableError
 from baton.router.config import RouterConfig
 from baton.router.decision import RouteRequest
-from baton.router.prefix_index import PrefixIndex
+from baton.router.prefix_index import Prefixes
 from baton.router.view import ClusterView, Column, Columns, Floats
 
 Mask = npt.NDArray[np.bool_]
@@ -91,13 +91,13 @@ def nobody(pool: Columns, request: RouteRequest) -> UnavailableError:
 
 
 def prefix_hits(
-    index: PrefixIndex, request: RouteRequest, pools: tuple[Columns, Columns]
+    index: Prefixes, request: RouteRequest, pools: tuple[Columns, Columns]
 ) -> tuple[Floats, Floats]:
     """Leading blocks of the prompt that each worker holds, for both pools."""
     # With prompt_logprobs every prompt token is computed again, whatever is cached.
     hashes = () if request.prompt_logprobs else request.block_hashes
-    found = index.hits(hashes)
-    return _aligned(found, pools[0]), _aligned(found, pools[1])
+    decode, prefill = index.blocks(hashes, pools)
+    return decode, prefill
 
 
 def tie_noise(rng: random.Random, count: int) -> Floats:
@@ -115,12 +115,3 @@ def tie_noise(rng: random.Random, count: int) -> Floats:
         mixed ^= mixed >> np.uint64(31)
     noise: Floats = mixed.astype(np.float64) * (_NOISE_S / 2.0**64)
     return noise
-
-
-def _aligned(found: dict[str, int], pool: Columns) -> Floats:
-    blocks = np.zeros(len(pool))
-    for worker_id, count in found.items():
-        row = pool.rows.get(worker_id)
-        if row is not None:
-            blocks[row] = count
-    return blocks

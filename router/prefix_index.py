@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from typing import Final, NamedTuple, Protocol
 
-from baton.protos.hashing import HASH_BYTES
-from baton.protos.types import KvEvents
+import numpy as np
+import numpy.typing as npt
+
+from baton.protos.hashing import short_hash, short_hashes
+from baton.protos.types import KvDigest, KvEvents
+from baton.router.view import Columns, Floats
+
+# A table of many small dicts: none is ever so large that growing or cleaning it is felt.
+_NUM_SHARDS: Final = 256
+_SHARD_MASK: Final = _NUM_SHARDS - 1
+# Entries that are looked at for workers that are gone, each time anything changes.
+_SWEEP_ENTRIES: Final = 20_000
+# Sets of workers that are remembered so that equal ones are one object.
+_MAX_SETS: Final = 1 << 16
+# Workers that are found one by one rather than all at once.
+_FEW: Final = 4
+
+
+class Prefixes(Protocol):
+    """Who holds how much of a prompt; the index, or what a log says that it said."""
+
+    def blocks(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Floats]:
+        """Leading blocks that each worker holds: float64 [num_workers] for each pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,126 +41,241 @@ class PrefixIndexStatistics:
     num_dropped: int
 
 
+@dataclass(slots=True)
+class _Holder:
+    """A worker's place: the bit that stands for it, and a digest of what it holds."""
+
+    bit: int
+    num_blocks: int = 0
+    digest: int = 0
+    num_dropped: int = 0
+
+
+class _Ended(NamedTuple):
+    """These workers' prefixes are so many blocks long."""
+
+    workers: int
+    num_blocks: int
+
+
 class PrefixIndex:
-    """Hash to a bit set of workers, and each worker's own hashes so that it can leave cheaply.
+    """Hash to a bit set of workers.
 
     Hashes are cut to 8 bytes: here a collision costs a wrong estimate, never wrong tokens (the
-    engine compares all 16). About 150 bytes a (worker, block) pair, at most
-    `max_blocks_per_worker` pairs a worker; what is over is not indexed, only counted.
+    engine compares all 16). A block costs about 100 bytes whoever holds it; at most
+    `max_blocks_per_worker` of each worker are indexed, what is over is only counted.
+
+    A worker's blocks are taken to be prefixes: caches evict the end of a chain before its
+    beginning, so who holds a block holds those before it, and a prompt's hits are found by
+    bisection. Where that fails the estimate is off by what is missing in between.
     """
 
     def __init__(self, *, max_blocks_per_worker: int = 1 << 20) -> None:
         self._max_blocks = max_blocks_per_worker
-        self._owners: dict[int, int] = {}
-        self._blocks: dict[str, set[int]] = {}
-        self._bits: dict[str, int] = {}
+        self._shards: list[dict[int, int]] = [{} for _ in range(_NUM_SHARDS)]
+        self._holders: dict[str, _Holder] = {}
+        self._sets: dict[int, int] = {}
+        # Bits of workers that are gone, and shards that may still have them.
+        self._dead = 0
+        self._unswept: list[int] = []
         self._num_dropped = 0
+        self._version = 0
 
     def __bool__(self) -> bool:
-        return bool(self._owners)
+        return any(holder.num_blocks for holder in self._holders.values())
 
     def apply(self, worker_id: str, events: KvEvents) -> None:
         """Applies one batch of a worker's changes, in the order that KvEvents defines."""
         if events.cleared:
-            self._forget_blocks(worker_id)
+            self.remove_worker(worker_id)
         if events.removed:
-            self._remove(worker_id, _short(events.removed))
+            self._remove(worker_id, short_hashes(events.removed))
         if events.stored:
-            self._store(worker_id, _short(events.stored))
+            self._store(worker_id, short_hashes(events.stored))
+        self._sweep()
 
     def remove_worker(self, worker_id: str) -> None:
         """Forgets a worker; unknown ones are ignored."""
-        self._forget_blocks(worker_id)
-        self._blocks.pop(worker_id, None)
-        self._bits.pop(worker_id, None)
+        holder = self._holders.pop(worker_id, None)
+        if holder is None:
+            return
+        self._version += 1
+        if holder.num_blocks:
+            self._dead |= holder.bit
+            self._unswept = list(range(_NUM_SHARDS))
+            self._sweep()
+
+    def digest(self, worker_id: str) -> KvDigest | None:
+        """Of what is believed of a worker; None where nothing is, or not all of it is kept."""
+        holder = self._holders.get(worker_id)
+        if holder is None or holder.num_dropped:
+            return None
+        return KvDigest(holder.num_blocks, holder.digest)
 
     def hits(self, hashes: Sequence[bytes]) -> dict[str, int]:
         """Leading blocks of the chain that each worker holds; workers with none are absent."""
-        if not hashes or not self._owners:
-            return {}
-        owners = map(self._owners.get, _short(hashes), repeat(0))
-        alive = next(owners)
-        ended: list[tuple[int, int]] = []
-        for length, mask in enumerate(owners, start=1):
-            if mask & alive != alive:
-                ended.append((alive & ~mask, length))
-                alive &= mask
-                if not alive:
-                    break
-        else:
-            ended.append((alive, len(hashes)))
+        ended = self._ended(hashes)
         return {
-            worker_id: blocks
-            for mask, blocks in ended
-            for worker_id, bit in self._bits.items()
-            if mask & bit
+            worker_id: num_blocks
+            for workers, num_blocks in ended
+            for worker_id, holder in self._holders.items()
+            if workers & holder.bit
         }
+
+    def blocks(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Floats]:
+        """As `hits`, aligned with pools: float64 [num_workers] for each."""
+        ended = self._ended(hashes)
+        return [self._aligned(ended, pool) for pool in pools]
 
     def statistics(self) -> PrefixIndexStatistics:
         return PrefixIndexStatistics(
-            num_workers=len(self._bits),
-            num_blocks=len(self._owners),
-            num_entries=sum(map(len, self._blocks.values())),
+            num_workers=len(self._holders),
+            num_blocks=sum(map(len, self._shards)),
+            num_entries=sum(holder.num_blocks for holder in self._holders.values()),
             num_dropped=self._num_dropped,
         )
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless both directions of the index agree."""
-        owners: dict[int, int] = {}
-        for worker_id, blocks in self._blocks.items():
-            for short in blocks:
-                owners[short] = owners.get(short, 0) | self._bits[worker_id]
-        assert owners == self._owners, "block owners and worker blocks disagree"
-        assert len(set(self._bits.values())) == len(self._bits), "two workers share a bit"
+        """Raises AssertionError unless the table and what is kept of each worker agree."""
+        assert not self._dead & sum(holder.bit for holder in self._holders.values())
+        for worker_id, holder in self._holders.items():
+            keys = [key for shard in self._shards for key, o in shard.items() if o & holder.bit]
+            digest = 0
+            for key in keys:
+                digest ^= key
+            assert (len(keys), digest) == (holder.num_blocks, holder.digest), (
+                f"the index and its digest of {worker_id} disagree"
+            )
+        for number, shard in enumerate(self._shards):
+            assert all(key & _SHARD_MASK == number for key in shard), "a key is in a wrong shard"
+            assert all(shard.values()), "a block is kept that nobody holds"
 
-    def _store(self, worker_id: str, shorts: Sequence[int]) -> None:
-        bit = self._bits.get(worker_id) or self._add_worker(worker_id)
-        blocks = self._blocks[worker_id]
-        room = self._max_blocks - len(blocks)
-        if len(shorts) > room:
-            shorts = [short for short in shorts if short not in blocks]
-            self._num_dropped += max(0, len(shorts) - room)
-            shorts = shorts[:room]
-        blocks.update(shorts)
-        owners = self._owners
-        for short in shorts:
-            owners[short] = owners.get(short, 0) | bit
+    def _ended(self, hashes: Sequence[bytes]) -> list[_Ended]:
+        """Which workers' prefixes end where, by bisection between the first and the last block."""
+        if not hashes:
+            return []
+        first = self._owners(hashes[0]) & ~self._dead
+        if not first:
+            return []
+        ended: list[_Ended] = []
+        # Workers that hold block `low`, those of them that hold block `high`: [low, high).
+        spans = [(0, first, len(hashes), 0)]
+        while spans:
+            low, here, high, there = spans.pop()
+            if here == there:
+                continue
+            if high - low == 1:
+                ended.append(_Ended(here & ~there, high))
+                continue
+            middle = (low + high) // 2
+            held = self._owners(hashes[middle]) & here
+            spans.append((low, here, middle, held))
+            # A worker that lacks the middle has nothing beyond it, whatever was seen there.
+            spans.append((middle, held, high, there & held))
+        return ended
 
-    def _remove(self, worker_id: str, shorts: Iterable[int]) -> None:
-        blocks = self._blocks.get(worker_id, set())
-        known = blocks.intersection(shorts)
-        blocks.difference_update(known)
-        self._disown(worker_id, known)
+    def _aligned(self, ended: list[_Ended], pool: Columns) -> Floats:
+        found = np.zeros(len(pool))
+        if ended:
+            self._place(pool)
+        for workers, num_blocks in ended:
+            if workers.bit_count() > _FEW:
+                found[_spread(workers)[pool.bit_of_row]] = num_blocks
+                continue
+            while workers:
+                row = pool.row_of_bit.get((workers & -workers).bit_length() - 1)
+                if row is not None:
+                    found[row] = num_blocks
+                workers &= workers - 1
+        return found
 
-    def _forget_blocks(self, worker_id: str) -> None:
-        blocks = self._blocks.get(worker_id)
-        if blocks:
-            self._disown(worker_id, blocks)
-            blocks.clear()
+    def _owners(self, block_hash: bytes) -> int:
+        key = short_hash(block_hash)
+        return self._shards[key & _SHARD_MASK].get(key, 0)
 
-    def _disown(self, worker_id: str, shorts: Iterable[int]) -> None:
-        keep = ~self._bits.get(worker_id, 0)
-        owners = self._owners
-        for short in shorts:
-            left = owners[short] & keep
+    def _place(self, pool: Columns) -> None:
+        """Where this index's bits are in the pool, remembered until workers change."""
+        version = (id(self), self._version)
+        if pool.bits_version == version:
+            return
+        pool.bits_version = version
+        holders = self._holders
+        pool.row_of_bit = {
+            holders[worker_id].bit.bit_length() - 1: row
+            for worker_id, row in pool.rows.items()
+            if worker_id in holders
+        }
+        # The last place of a spread set is never in it.
+        pool.bit_of_row = np.full(len(pool), -1, dtype=np.intp)
+        for bit, row in pool.row_of_bit.items():
+            pool.bit_of_row[row] = bit
+
+    def _store(self, worker_id: str, keys: Sequence[int]) -> None:
+        holder = self._holders.get(worker_id) or self._add_worker(worker_id)
+        shards, bit, sets = self._shards, holder.bit, self._sets
+        if len(sets) > _MAX_SETS:
+            sets.clear()
+        # Most blocks have one owner: that set is one object for all of them.
+        alone = sets.setdefault(bit, bit)
+        for key in keys:
+            shard = shards[key & _SHARD_MASK]
+            owners = shard.get(key, 0)
+            if owners & bit:
+                continue
+            if holder.num_blocks >= self._max_blocks:
+                holder.num_dropped += 1
+                self._num_dropped += 1
+                continue
+            holder.num_blocks += 1
+            holder.digest ^= key
+            both = owners | bit
+            shard[key] = sets.setdefault(both, both) if owners else alone
+
+    def _remove(self, worker_id: str, keys: Sequence[int]) -> None:
+        holder = self._holders.get(worker_id)
+        if holder is None:
+            return
+        shards, bit, sets = self._shards, holder.bit, self._sets
+        for key in keys:
+            shard = shards[key & _SHARD_MASK]
+            owners = shard.get(key, 0)
+            if not owners & bit:
+                continue
+            holder.num_blocks -= 1
+            holder.digest ^= key
+            left = owners ^ bit
             if left:
-                owners[short] = left
+                shard[key] = sets.setdefault(left, left)
             else:
-                del owners[short]
+                del shard[key]
 
-    def _add_worker(self, worker_id: str) -> int:
-        taken = set(self._bits.values())
-        bit = 1
-        while bit in taken:
-            bit <<= 1
-        self._bits[worker_id] = bit
-        self._blocks[worker_id] = set()
-        return bit
+    def _sweep(self) -> None:
+        """Takes workers that are gone out of a part of the table."""
+        if not self._dead:
+            return
+        keep, num_seen = ~self._dead, 0
+        while self._unswept and num_seen < _SWEEP_ENTRIES:
+            shard = self._shards[self._unswept.pop()]
+            num_seen += len(shard)
+            for key, owners in [item for item in shard.items() if item[1] & self._dead]:
+                if owners & keep:
+                    shard[key] = owners & keep
+                else:
+                    del shard[key]
+        if not self._unswept:
+            self._dead = 0
+
+    def _add_worker(self, worker_id: str) -> _Holder:
+        taken = self._dead
+        for holder in self._holders.values():
+            taken |= holder.bit
+        self._version += 1
+        new = self._holders[worker_id] = _Holder(~taken & (taken + 1))
+        return new
 
 
-def _short(hashes: Sequence[bytes]) -> tuple[int, ...]:
-    # One unpack for all of them: a 500-block prompt must not pay 500 calls.
-    raw = b"".join(hashes)
-    if len(raw) != HASH_BYTES * len(hashes):
-        raise ValueError(f"block hashes must be {HASH_BYTES} bytes each")
-    return struct.unpack(f"<{2 * len(hashes)}Q", raw)[::2]
+def _spread(workers: int) -> npt.NDArray[np.bool_]:
+    """A bool for every bit, and False at the end."""
+    raw = workers.to_bytes(workers.bit_length() // 8 + 1, "little")
+    bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little")
+    return bits.astype(np.bool_)

@@ -10,7 +10,7 @@ import numpy as np
 from baton.router.config import RouterConfig
 from baton.router.decision import Plan, RouteRequest
 from baton.router.pools import Mask, Pools, prefix_hits, tie_noise
-from baton.router.prefix_index import PrefixIndex
+from baton.router.prefix_index import Prefixes
 from baton.router.view import ClusterView, Column, Floats
 
 
@@ -20,7 +20,7 @@ class _Fixed:
     def __init__(
         self,
         view: ClusterView,
-        index: PrefixIndex,
+        index: Prefixes,
         request: RouteRequest,
         config: RouterConfig,
         rng: random.Random,
@@ -164,12 +164,12 @@ def prefix_aware(fixed: _Fixed, config: RouterConfig, rng: random.Random) -> Pla
 
 def fixed_policy(
     rule: Rule,
-) -> Callable[[ClusterView, PrefixIndex, RouteRequest, RouterConfig, random.Random], Plan]:
+) -> Callable[[ClusterView, Prefixes, RouteRequest, RouterConfig, random.Random], Plan]:
     """A rule behind the signature of every policy."""
 
     def policy(
         view: ClusterView,
-        index: PrefixIndex,
+        index: Prefixes,
         request: RouteRequest,
         config: RouterConfig,
         rng: random.Random,

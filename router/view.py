@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baton.protos.types import Member, WorkerLoad
-from baton.router.times import H100_8B, Transfers, WorkerTimes
+from baton.router.times import H100_8B, Near, Transfers, WorkerTimes
 
 Floats = npt.NDArray[np.float64]
 
@@ -109,16 +109,27 @@ class Columns:
         self.table = np.zeros((len(Column), len(self.workers)))
         for row, worker in enumerate(self.workers):
             self.table[:, row] = _figures(worker)
+        self._places = [(worker.host, worker.rack) for worker in self.workers]
         self.grouped = any(worker.group for worker in self.workers)
-        # Of a prefix index: each worker's place in it, as of a version of it.
-        self.slots = np.zeros(0, dtype=np.intp)
-        self.slots_version: tuple[int, int] = (0, -1)
+        # A prefix index's to set: which bit stands for which row, as of a version of that index.
+        self.row_of_bit: dict[int, int] = {}
+        self.bit_of_row = np.zeros(0, dtype=np.intp)
+        self.bits_version: tuple[int, int] = (0, -1)
 
     def replace(self, worker: WorkerView) -> None:
         """A newer view of a worker that is in here already."""
         row = self.rows[worker.member.worker_id]
         self.workers[row] = worker
+        self._places[row] = (worker.host, worker.rack)
         self.table[:, row] = _figures(worker)
+
+    def near(self, row: int, pool: Columns, other: int) -> Near:
+        """How far this pool's worker is from another's; without an address or a rack, far."""
+        host, rack = self._places[row]
+        other_host, other_rack = pool._places[other]
+        if host and host == other_host:
+            return Near.HOST
+        return Near.RACK if rack and rack == other_rack else Near.FAR
 
     def __len__(self) -> int:
         return len(self.workers)

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.protos.types import KvEvents
+from baton.protos.hashing import short_hash
+from baton.protos.types import KvDigest, KvEvents, Member, Role, WorkerLoad
 from baton.router.prefix_index import PrefixIndex
+from baton.router.view import Columns, WorkerView
 
 CHAIN = [bytes([i]) * 16 for i in range(8)]
 
@@ -69,10 +71,55 @@ def test_index_equals_a_plain_dict_of_sets(batches: list[tuple[str, KvEvents | N
         index.apply(worker_id, events)
         blocks = set() if events.cleared else model.get(worker_id, set())
         model[worker_id] = (blocks - set(events.removed)) | set(events.stored)
-    expected = {}
+    for block in CHAIN:
+        assert index.hits([block]) == {w: 1 for w, blocks in model.items() if block in blocks}
     for worker_id, blocks in model.items():
-        length = next((i for i, h in enumerate(CHAIN) if h not in blocks), len(CHAIN))
-        if length:
-            expected[worker_id] = length
-    assert index.hits(CHAIN) == expected
+        if blocks:
+            assert index.digest(worker_id) == digest_of(blocks)
+    index.check_integrity()
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, len(CHAIN))), max_size=20))
+def test_lengths_of_prefixes_are_exact(lengths: list[tuple[str, int]]) -> None:
+    index = PrefixIndex()
+    model: dict[str, int] = {}
+    for worker_id, length in lengths:
+        index.apply(
+            worker_id, KvEvents(stored=tuple(CHAIN[:length]), removed=tuple(CHAIN[length:]))
+        )
+        model[worker_id] = length
+    assert index.hits(CHAIN) == {w: length for w, length in model.items() if length}
+    pool = Columns(
+        WorkerView(
+            Member(worker_id=w, incarnation="1", role=Role.DECODE, address="", model="m"),
+            WorkerLoad(),
+            0.0,
+        )
+        for w in "hgfedcbax"
+    )
+    expected = [model.get(worker.member.worker_id, 0) for worker in pool.workers]
+    assert index.blocks(CHAIN, [pool])[0].tolist() == expected
+
+
+def digest_of(blocks: set[bytes]) -> KvDigest:
+    xored = 0
+    for block in blocks:
+        xored ^= short_hash(block)
+    return KvDigest(len(blocks), xored)
+
+
+def test_workers_that_leave_are_swept_out_bit_by_bit() -> None:
+    index = PrefixIndex()
+    hashes = tuple(os.urandom(16) for _ in range(70_000))
+    index.apply("a", KvEvents(stored=hashes))
+    index.apply("b", KvEvents(stored=hashes[:10]))
+    index.remove_worker("a")
+    assert index.hits(hashes) == {"b": 10}
+    assert index.statistics().num_blocks > 10
+    # Known anew while the old traces are still there.
+    index.apply("a", KvEvents(stored=hashes[:5]))
+    assert index.hits(hashes) == {"a": 5, "b": 10}
+    for _ in range(10):
+        index.apply("b", KvEvents(stored=hashes[:1]))
+    assert index.statistics().num_blocks == 10
     index.check_integrity()

@@ -56,8 +56,9 @@ prompt's end. `thinking_token_budget` (or `thinking_budget`) closes the thought 
 markers are tokens of their own.
 
 **Forms of the answer.** A grammar (`response_format`, `guided_json`, ...; see [gateway.md](gateway.md)) holds after the thought. Beside tools
-with `auto`, the answer is either calls or of that form; with `required` or a named function it is calls, and the form does
-not bear on them.
+with `auto`, the answer is either calls or of that form (a JSON form, `guided_regex` or `guided_choice`; other grammars are refused
+there); with `required` or a named function it is calls, and the form does not bear on them. Calls that a grammar writes are
+compact JSON, and their schemas are enforced by `guidance`, as a schema alone is.
 
 ## What parsers do
 * Arguments are always a JSON object. Formats that write values as bare text are typed by the tool's JSON schema.

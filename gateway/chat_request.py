@@ -98,7 +98,7 @@ def plan_chat(ask: ChatAsk, dialect: Dialect) -> ChatPlan:
             code="unsupported_parameter",
         )
     demand = CallDemand(tools=tools, choice=ask.choice or _AUTO, parallel=ask.parallel)
-    constraint = constrain(dialect.tool, demand, ask.output)
+    constraint = constrain(dialect, demand, ask.output)
     shown = [tool.for_template() for tool in tools]
     reply = ReplyPlan(
         dialect=dialect,

@@ -1,7 +1,7 @@
 """Grammars that keep calls valid, alone or beside a form that the answer itself must have.
 
-A required call is written in the model's own format where that can be a grammar (`CallFrame`), as a
-structural tag. Other formats' calls are required as a JSON list, as other servers do for all.
+A required call is written in the model's own format where that can be a grammar (`CallFrame`).
+Other formats' calls are required as a JSON list, as other servers do for all.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from baton.gateway.dialect import Dialect
 from baton.gateway.openai_format import dumps
 from baton.gateway.openai_messages import Tool, ToolChoice
 from baton.gateway.parsers.formats import CallFrame, StreamParser, ToolFormat
 from baton.gateway.parsers.json_calls import JsonCalls
 from baton.gateway.parsers.machine import MachineParser
 from baton.gateway.parsers.schema import ToolSchemas
-from baton.protos.constraints import Grammar, GrammarKind
+from baton.protos.constraints import Grammar, GrammarBackend, GrammarKind
 from baton.protos.errors import UnprocessableError
 
-Format = dict[str, Any]
-
 _JSON_LIST = JsonCalls(starts=(), bare="[")
+# JSON as json.dumps writes it, which is what models learn their calls from.
+_COMPACT = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,121 +53,178 @@ class Constraint:
     parser: Callable[[], StreamParser] | None = None
 
 
-def constrain(form: ToolFormat | None, demand: CallDemand, output: Grammar | None) -> Constraint:
+def constrain(dialect: Dialect, demand: CallDemand, output: Grammar | None) -> Constraint:
     """The grammar of a request's answers.
 
     A required call is all of the answer, so that `output` does not bear on it. Where the model may
     choose, the answer is either calls or matches `output`; strict functions then hold, too. Raises
     UnprocessableError where the two cannot be one grammar.
     """
+    form = dialect.tool
     if not demand.tools or form is None:
         return Constraint(grammar=output)
+    frame = form.frame
     if demand.required:
-        return _required(form, demand)
+        return _required(dialect, frame, demand)
     if output is not None:
-        return Constraint(grammar=_either(form, demand, output))
-    if (
-        form.frame is not None
-        and form.frame.trigger
-        and any(tool.function.strict for tool in demand.tools)
-    ):
-        return Constraint(grammar=_tag(_strict_calls(form.frame, demand)))
+        return Constraint(grammar=_either(dialect, form, demand, output))
+    if frame is not None and frame.trigger and any(t.function.strict for t in demand.tools):
+        return Constraint(grammar=_lark(CallRules(dialect, frame, demand, loose=True).among_text()))
     return Constraint(grammar=None)
 
 
-def _required(form: ToolFormat, demand: CallDemand) -> Constraint:
-    if form.frame is not None:
-        return Constraint(grammar=_tag(_calls(form.frame, demand)))
+def _required(dialect: Dialect, frame: CallFrame | None, demand: CallDemand) -> Constraint:
+    if frame is not None:
+        return Constraint(grammar=_lark(CallRules(dialect, frame, demand).alone()))
     grammar = Grammar(
-        kind=GrammarKind.JSON_SCHEMA, source=dumps(_list_schema(demand)), param="tools"
+        kind=GrammarKind.JSON_SCHEMA,
+        source=dumps(_list_schema(demand)),
+        whitespace=False,
+        param="tools",
     )
     grammar.validate()
     return Constraint(grammar=grammar, parser=lambda: MachineParser(_JSON_LIST, ToolSchemas(None)))
 
 
-def _tag(content: Format, output: Grammar | None = None) -> Grammar:
+def _either(dialect: Dialect, form: ToolFormat, demand: CallDemand, output: Grammar) -> Grammar:
+    rule = _as_rule(output)
+    if form.frame is None or rule is None:
+        what = (
+            f"the format {form.names[0]!r}"
+            if form.frame is None
+            else f"a grammar of the kind {output.kind.value}"
+        )
+        raise UnprocessableError(
+            f"{output.param} and tools cannot be combined for {what} while the model may choose: "
+            "set tool_choice to 'none' or 'required'",
+            param=output.param,
+        )
+    rules = CallRules(dialect, form.frame, demand, loose=True)
+    return _lark(rules.or_else(rule), output)
+
+
+def _lark(source: str, output: Grammar | None = None) -> Grammar:
     grammar = Grammar(
-        kind=GrammarKind.STRUCTURAL_TAG,
-        source=dumps({"type": "structural_tag", "format": content}),
+        kind=GrammarKind.LARK,
+        source=source,
+        backend=GrammarBackend.AUTO if output is None else output.backend,
         param="tools" if output is None else output.param,
     )
     grammar.validate()
     return grammar
 
 
-def _calls(frame: CallFrame, demand: CallDemand, *, loose: bool = False) -> Format:
-    """One call or several, and nothing else. `loose`: arguments of functions that are not strict
-    are any object.
+class CallRules:
+    """Lark rules of calls in one model's format, as llguidance reads them.
+
+    Markers that are tokens of their own are named by their ids. `loose`: arguments of functions
+    that are not strict are any object.
     """
-    tags = [_call(frame, tool, loose and not tool.function.strict) for tool in demand.callable]
-    calls: Format = {
-        "type": "tags_with_separator",
-        "tags": tags,
-        "separator": frame.separator,
-        "at_least_one": True,
-        "stop_after_first": not demand.parallel or not frame.several,
-    }
-    return calls if not frame.opening else _within(frame, calls)
 
+    def __init__(
+        self, dialect: Dialect, frame: CallFrame, demand: CallDemand, *, loose: bool = False
+    ) -> None:
+        self._text = dialect.text
+        self._frame = frame
+        self._several = demand.parallel and frame.several
+        self._tools = demand.callable
+        self._loose = loose
+        # A thought's end is followed by line breaks.
+        self._lead = '("\\n" | "\\n\\n")? ' if dialect.thought is not None else ""
 
-def _within(frame: CallFrame, calls: Format) -> Format:
-    return {"type": "tag", "begin": frame.opening, "content": calls, "end": frame.closing}
+    def alone(self) -> str:
+        """Calls and nothing else."""
+        return "\n".join([f"start: {self._lead}calls", *self._calls()])
 
+    def or_else(self, rule: str) -> str:
+        """Calls, or what the rule says."""
+        return "\n".join([f"start: {self._lead}(calls | form)", f"form: {rule}", *self._calls()])
 
-def _call(frame: CallFrame, tool: Tool, loose: bool) -> Format:
-    name = tool.function.name
-    schema = {"type": "object"} if loose else tool.function.arguments_schema
-    return {
-        "type": "tag",
-        "begin": frame.begin_of(name),
-        "content": {"type": "json_schema", "json_schema": schema},
-        "end": frame.end,
-    }
-
-
-def _strict_calls(frame: CallFrame, demand: CallDemand) -> Format:
-    """Any text, with calls in it that are valid."""
-    calls = _calls(frame, demand, loose=True)
-    tags = [calls] if frame.opening else calls["tags"]
-    return {
-        "type": "triggered_tags",
-        "triggers": [frame.trigger],
-        "tags": tags,
-        "at_least_one": False,
-        "stop_after_first": not demand.parallel,
-    }
-
-
-def _either(form: ToolFormat, demand: CallDemand, output: Grammar) -> Grammar:
-    content = _as_format(output)
-    if form.frame is None or content is None:
-        what = f"the format {form.names[0]!r}" if form.frame is None else "a Lark grammar"
-        raise UnprocessableError(
-            f"{output.param} and tools cannot be combined for {what} while the model may choose: "
-            "set tool_choice to 'none' or 'required'",
-            param=output.param,
+    def among_text(self) -> str:
+        """Any text, with calls in it wherever the trigger is."""
+        trigger: str | int = self._frame.trigger
+        first = self._text.split_tokens(self._frame.trigger)[0]
+        if isinstance(first, int):
+            trigger = first
+        # Text ends at the first trigger: so does a lazy rule, and no token of its own is text.
+        lazy = "" if isinstance(trigger, int) else "[lazy]"
+        return "\n".join(
+            [
+                f"start: marked{'*' if self._several else '?'} TEXT",
+                r"TEXT: /(.|\n)*/",
+                f"mark{lazy}: TEXT {self._literal([trigger])}",
+                *self._marked(trigger),
+            ]
         )
-    return _tag(
-        {"type": "or", "elements": [content, _calls(form.frame, demand, loose=True)]}, output
-    )
+
+    def _marked(self, skipped: str | int) -> list[str]:
+        """Rules of what follows the trigger, and of the trigger with it."""
+        frame = self._frame
+        if frame.opening:
+            rest = self._literal(self._without(frame.opening, skipped))
+            return [f"marked: mark {rest} {self._body()}", *self._call_rules()]
+        ways = [
+            f"{self._literal(self._without(frame.begin_of(tool.function.name), skipped))} "
+            f"args_{i} {self._written(frame.end)}"
+            for i, tool in enumerate(self._tools)
+        ]
+        return [f"marked: mark ({' | '.join(ways)})", *self._arguments()]
+
+    def _without(self, text: str, skipped: str | int) -> list[str | int]:
+        """The pieces of `text` after what the trigger has said of it."""
+        if isinstance(skipped, int):
+            return self._text.split_tokens(text)[1:]
+        return self._text.split_tokens(text.removeprefix(skipped))
+
+    def _calls(self) -> list[str]:
+        opening = self._written(self._frame.opening)
+        return [f"calls: {opening} {self._body()}", *self._call_rules()]
+
+    def _body(self) -> str:
+        more = f" ({self._written(self._frame.separator)} call)*" if self._several else ""
+        return f"call{more} {self._written(self._frame.closing)}"
+
+    def _call_rules(self) -> list[str]:
+        frame = self._frame
+        ways = [
+            f"{self._written(frame.begin_of(tool.function.name))} args_{i} "
+            f"{self._written(frame.end)}"
+            for i, tool in enumerate(self._tools)
+        ]
+        return [f"call: {' | '.join(ways)}", *self._arguments()]
+
+    def _arguments(self) -> list[str]:
+        return [f"args_{i}: {_json_rule(self._schema(tool))}" for i, tool in enumerate(self._tools)]
+
+    def _schema(self, tool: Tool) -> dict[str, Any]:
+        loose = self._loose and not tool.function.strict
+        return {"type": "object"} if loose else tool.function.arguments_schema
+
+    def _written(self, text: str) -> str:
+        return self._literal(self._text.split_tokens(text))
+
+    @staticmethod
+    def _literal(pieces: Sequence[str | int]) -> str:
+        return " ".join(dumps(p) if isinstance(p, str) else f"<[{p}]>" for p in pieces)
 
 
-def _as_format(output: Grammar) -> Format | None:
-    """A grammar as a part of a structural tag; None if it cannot be one."""
+def _as_rule(output: Grammar) -> str | None:
+    """A grammar as the body of a Lark rule; None if it cannot be one."""
     kind, source = output.kind, output.source
     if kind is GrammarKind.JSON_OBJECT:
-        return {"type": "json_schema", "json_schema": {"type": "object"}}
+        return _json_rule({"type": "object"})
     if kind is GrammarKind.JSON_SCHEMA:
-        return {"type": "json_schema", "json_schema": json.loads(source)}
+        schema = json.loads(source)
+        return _json_rule(schema if isinstance(schema, dict) else {})
     if kind is GrammarKind.REGEX:
-        return {"type": "regex", "pattern": source}
-    if kind is GrammarKind.EBNF:
-        return {"type": "grammar", "grammar": source}
+        return "/" + source.replace("/", r"\/").replace("\n", r"\n") + "/"
     if kind is GrammarKind.CHOICE:
-        texts = json.loads(source)
-        return {"type": "or", "elements": [{"type": "const_string", "value": t} for t in texts]}
-    tag = json.loads(source) if kind is GrammarKind.STRUCTURAL_TAG else {}
-    return tag.get("format") if isinstance(tag, dict) else None
+        return " | ".join(dumps(text) for text in json.loads(source))
+    return None
+
+
+def _json_rule(schema: dict[str, Any]) -> str:
+    return "%json " + dumps({**schema, "x-guidance": _COMPACT})
 
 
 def _list_schema(demand: CallDemand) -> dict[str, Any]:

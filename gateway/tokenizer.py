@@ -68,6 +68,12 @@ class Tokenizer:
         added = self._vocabulary.added
         return tuple(ids) if ids and ids[0] in added and ids[-1] in added else ()
 
+    def split_tokens(self, text: str) -> list[str | int]:
+        """`text` with the ids of added tokens in place of their literal text."""
+        ids = self._vocabulary.added_ids
+        pieces = self._vocabulary.added_pattern.split(text) if text else []
+        return [ids.get(piece, piece) for piece in pieces if piece]
+
     def incremental_text(self, *, skip_special_tokens: bool = True) -> IncrementalText:
         """A fresh decoder for one sequence."""
         table = self._vocabulary

@@ -7,6 +7,7 @@ character; SentencePiece ones (Llama 2, Mistral, Gemma) write spaces as U+2581 a
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ _SENTENCEPIECE_STEPS = {"Replace", "ByteFallback", "Fuse", "Strip"}
 _PROBE = " Hé, 3 wörld!\n\tдж 你好 🙂  end"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """Bytes by token id. `visible` has nothing for special tokens; `all` has their literal text.
     `added`: ids that stand for one literal text; `special` are those of them that answers leave
@@ -35,6 +36,17 @@ class Vocabulary:
     strip_left: int
     # False: decoding cannot be done by concatenating bytes, use the library on windows.
     exact: bool
+
+    @functools.cached_property
+    def added_ids(self) -> dict[str, int]:
+        """Ids of added tokens by their literal text."""
+        return {self.all[i].decode(): i for i in self.added}
+
+    @functools.cached_property
+    def added_pattern(self) -> re.Pattern[str]:
+        """Finds added tokens in text as a tokenizer does, the longer first; one group."""
+        literals = sorted(self.added_ids, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, literals))})" if literals else "((?!))")
 
     def showing(self, markers: Sequence[str]) -> Vocabulary:
         """The same with special tokens visible that are part of a marker: parsers look for them."""

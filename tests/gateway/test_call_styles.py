@@ -6,17 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator
 from tests.gateway.serving import MODEL_DIR, tokenizer
 
 from baton.gateway.chat_template import CallStyle, ChatTemplate, load_chat_template
 from baton.gateway.config import GatewayConfig
-from baton.gateway.constrain import CallDemand, constrain
 from baton.gateway.dialect import load_dialect
-from baton.gateway.openai_messages import Function, Tool, ToolChoice
-from baton.gateway.parsers.formats import ToolFormat, parse, tool_parser
-from baton.gateway.parsers.registry import ParserRegistry
-from baton.gateway.parsers.tool_formats import TOOL_FORMATS
 from baton.gateway.reply import ThoughtCounter
 from baton.gateway.tokenizer import load_tokenizer
 from baton.protos.constraints import Thought
@@ -70,45 +64,6 @@ def test_another_template_for_requests_with_tools(tmp_path: Path) -> None:
     assert template.render([]) == "plain"
     assert template.render([], tools=[{"name": "f"}]) == "f"
     assert "tools" in template.source
-
-
-FRAMED = [form for form in TOOL_FORMATS if form.frame is not None]
-
-
-@pytest.mark.parametrize("form", FRAMED, ids=lambda form: form.names[0])
-def test_what_a_grammar_forces_is_what_the_parser_reads(form: ToolFormat) -> None:
-    frame = form.frame
-    assert frame is not None
-    arguments = {"city": "Köln {[", "days": [1, None]}
-    one = frame.begin_of("get_weather") + json.dumps(arguments) + frame.end
-    calls = [one, one] if frame.several else [one]
-    text = frame.opening + frame.separator.join(calls) + frame.closing
-    assert text.startswith(frame.trigger)
-    found = parse(tool_parser(form), list(text))
-    assert [c.name for c in found.tool_calls] == ["get_weather"] * len(calls)
-    assert all(json.loads(c.arguments) == arguments for c in found.tool_calls)
-    assert not found.content.strip()
-
-
-def test_a_list_of_calls_keeps_references_within_each_schema() -> None:
-    node = {
-        "type": "object",
-        "properties": {"next": {"$ref": "#"}, "kind": {"$ref": "#/$defs/kind"}},
-        "$defs": {"kind": {"enum": ["a"]}},
-    }
-    tools = [
-        Tool(type="function", function=Function(name=name, parameters=node)) for name in ("f", "g")
-    ]
-    form = ParserRegistry().tool("qwen3_coder")
-    demand = CallDemand(tools=tools, choice=ToolChoice(mode="required"), parallel=False)
-    grammar = constrain(form, demand, None).grammar
-    assert grammar is not None
-    validator = Draft202012Validator(json.loads(grammar.source))
-    good = {"name": "g", "arguments": {"kind": "a", "next": {"kind": "a"}}}
-    assert validator.is_valid([good])
-    assert not validator.is_valid([good, good])
-    assert not validator.is_valid([{**good, "arguments": {"next": {"kind": "b"}}}])
-    assert not validator.is_valid([{**good, "name": "h"}])
 
 
 def test_the_shipped_model_speaks_hermes_and_thinks() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from baton.gateway.dialect import Dialect
@@ -22,6 +22,7 @@ from baton.protos.constraints import Grammar, GrammarBackend, GrammarKind
 from baton.protos.errors import UnprocessableError
 
 _JSON_LIST = JsonCalls(starts=(), bare="[")
+_PLAIN_OBJECT = {"type", "properties", "required", "title", "description", "$defs", "definitions"}
 # JSON as json.dumps writes it, which is what models learn their calls from.
 _COMPACT = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
 
@@ -62,7 +63,7 @@ def constrain(dialect: Dialect, demand: CallDemand, output: Grammar | None) -> C
     """
     form = dialect.tool
     if not demand.tools or form is None:
-        return Constraint(grammar=output)
+        return Constraint(grammar=output if dialect.thought is None else _after_thought(output))
     frame = form.frame
     if demand.required:
         return _required(dialect, frame, demand)
@@ -71,6 +72,21 @@ def constrain(dialect: Dialect, demand: CallDemand, output: Grammar | None) -> C
     if frame is not None and frame.trigger and any(t.function.strict for t in demand.tools):
         return Constraint(grammar=_lark(CallRules(dialect, frame, demand, loose=True).among_text()))
     return Constraint(grammar=None)
+
+
+def _after_thought(output: Grammar | None) -> Grammar | None:
+    """The same with the line breaks before it that models write after a thought, and readers drop:
+    without them a model is asked for what it never says. JSON has its own white space.
+    """
+    if output is None:
+        return None
+    if output.kind is GrammarKind.REGEX:
+        return replace(output, source=f"\\n{{0,2}}(?:{output.source})")
+    if output.kind is GrammarKind.CHOICE:
+        texts = json.loads(output.source)
+        leads = ("", "\n", "\n\n")
+        return replace(output, source=dumps([lead + text for lead in leads for text in texts]))
+    return output
 
 
 def _required(dialect: Dialect, frame: CallFrame | None, demand: CallDemand) -> Constraint:
@@ -198,7 +214,7 @@ class CallRules:
 
     def _schema(self, tool: Tool) -> dict[str, Any]:
         loose = self._loose and not tool.function.strict
-        return {"type": "object"} if loose else tool.function.arguments_schema
+        return {"type": "object"} if loose else _closed(tool.function.arguments_schema)
 
     def _written(self, text: str) -> str:
         return self._literal(self._text.split_tokens(text))
@@ -223,6 +239,14 @@ def _as_rule(output: Grammar) -> str | None:
     return None
 
 
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The same without properties that the schema does not name, where it is a plain object: what
+    follows this follows the schema, too, and functions take what they declare.
+    """
+    plain = schema.keys() <= _PLAIN_OBJECT and "properties" in schema
+    return {**schema, "additionalProperties": False} if plain else schema
+
+
 def _json_rule(schema: dict[str, Any]) -> str:
     return "%json " + dumps({**schema, "x-guidance": _COMPACT})
 
@@ -230,7 +254,8 @@ def _json_rule(schema: dict[str, Any]) -> str:
 def _list_schema(demand: CallDemand) -> dict[str, Any]:
     tools = demand.callable
     schemas = {
-        f"tool_{i}": _moved(t.function.arguments_schema, f"tool_{i}") for i, t in enumerate(tools)
+        f"tool_{i}": _moved(_closed(t.function.arguments_schema), f"tool_{i}")
+        for i, t in enumerate(tools)
     }
     items = [
         {

@@ -20,12 +20,24 @@ PROMPT_TAIL_TOKENS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThoughtIds:
-    """The tokens that begin, end, and cleanly close a thought."""
+    """The tokens that begin and end a thought, and what is written before the end of one that is
+    cut short.
+    """
 
     start: tuple[int, ...]
     end: tuple[int, ...]
-    close: tuple[int, ...]
+    before_end: tuple[int, ...]
     always: bool
+
+    def within(self, budget: int | None) -> tuple[int | None, tuple[int, ...]]:
+        """The budget of what the model itself thinks, and how the thought is closed over it: both
+        together take no more than `budget`.
+        """
+        if budget is None:
+            return None, ()
+        if budget < len(self.before_end):
+            return budget, self.end
+        return budget - len(self.before_end), (*self.before_end, *self.end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +68,13 @@ class Dialect:
         opened = form.opened_by(prompt_tail)
         if opened is None and form.optional and thinking_of(kwargs) is False:
             return None
+        budget, close = ids.within(budget)
         return Thought(
             start_ids=ids.start,
             end_ids=ids.end,
             open=bool(opened) or ids.always,
             budget=budget,
-            close_ids=ids.close if budget is not None else (),
+            close_ids=close,
         )
 
 
@@ -114,7 +127,6 @@ def _thought_ids(form: ReasoningFormat | None, tokenizer: Tokenizer) -> ThoughtI
     start = tokenizer.marker_ids(bounds.start)
     if not end or not (start or bounds.always):
         return None
-    close = (
-        tokenizer.encode(bounds.before_end, add_special_tokens=False) if bounds.before_end else []
-    )
-    return ThoughtIds(start=start, end=end, close=(*close, *end), always=bounds.always)
+    before = bounds.before_end
+    before_ids = tokenizer.encode(before, add_special_tokens=False) if before else ()
+    return ThoughtIds(start=start, end=end, before_end=tuple(before_ids), always=bounds.always)

@@ -99,6 +99,7 @@ def test_what_a_grammar_refuses(form: ToolFormat) -> None:
     grammar = grammar_of(form, demand("required"))
     assert not lets_through(grammar, written(frame, {"city": 1}))
     assert not lets_through(grammar, written(frame, {"days": []}))
+    assert not lets_through(grammar, written(frame, {"city": "Köln", "undeclared": 1}))
     assert not lets_through(grammar, written(frame, ARGUMENTS, name="get_stars"))
     assert not lets_through(grammar, "Hello")
     assert not lets_through(grammar, written(frame, ARGUMENTS)[:-1])

@@ -259,6 +259,7 @@ class Pump:
             self._poll_flights(peer)
             if peer.pending:
                 self._post_pending(peer)
+            self._lose_if_half_open(peer)
         for peer in list(self._leaving.values()):
             self._poll_flights(peer)
             self._drop_when_quiet(peer)
@@ -284,7 +285,6 @@ class Pump:
         for flight in peer.flights:
             try:
                 if not flight.transfer.poll():
-                    self._check_age(peer.info.key, flight)
                     still.append(flight)
                     continue
                 ended.append((flight, None))
@@ -302,10 +302,12 @@ class Pump:
                 flight.piece, flight.chamber, PeerLostError(reason) if reason else failure
             )
 
-    def _check_age(self, key: PeerKey, flight: Flight) -> None:
+    def _lose_if_half_open(self, peer: Peer) -> None:
+        """A write that does not end costs its peer, which is dropped after `drain_timeout_s`."""
         limit_s = self._limits.write_timeout_s
-        if key not in self._lost and time.monotonic() - flight.posted_s > limit_s:
-            raise PeerLostError(f"a write to {key} did not end within {limit_s:g} s")
+        if peer.flights and time.monotonic() - peer.flights[0].posted_s > limit_s:
+            key = peer.info.key
+            self._lose(key, f"a write to {key} did not end within {limit_s:g} s")
 
     def _end_piece(self, piece: Piece, chamber: int | None, error: TransferError | None) -> None:
         if chamber is not None and self._staging is not None:

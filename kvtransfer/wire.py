@@ -25,10 +25,11 @@ class ConnectorLimits:
     """Bounds on a connector's queue and waits.
 
     `max_pushes` may be accepted and unfinished at a time. `connect_timeout_s` bounds one
-    `connect`, `write_timeout_s` one write (a peer that takes longer is half-open, and lost), `drain_timeout_s` what a disconnect or a close waits for writes under way before it
-    cuts them off. The thread sleeps at most `eager_poll_s` between looks while something is
-    expected, and `idle_poll_s` otherwise. `staging_bytes` is the size of the buffer in which blocks
-    for unlike pools are converted; it is allocated when the first such peer connects.
+    `connect`, `write_timeout_s` one write (a peer that takes longer is half-open: it is lost), and
+    `drain_timeout_s` what a disconnect or a close waits for writes under way before it cuts them
+    off. The thread sleeps at most `eager_poll_s` between looks while something is expected, and
+    `idle_poll_s` otherwise. `staging_bytes` is the size of the buffer in which blocks for unlike
+    pools are converted; it is allocated when the first such peer connects.
     """
 
     max_pushes: int = 4096

@@ -18,6 +18,10 @@ from baton.router.view import ClusterView, Column, Columns, Floats
 
 # How surely a request misses an objective that it is predicted to meet by a given factor: at 0.8 of
 # it one in seven, at 0.5 one in 250, at 1.25 six in seven.
+# Price of a second after the objective, beside one before it.
+_LATER_WEIGHT: Final = 0.25
+# The time of a prompt that comes next, as a share of the objective.
+_NEXT_PROMPT: Final = 0.1
 # A worker without room that frees nothing is not waited for for ever, only last of all.
 _LONGEST_ROOM_WAIT_S: Final = 60.0
 
@@ -51,6 +55,7 @@ class LocalSide:
 
     ttft_s: Floats
     slo_s: Floats
+    queue_s: Floats
     interference_s: Floats
     cost_s: Floats
 
@@ -63,7 +68,8 @@ class PrefillSide:
     wait_s: Floats
     compute_s: Floats
     preference_s: Floats
-    # Waiting and computing, less the preference: orders them.
+    queue_s: Floats
+    # All that does not depend on the decode worker: orders them.
     own_s: Floats
 
 
@@ -115,9 +121,12 @@ class CostModel:
         itl_s = pool[Column.ITL_S] + pool[Column.WAIT_S] / self._num_output
         missed = self._miss_itl(itl_s + stall_s / self._num_output) - self._miss_itl(itl_s)
         interference_s = waiting * (config.itl_weight * stall_s + config.ttft_slo_s * missed)
-        slo_s = config.ttft_slo_s * miss_probability(ttft_s / config.ttft_slo_s)
-        cost_s = ttft_s + slo_s + interference_s + side.decode_s + side.extra_s
-        return LocalSide(ttft_s, slo_s, interference_s, cost_s)
+        # Those that wait here are taken to have prompts like this one.
+        num_queued = pool[Column.PENDING_TOKENS] / self._num_tokens
+        queue_s = self._queue_s(num_queued, pool[Column.WAIT_S], compute_s)
+        slo_s = self.late_s(ttft_s)
+        cost_s = ttft_s + slo_s + queue_s + interference_s + side.decode_s + side.extra_s
+        return LocalSide(ttft_s, slo_s, queue_s, interference_s, cost_s)
 
     def prefill_side(self, *, prefer_idle: bool) -> PrefillSide:
         pool, config = self.prefill_pool, self._config
@@ -126,9 +135,33 @@ class CostModel:
         wait_s = pool[Column.WAIT_S]
         idle = (pool[Column.PENDING_TOKENS] == 0) & (pool[Column.PENDING_REQUESTS] == 0)
         preference_s = config.remote_margin_s * (idle if prefer_idle else np.zeros(len(pool)))
-        return PrefillSide(
-            num_cached, wait_s, compute_s, preference_s, wait_s + compute_s - preference_s
-        )
+        queue_s = self._queue_s(pool[Column.PENDING_REQUESTS], wait_s, compute_s)
+        ttft_s = wait_s + compute_s
+        own_s = ttft_s + self.late_s(ttft_s) + queue_s - preference_s
+        return PrefillSide(num_cached, wait_s, compute_s, preference_s, queue_s, own_s)
+
+    def late_s(self, ttft_s: Floats) -> Floats:
+        """What is added to a time to first token for its objective.
+
+        Once it is missed, being later still weighs less: a prompt that is late wherever it goes
+        should go where it harms nobody.
+        """
+        slo_s = self._config.ttft_slo_s
+        later_s = np.maximum(ttft_s - slo_s, 0.0)
+        added: Floats = slo_s * miss_probability(ttft_s / slo_s) - (1.0 - _LATER_WEIGHT) * later_s
+        return added
+
+    def _queue_s(self, num_queued: Floats, wait_s: Floats, compute_s: Floats) -> Floats:
+        """What prompts that come after this one lose to it.
+
+        As many will come within the wait as came before (Little's law), and one more; each waits
+        for all of this one. Where they are late anyway, nothing is lost.
+        """
+        slo_s = self._config.ttft_slo_s
+        before = wait_s / slo_s + _NEXT_PROMPT
+        missed = miss_probability(before + compute_s / slo_s) - miss_probability(before)
+        lost: Floats = slo_s * (num_queued + 1.0) * missed
+        return lost
 
     def move_s(
         self, rows: list[int], others: list[int], num_new: Floats, compute_s: Floats

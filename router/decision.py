@@ -36,7 +36,8 @@ class Candidate(NamedTuple):
     """One option and its price in seconds, `cost_s`, which is the sum of the others.
 
     `prefill` is empty for a local one. `ttft_s` is the predicted time to first token, `slo_s` what
-    is added where that nears the TTFT objective. `interference_s` is what running requests lose to
+    is added for its objective (less than nothing far beyond it), `queue_s` what prompts that come
+    later lose to this one. `interference_s` is what running requests lose to
     a local prefill, `decode_s` what this request and those beside it lose to each other while
     decoding, `room_s` the wait for KV blocks, `move_s` KV that arrives after the first token,
     `extra_s` an adapter to load less what is granted to an idle prefill worker or to the session's
@@ -47,6 +48,7 @@ class Candidate(NamedTuple):
     prefill: str
     ttft_s: float
     slo_s: float
+    queue_s: float
     interference_s: float
     decode_s: float
     room_s: float

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from baton.router.config import RouterConfig
-from baton.router.costs import CostModel, DecodeSide, LocalSide, PrefillSide, miss_probability
+from baton.router.costs import CostModel, DecodeSide, LocalSide, PrefillSide
 from baton.router.decision import Candidate, Plan, RouteRequest
 from baton.router.pools import Pools, prefix_hits, tie_noise
 from baton.router.prefix_index import Prefixes
@@ -152,6 +152,7 @@ class _Priced:
             "",
             float(prices.ttft_s[row]),
             float(prices.slo_s[row]),
+            float(prices.queue_s[row]),
             float(prices.interference_s[row]),
             float(side.decode_s[row]),
             0.0,
@@ -167,20 +168,22 @@ class _Priced:
         # Float arrays [decode workers, prefill workers]. Blocks are reserved when a prompt starts.
         wait_s = np.maximum(prefill.wait_s[others], side.room_s[rows][:, None])
         ttft_s = wait_s + (prefill.compute_s[others] + self._pools.view.handshake_s)
-        slo_s = config.ttft_slo_s * miss_probability(ttft_s / config.ttft_slo_s)
+        slo_s = self._model.late_s(ttft_s)
         move_s = self._model.move_s(rows, others, side.num_new[rows], prefill.compute_s[others])
         extra_s = side.extra_s[rows][:, None] - prefill.preference_s[others]
-        cost_s = ttft_s + slo_s + side.decode_s[rows][:, None] + move_s + extra_s
+        queue_s = prefill.queue_s[others] + np.zeros((len(rows), 1))
+        cost_s = ttft_s + slo_s + queue_s + side.decode_s[rows][:, None] + move_s + extra_s
         orders = np.argsort(cost_s + self._noise[len(self._pools.decode) :][others], axis=1)
-        parts = (ttft_s, slo_s, move_s, extra_s, cost_s)
+        parts = (ttft_s, slo_s, queue_s, move_s, extra_s, cost_s)
         options = []
         for place, (row, order) in enumerate(zip(rows, orders.tolist(), strict=True)):
-            ttft, slo, move, extra, cost = (float(part[place, order[0]]) for part in parts)
+            ttft, slo, queue, move, extra, cost = (float(part[place, order[0]]) for part in parts)
             candidate = Candidate(
                 self._pools.decode.workers[row].member.worker_id,
                 self._pools.prefill.workers[others[order[0]]].member.worker_id,
                 ttft,
                 slo,
+                queue,
                 0.0,
                 float(side.decode_s[row]),
                 0.0,

@@ -101,7 +101,12 @@ class SimFleet:
             else:
                 load = worker.load(num_waiting=desk.num_waiting, queued_tokens=desk.waiting_tokens)
             pool = decode if desk is None else prefill
-            pool.append(WorkerView(worker.member, load, 0.0, times=worker.times))
+            in_flight = worker.in_flight
+            pool.append(
+                WorkerView(
+                    worker.member, load, 0.0, sum(in_flight), len(in_flight), times=worker.times
+                )
+            )
         times = self._config.times
         return ClusterView(
             tuple(decode),

@@ -130,6 +130,7 @@ class Simulation:
             if worker is not None and worker.member == target:
                 job.prefill = worker
                 asked_s = self.events.now + self._config.times.handshake_s
+                worker.in_flight.append(job.num_known)
                 self.events.at(asked_s, partial(self._ask, job, worker, job.attempt))
                 return
         decode.num_elsewhere -= 1
@@ -137,6 +138,8 @@ class Simulation:
         decode.add(job.sequence)
 
     def _ask(self, job: Job, worker: SimWorker, attempt: int) -> None:
+        # Asked for in this order, and every request takes as long to get there.
+        worker.in_flight.popleft()
         if job.attempt == attempt and not worker.dead:
             self.fleet.desks[worker.member.worker_id].add(job)
 

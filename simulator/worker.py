@@ -43,6 +43,8 @@ class SimWorker:
         self.draining = False
         self.dead = False
         # Requests owned that are in no engine queue here: their prompt is computed elsewhere.
+        # Tokens of prompts that were sent here and have not arrived.
+        self.in_flight: deque[int] = deque()
         self.num_elsewhere = 0
         # When this worker's side of the network is free again.
         self.wire_free_s = 0.0

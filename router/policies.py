@@ -164,7 +164,7 @@ class _Priced:
 
     def _paired(self, rows: list[int], others: list[int], prefill: PrefillSide) -> list[_Option]:
         """Each decode worker's cheapest pair, and its other prefill workers in order of price."""
-        side, config = self.side, self._config
+        side = self.side
         # Float arrays [decode workers, prefill workers]. Blocks are reserved when a prompt starts.
         wait_s = np.maximum(prefill.wait_s[others], side.room_s[rows][:, None])
         ttft_s = wait_s + (prefill.compute_s[others] + self._pools.view.handshake_s)

@@ -25,6 +25,8 @@ _PACKAGES: Final = (
     "ray",
     "grpcio",
     "transformers",
+    "xgrammar",
+    "llguidance",
     "vllm",
     "sglang",
 )

@@ -19,6 +19,7 @@ COMMANDS = {
     "status": ("status", "Show workers, queues and KV use, live."),
     "simulate": ("simulate", "Compare routing policies on a trace, without workers."),
     "config": ("config", "Show or check a configuration."),
+    "schema": ("schema", "Say whether a JSON schema can be honoured, and by which backend."),
     "tools": ("tools", "Try a parser of tool calls on recorded answers."),
     "reasoning": ("reasoning", "Try a parser of thoughts on recorded answers."),
     "version": ("version", "Print versions of Baton and of what it runs on."),

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final, NoReturn
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
-from baton.engine.grammar.backend import CompiledGrammar
+from baton.engine.grammar.backend import CompiledGrammar, has_token
+from baton.engine.grammar.schema.finite import has_finite_document
+from baton.engine.grammar.schema.plain import check_plain
+from baton.engine.grammar.schema.rewrite import drop_annotations, rewrite
 from baton.engine.grammar.vocabulary import Vocabulary
 from baton.protos.constraints import Grammar, GrammarBackend, GrammarKind
 from baton.protos.errors import GrammarError
+
+if TYPE_CHECKING:
+    from baton.engine.grammar.guidance_backend import GuidanceVocabulary
 
 # Deeper values would end in the recursion of whoever reads them.
 MAX_DEPTH: Final = 100
@@ -35,11 +43,7 @@ def compile_grammar(grammar: Grammar, vocabulary: Vocabulary, *, limit_s: float)
     grammar.validate()
     source = read_source(grammar)
     if backend_for(grammar) is GrammarBackend.GUIDANCE:
-        from baton.engine.grammar.guidance_backend import compile_guidance
-
-        compiled: CompiledGrammar = compile_guidance(
-            grammar.kind, source, vocabulary, whitespace=grammar.whitespace
-        )
+        compiled = with_guidance(grammar, source, vocabulary.guidance)
     else:
         kind, text = for_xgrammar(grammar.kind, source)
         compiled = vocabulary.xgrammar.compile(
@@ -88,17 +92,53 @@ def read_source(grammar: Grammar) -> Any:
             return grammar.source
 
 
+def with_guidance(grammar: Grammar, source: Any, vocabulary: GuidanceVocabulary) -> CompiledGrammar:
+    """Compiles what llguidance reads. Raises GrammarError."""
+    from baton.engine.grammar.guidance_backend import compile_guidance
+
+    def compiled(source: Any) -> CompiledGrammar:
+        whitespace = grammar.whitespace
+        return compile_guidance(grammar.kind, source, vocabulary, whitespace=whitespace)
+
+    if grammar.kind is not GrammarKind.JSON_SCHEMA:
+        return compiled(source)
+    if not has_finite_document(source):
+        raise GrammarError("no document can be finished: the schema's recursion has no base")
+    try:
+        return compiled(drop_annotations(source))
+    except GrammarError:
+        # Only what it refuses is rewritten: its own reading is exact, and keeps to the letter.
+        return compiled(rewrite(source))
+
+
 def for_xgrammar(kind: GrammarKind, source: Any) -> tuple[str, str]:
     """The kind that the compiling process knows, and its text."""
     match kind:
         case GrammarKind.JSON_OBJECT | GrammarKind.JSON_SCHEMA:
+            check_plain(source)
+            if not has_finite_document(source):
+                raise GrammarError("no document can be finished: its recursion has no base")
             return "json_schema", json.dumps(source)
         case GrammarKind.STRUCTURAL_TAG:
+            _check_tag_schemas(source)
             return "structural_tag", json.dumps(source)
         case GrammarKind.CHOICE:
             return "ebnf", "root ::= " + " | ".join(json.dumps(choice) for choice in source)
         case _:
             return kind.value, source
+
+
+def _check_tag_schemas(tag: Any) -> None:
+    """Raises GrammarError unless xgrammar enforces every schema in a structural tag."""
+    if isinstance(tag, list):
+        for part in tag:
+            _check_tag_schemas(part)
+    elif isinstance(tag, dict):
+        for key, part in tag.items():
+            if key in ("json_schema", "schema") and isinstance(part, dict | bool):
+                check_plain(part)
+            else:
+                _check_tag_schemas(part)
 
 
 def _read_json(grammar: Grammar) -> Any:
@@ -129,13 +169,32 @@ def _check_brackets(grammar: Grammar) -> None:
 
 
 def _check_can_begin(compiled: CompiledGrammar, vocabulary: Vocabulary) -> None:
-    """Raises GrammarError for a grammar that no output matches; warms its first mask up."""
+    """Raises GrammarError for a grammar that no output matches, or whose first step is too much.
+
+    What the first step costs is paid here, and not by the engine's thread.
+    """
     matcher = compiled.matcher()
     bitmask = np.zeros((1, -(-vocabulary.vocab_size // 32)), dtype=np.int32)
     compiled.filler.fill([matcher.native], bitmask, [0])
     problem = matcher.error()
     if not bitmask.any() or (problem and not matcher.can_end()):
         raise GrammarError(f"no output can match it{': ' + problem if problem else ''}")
+    first = next(
+        (
+            token_id
+            for word in np.flatnonzero(bitmask[0])
+            for token_id in _tokens(bitmask[0], word)
+            if token_id not in vocabulary.eos_token_ids
+        ),
+        None,
+    )
+    if first is not None and not matcher.accept(first) and (problem := matcher.error()):
+        raise GrammarError(f"it is too complex: {problem}")
+
+
+def _tokens(words: npt.NDArray[np.int32], word: int) -> Iterator[int]:
+    """The tokens that one word of a bitmask's row allows."""
+    return (t for t in range(32 * word, 32 * word + 32) if has_token(words, t))
 
 
 def _type_name(value: Any) -> str:

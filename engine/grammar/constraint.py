@@ -128,7 +128,12 @@ class Constraint:
         if token_id in self._ends and matcher.can_end():
             self.ended = True
         elif not matcher.accept(token_id):
-            self.error = BatonError(f"token {token_id} came, which the grammar forbids here")
+            problem = matcher.error()
+            self.error = (
+                GrammarError(f"the grammar cannot be followed any further: {problem}")
+                if problem
+                else BatonError(f"token {token_id} came, which the grammar forbids here")
+            )
 
     def wanted(self) -> Wanted:
         """What the mask of its next token is made of."""

@@ -10,7 +10,6 @@ from typing import Any, Final
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
 from baton.engine.grammar.backend import Bitmask
-from baton.engine.grammar.vocabulary import Vocabulary
 from baton.protos.constraints import GrammarKind
 from baton.protos.errors import GrammarError
 
@@ -59,9 +58,19 @@ class GuidanceGrammar:
 class GuidanceVocabulary:
     """The tokenizer, and the threads that fill masks, which all grammars share."""
 
-    def __init__(self, path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
-        self.tokenizer = LLTokenizer(str(path), n_vocab=vocab_size, eos_token=list(eos_token_ids))
+    def __init__(self, tokenizer: LLTokenizer) -> None:
+        self.tokenizer = tokenizer
         self.filler = GuidanceFiller()
+
+    @classmethod
+    def of(cls, path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> GuidanceVocabulary:
+        """Of a model's tokenizer.json."""
+        return cls(LLTokenizer(str(path), n_vocab=vocab_size, eos_token=list(eos_token_ids)))
+
+    @classmethod
+    def of_bytes(cls) -> GuidanceVocabulary:
+        """A token for each byte: enough to see what is honoured, without a model."""
+        return cls(LLTokenizer("byte"))
 
 
 class GuidanceFiller:
@@ -77,21 +86,22 @@ class GuidanceFiller:
 
 
 def compile_guidance(
-    kind: GrammarKind, source: Any, vocabulary: Vocabulary, *, whitespace: bool
+    kind: GrammarKind, source: Any, vocabulary: GuidanceVocabulary, *, whitespace: bool
 ) -> GuidanceGrammar:
     """Builds it. `source`: a schema as a Python value, choices as strings, or the text itself.
 
     Raises GrammarError with the library's reason.
     """
     matcher = LLMatcher(
-        vocabulary.guidance.tokenizer,
+        vocabulary.tokenizer,
         native_grammar(kind, source, whitespace=whitespace),
         log_level=0,
-        limits=LLParserLimits(verbose_errors=False),
+        # Half of the defaults: a step that comes near them delays every request of the batch.
+        limits=LLParserLimits(max_items_in_row=1000, step_max_items=25_000, verbose_errors=False),
     )
     if matcher.is_error():
         raise GrammarError(first_line(matcher.get_error()))
-    return GuidanceGrammar(matcher, vocabulary.guidance.filler)
+    return GuidanceGrammar(matcher, vocabulary.filler)
 
 
 def native_grammar(kind: GrammarKind, source: Any, *, whitespace: bool) -> str:
@@ -113,4 +123,5 @@ def native_grammar(kind: GrammarKind, source: Any, *, whitespace: bool) -> str:
 def first_line(message: str) -> str:
     """The library's reason without its dump of states; regex errors span several lines."""
     head = message.split("<state>")[0].strip()
+    head = head.replace("Unimplemented keys:", "no backend enforces")
     return " ".join(head.split())[:500]

@@ -37,7 +37,9 @@ class Vocabulary:
         with self._guidance_lock:
             if self._guidance is None:
                 self._check()
-                self._guidance = GuidanceVocabulary(self.path, self.vocab_size, self.eos_token_ids)
+                self._guidance = GuidanceVocabulary.of(
+                    self.path, self.vocab_size, self.eos_token_ids
+                )
             return self._guidance
 
     @property

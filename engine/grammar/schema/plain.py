@@ -1,0 +1,120 @@
+"""The part of JSON Schema that xgrammar enforces as the drafts mean it.
+
+Found by feeding it documents (docs/structured_output.md has the figures): what is not here it
+ignores silently in some combination, or reads another way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from baton.engine.grammar.schema.document import Schema, listed, mapped, type_names, type_of
+from baton.protos.errors import GrammarError
+
+_ASSERTIONS: Final = frozenset(
+    [
+        "type",
+        "properties",
+        "required",
+        "additionalProperties",
+        "items",
+        "enum",
+        "const",
+        "anyOf",
+        "$ref",
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+    ]
+)
+# Every other keyword that a draft gives a meaning; the rest are annotations.
+_REFUSED: Final = frozenset(
+    [
+        "allOf",
+        "oneOf",
+        "not",
+        "if",
+        "then",
+        "else",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "patternProperties",
+        "propertyNames",
+        "minProperties",
+        "maxProperties",
+        "unevaluatedProperties",
+        "prefixItems",
+        "additionalItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "uniqueItems",
+        "unevaluatedItems",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "divisibleBy",
+        "pattern",
+        "format",
+        "$dynamicRef",
+        "$recursiveRef",
+        "extends",
+        "disallow",
+    ]
+)
+# What these say must be said alone.
+_LONELY: Final = ("$ref", "anyOf", "enum", "const")
+
+
+def check_plain(schema: Schema, path: str = "#") -> None:
+    """Raises GrammarError naming the first keyword that xgrammar does not enforce, and where."""
+    if not isinstance(schema, dict):
+        if schema is False:
+            raise GrammarError(f"xgrammar does not enforce the schema false at {path}")
+        return
+    asserted = set(schema) & _ASSERTIONS
+    refused = sorted(set(schema) & _REFUSED)
+    if refused:
+        raise GrammarError(f"xgrammar does not enforce {refused[0]!r} at {path}")
+    for key in _LONELY:
+        beside = sorted(asserted - {key, "type"})
+        if key in asserted and (beside or (key in ("$ref", "anyOf") and "type" in asserted)):
+            raise GrammarError(f"xgrammar does not enforce what stands beside {key!r} at {path}")
+    _check_values(schema, path)
+    _check_object(schema, path)
+    for key in ("properties", "definitions", "$defs"):
+        for name, part in mapped(schema.get(key)).items():
+            check_plain(part, f"{path}/{key}/{name}")
+    for index, part in enumerate(listed(schema.get("anyOf"))):
+        check_plain(part, f"{path}/anyOf/{index}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), list):
+            raise GrammarError(f"xgrammar does not enforce a list of {key} at {path}")
+        if isinstance(schema.get(key), dict):
+            check_plain(schema[key], f"{path}/{key}")
+
+
+def _check_values(schema: dict[str, Any], path: str) -> None:
+    values = [*listed(schema.get("enum")), *([schema["const"]] if "const" in schema else [])]
+    for value in values:
+        whole = schema.get("type") != "integer" or isinstance(value, int)
+        if type_of(value) not in type_names(schema.get("type")) or not whole:
+            raise GrammarError(f"xgrammar does not enforce 'type' for {value!r} at {path}")
+
+
+def _check_object(schema: dict[str, Any], path: str) -> None:
+    properties = mapped(schema.get("properties"))
+    unnamed = [name for name in listed(schema.get("required")) if name not in properties]
+    if unnamed:
+        raise GrammarError(
+            f"xgrammar does not enforce that {unnamed[0]!r} is required at {path}: no property"
+        )
+    if properties and schema.get("additionalProperties") not in (None, False):
+        # A declared key could come again as an additional one, with any value.
+        raise GrammarError(f"xgrammar does not enforce 'additionalProperties' at {path}")
+    if (properties or "items" in schema) and not isinstance(schema.get("type"), str):
+        raise GrammarError(f"xgrammar needs a single 'type' at {path}")

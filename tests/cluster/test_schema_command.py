@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+
+from click.testing import CliRunner
+
+from baton.cluster.cli import baton
+
+
+def test_says_who_honours_a_schema() -> None:
+    plain = {"type": "object", "properties": {"a": {"type": "string"}}}
+    result = CliRunner().invoke(baton, ["schema", "check"], input=json.dumps(plain))
+    assert result.exit_code == 0
+    assert result.output == "auto: guidance\nguidance: honoured\nxgrammar: honoured\n"
+
+
+def test_names_what_is_rewritten_and_what_is_refused() -> None:
+    choice = {"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]}
+    result = CliRunner().invoke(baton, ["schema", "check"], input=json.dumps(choice))
+    assert result.exit_code == 0
+    assert "said by other keywords: oneOf" in result.output
+    assert "xgrammar does not enforce 'oneOf' at #" in result.output
+    refused = {"type": "array", "uniqueItems": True}
+    result = CliRunner().invoke(baton, ["schema", "check", "--json"], input=json.dumps(refused))
+    assert result.exit_code == 1
+    found = json.loads(result.output)
+    assert found["auto"] is None
+    assert "uniqueItems" in found["backends"]["guidance"]["reason"]
+    assert "uniqueItems" in found["backends"]["xgrammar"]["reason"]
+
+
+def test_what_is_no_schema_is_refused() -> None:
+    result = CliRunner().invoke(baton, ["schema", "check"], input="[1]")
+    assert result.exit_code == 1

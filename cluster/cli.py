@@ -17,6 +17,8 @@ COMMANDS = {
     "chat": ("chat", "Talk to a model in the terminal."),
     "bench": ("bench", "Measure latency and throughput of a server under load."),
     "status": ("status", "Show workers, queues and KV use, live."),
+    "explain": ("explain", "Show why a request went where it went, and how it fared."),
+    "replay": ("replay", "Decide the decisions of a log again, or by another policy."),
     "simulate": ("simulate", "Compare routing policies on a trace, without workers."),
     "config": ("config", "Show or check a configuration."),
     "schema": ("schema", "Say whether a JSON schema can be honoured, and by which backend."),

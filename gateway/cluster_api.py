@@ -14,6 +14,7 @@ import msgspec
 from baton.gateway.exchange import Exchange
 from baton.gateway.seam import WorkerView
 from baton.gateway.service import GatewayService
+from baton.protos.errors import NotFoundError
 from baton.protos.types import WorkerLoad
 
 # A worker reports at least once a second; one that is silent for this long is shown as such.
@@ -29,6 +30,25 @@ class WorkersEndpoint:
     async def __call__(self, exchange: Exchange) -> None:
         document = {"workers": workers_document(self._service.fleet.workers())}
         await exchange.respond(msgspec.json.encode(document))
+
+
+class PlansEndpoint:
+    """`GET /debug/plans/{request id}`: why a request went where it went, and how it fared."""
+
+    PREFIX = "/debug/plans/"
+
+    def __init__(self, service: GatewayService) -> None:
+        self._service = service
+
+    async def __call__(self, exchange: Exchange) -> None:
+        request_id = exchange.scope["path"].removeprefix(self.PREFIX)
+        plans = self._service.fleet.planner.explain(request_id)
+        if not plans:
+            raise NotFoundError(
+                f"no decision for request {request_id[:128]} is remembered by this gateway: it "
+                "was made by another one, or too long ago (fleet.explained_requests)"
+            )
+        await exchange.respond(msgspec.json.encode({"plans": plans}))
 
 
 def workers_document(views: Sequence[WorkerView]) -> list[dict[str, Any]]:

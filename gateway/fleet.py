@@ -9,13 +9,11 @@ import random
 from collections.abc import Sequence
 
 from baton.gateway.fleet_config import Directory, FleetConfig, StaticDirectory
-from baton.gateway.fleet_figures import model_figures
 from baton.gateway.fleet_generation import Generation, TokenChunk
 from baton.gateway.fleet_planner import Planner
 from baton.gateway.fleet_roster import ModelFacts, Roster
 from baton.gateway.fleet_track import FleetStatistics, Track, route_request
 from baton.gateway.fleet_waiting import WaitingRoom
-from baton.gateway.seam import Figure
 from baton.gateway.tenants import EVERYBODY
 from baton.protos.clock import Clock, SystemClock
 from baton.protos.errors import BatonError, DeadlineError, OverloadedError, UnavailableError
@@ -66,7 +64,7 @@ class Fleet:
     ) -> None:
         self._clock = clock or SystemClock()
         self._config = config or FleetConfig()
-        self._planner = Planner(router, self._config, self._clock, rng or random.Random())
+        self.planner = Planner(router, self._config, self._clock, rng or random.Random())
         self._roster = Roster(
             directory,
             self._workers_changed,
@@ -74,7 +72,7 @@ class Fleet:
             gateway_id=gateway_id,
             config=self._config,
             clock=self._clock,
-            models=self._planner.models,
+            models=self.planner.models,
         )
         self._room = WaitingRoom(
             admission or AdmissionConfig(), tenants, self._clock, Generation.fail
@@ -102,7 +100,7 @@ class Fleet:
         if self._pump_timer is not None:
             self._pump_timer.cancel()
         await self._roster.close()
-        self._planner.save()
+        self.planner.close()
 
     @property
     def ready(self) -> bool:
@@ -138,10 +136,6 @@ class Fleet:
     def tenants(self) -> list[TenantStatistics]:
         """Every tenant that has sent a request or is configured."""
         return self._room.statistics()
-
-    def figures(self) -> list[Figure]:
-        """What was learned, for /metrics."""
-        return list(model_figures(self._planner.models, self.workers()))
 
     def statistics(self) -> FleetStatistics:
         return FleetStatistics(
@@ -214,7 +208,7 @@ class Fleet:
     # What generations report.
 
     def first_token(self, generation: Generation) -> None:
-        self._planner.first_token(generation)
+        self.planner.first_token(generation)
         for link in self._tracks[generation].prefill_links:
             link.in_flight.remove(id(generation))
 
@@ -248,7 +242,7 @@ class Fleet:
         track = self._tracks.pop(generation)
         self._room.ended(generation)
         self._unpark(generation, track)
-        self._planner.ended(generation)
+        self.planner.ended(generation)
         if track.deadline is not None:
             track.deadline.cancel()
         if track.link is not None:
@@ -264,7 +258,7 @@ class Fleet:
             track, view = self._tracks[generation], self._roster.cluster()
             try:
                 route = self._route(generation, track, view)
-                chosen = self._planner.plan(view, self._roster.index, route)
+                chosen = self.planner.plan(view, self._roster.index, route)
                 self._set_missing(None)
                 error = self._room.too_late(generation, chosen.ttft_s)
                 if error is not None:
@@ -309,7 +303,7 @@ class Fleet:
         view = self._roster.cluster()
         try:
             route = self._route(generation, track, view)
-            chosen = self._planner.plan(view, self._roster.index, route)
+            chosen = self.planner.plan(view, self._roster.index, route)
             self._submit(generation, track, chosen)
         except (UnavailableError, OverloadedError) as error:
             self._park(generation, track, error)
@@ -320,7 +314,7 @@ class Fleet:
         self._unpark(generation, track)
         self._num_submitted += 1
         generation.planned(chosen)
-        self._planner.submitted(generation, chosen)
+        self.planner.submitted(generation, chosen)
         track.link, track.handle = link, handle
         self._count_in_flight(generation, track, chosen)
 
@@ -376,7 +370,7 @@ class Fleet:
 
     def _workers_changed(self) -> None:
         self._changed.set()
-        self._planner.tick()
+        self.planner.tick()
         for generation in list(self._parked):
             track = self._tracks[generation]
             if self._clock.now_s() - track.parked_s >= self._config.poll_s:

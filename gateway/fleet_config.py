@@ -59,6 +59,9 @@ class FleetConfig:
     settle_s: float = 0.05
     # File of learned time models, read at the start and kept up to date; empty: none.
     model_times: str = ""
+    # Requests whose decisions `baton explain` can show, and a file for all of them; empty: none.
+    explained_requests: int = 1000
+    decision_log: str = ""
 
     def __post_init__(self) -> None:
         may_be_zero = {"max_replays", "no_worker_wait_s", "wake_wait_s", "settle_s"}

@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import Receive, Scope, Send
 
 from baton.gateway.call import ChatPrompt, Prompt, TextPrompt, TokenPrompt
-from baton.gateway.cluster_api import WorkersEndpoint
+from baton.gateway.cluster_api import PlansEndpoint, WorkersEndpoint
 from baton.gateway.errors_http import error_body
 from baton.gateway.exchange import Exchange
 from baton.gateway.http_generate import GenerateEndpoint, read_chat, read_completion
@@ -65,6 +65,8 @@ class HttpApp:
             "/version": Route("GET", self._version, open=True),
         }
 
+        self._plans = Route("GET", PlansEndpoint(service))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"only http is served, not {scope['type']}")
@@ -100,6 +102,8 @@ class HttpApp:
             return path, route
         if path.startswith(_MODELS + "/"):
             return _MODELS + "/{id}", Route("GET", self._model)
+        if path.startswith(PlansEndpoint.PREFIX):
+            return PlansEndpoint.PREFIX + "{id}", self._plans
         raise NotFoundError(f"there is no {path[:128]} here: use one of {', '.join(self._routes)}")
 
     async def _models(self, exchange: Exchange) -> None:

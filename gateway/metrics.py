@@ -198,7 +198,8 @@ class Metrics:
         yield refused
 
     def _fleet_gauges(self) -> Iterable[Metric]:
-        for name, figures in itertools.groupby(self._fleet.figures(), key=lambda f: f.name):
+        found = self._fleet.planner.figures(self._fleet.workers())
+        for name, figures in itertools.groupby(found, key=lambda figure: figure.name):
             first, *rest = figures
             labels = [label for label, _ in first.labels]
             family = GaugeMetricFamily(f"baton_{name}", first.help_text, labels=labels)

@@ -7,7 +7,7 @@ one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from baton.gateway.tenants import EVERYBODY
 from baton.protos.types import FinishReason, GenerateRequest, Member, TokenLogprob, WorkerLoad
@@ -84,6 +84,16 @@ class Figure(NamedTuple):
     value: float
 
 
+class Planner(Protocol):
+    """What this gateway decided, and what it has learned."""
+
+    def explain(self, request_id: str) -> list[dict[str, Any]]:
+        """The decisions for one of the last requests, oldest first; none if it is not known."""
+
+    def figures(self, workers: Sequence[Any]) -> list[Figure]:
+        """What was learned, for /metrics; figures of one name together."""
+
+
 class Fleet(Protocol):
     """This gateway's workers. `model` raises UnavailableError until a worker said what it serves.
 
@@ -102,9 +112,8 @@ class Fleet(Protocol):
         ttft_s: float | None = None,
     ) -> Generation: ...
     def workers(self) -> Sequence[WorkerView]: ...
-    def figures(self) -> Sequence[Figure]:
-        """What this gateway has learned, for /metrics; figures of one name together."""
-
+    @property
+    def planner(self) -> Planner: ...
     def tenants(self) -> Sequence[TenantStatistics]: ...
     @property
     def ready(self) -> bool: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from baton.gateway.fleet_generation import TokenChunk
 from baton.gateway.seam import Figure
@@ -87,10 +88,21 @@ class FakeGeneration:
         self.fleet.running.discard(self)
 
 
+class FakePlanner:
+    """Knows one request."""
+
+    def explain(self, request_id: str) -> list[dict[str, Any]]:
+        return [{"request_id": request_id}] if request_id == "known" else []
+
+    def figures(self, workers: Sequence[Any]) -> list[Figure]:
+        return [Figure("model_handshake_seconds", "Handshake.", (), 0.003)]
+
+
 class FakeFleet:
     """Answers every request by `script`; counts what is running and what was aborted."""
 
     def __init__(self, script: Script, *, per_chunk: int = 1, delay_s: float = 0.0) -> None:
+        self.planner = FakePlanner()
         self.script = script
         self.per_chunk = per_chunk
         self.delay_s = delay_s
@@ -134,9 +146,6 @@ class FakeFleet:
 
     def tenants(self) -> list[TenantStatistics]:
         return []
-
-    def figures(self) -> list[Figure]:
-        return [Figure("model_handshake_seconds", "Handshake.", (), 0.003)]
 
     def workers(self) -> list[WorkerView]:
         load = WorkerLoad(num_running=len(self.running), total_blocks=64, free_blocks=32)

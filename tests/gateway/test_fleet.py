@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from benchmarks.stub_worker import stub_logprob
@@ -17,6 +19,7 @@ from tests.gateway.fleet_fixtures import (
     until,
 )
 
+from baton.cluster.commands.replay import replay
 from baton.gateway.fleet import FleetConfig, StaticDirectory
 from baton.protos.errors import (
     DeadlineError,
@@ -26,6 +29,7 @@ from baton.protos.errors import (
 )
 from baton.protos.hashing import block_hashes
 from baton.protos.types import FinishReason, Member, Role
+from baton.router.times import H100_8B, ModelTimes
 
 
 async def test_stream_to_the_end() -> None:
@@ -266,3 +270,34 @@ async def test_prefill_workers_are_named_best_first() -> None:
 async def test_only_prefill_workers_is_not_ready() -> None:
     async with stub("p0", role=Role.PREFILL) as (_, member), fleet_of(member) as fleet:
         assert not fleet.ready
+
+
+async def test_decisions_are_explained_logged_and_can_be_made_again(tmp_path: Path) -> None:
+    log = tmp_path / "log" / "decisions.jsonl"
+    config = replace(FAST, decision_log=str(log), explained_requests=2)
+    async with stub() as (_, member), fleet_of(member, config=config) as fleet:
+        for name in ("a-0", "b-0", "c-0"):
+            asked = replace(request(max_tokens=3), request_id=name)
+            await tokens_of(fleet.generate(asked))
+        assert fleet.planner.explain("a") == []
+        (plan,) = fleet.planner.explain("c")
+        assert plan["request_id"] == "c-0"
+        assert plan["decode"] == "d0"
+        assert plan["reason"] == "no_prefill_worker"
+        assert plan["candidates"][0]["ttft_s"] == plan["ttft_s"]
+        assert plan["outcome"]["num_tokens"] == 3
+        assert plan["outcome"]["ttft_s"] > 0
+    found = replay(log, None, 5)
+    assert (found.num_decisions, found.num_same) == (3, 3)
+
+
+async def test_learned_times_are_saved_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "times.json"
+    config = replace(FAST, model_times=str(path))
+    async with stub() as (_, member), fleet_of(member, config=config) as fleet:
+        await tokens_of(fleet.generate(request(max_tokens=3)))
+        learned = fleet.planner.models.export()
+    assert ModelTimes.from_json(path.read_text()) == learned
+    path.write_text("{}")
+    async with stub() as (_, member), fleet_of(member, config=config) as fleet:
+        assert fleet.planner.models.export().prefill_pool == H100_8B.prefill_pool

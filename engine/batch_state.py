@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from baton.engine.batch import ScheduledRow
+from baton.engine.graphs import Bucket
+from baton.engine.kv_pool import KVPool
 from baton.engine.models.forward_batch import ForwardBatch
 from baton.engine.request import Request
 from baton.engine.transfer import Upload, to_device
@@ -37,18 +39,60 @@ class StepShape:
 
 
 @dataclass(slots=True, kw_only=True)
+class StepArrays:
+    """What a step's forward pass reads, in the order in which it travels.
+
+    token_places: where in the flat token buffer each token's id is. The others as in ForwardBatch,
+    and `slots` [num_rows], whose block tables the rows have.
+    """
+
+    token_places: Ints
+    positions: Ints
+    slot_mapping: Ints
+    query_start: Ints
+    context_lens: Ints
+    slots: Ints
+
+    def padded(self, bucket: Bucket) -> StepArrays:
+        """With tokens that write nothing and rows that see nothing, up to the bucket's shape."""
+        num_tokens = bucket.num_tokens - len(self.positions)
+        num_rows = bucket.num_rows - len(self.slots)
+        last = self.query_start[-1]
+        # Among decodes a padding row has a token, so that attention writes zeros for it.
+        ends = last + (1 if bucket.decodes else 0) * np.arange(1, num_rows + 1)
+        return StepArrays(
+            token_places=np.pad(self.token_places, (0, num_tokens)),
+            positions=np.pad(self.positions, (0, num_tokens)),
+            slot_mapping=np.pad(self.slot_mapping, (0, num_tokens), constant_values=-1),
+            query_start=np.concatenate([self.query_start, ends]),
+            context_lens=np.pad(self.context_lens, (0, num_rows)),
+            slots=np.pad(self.slots, (0, num_rows)),
+        )
+
+    def add_to(self, upload: Upload) -> int:
+        """Queues all six; returns the first one's place, the others follow."""
+        place = upload.add(self.token_places)
+        upload.add(self.positions)
+        upload.add(self.slot_mapping)
+        upload.add(self.query_start.astype(np.int32))
+        upload.add(self.context_lens.astype(np.int32))
+        upload.add(self.slots)
+        return place
+
+
+@dataclass(slots=True, kw_only=True)
 class StepDraft:
-    """Places of a step's arrays in its upload, and the bounds that the host knows."""
+    """First and last place of a step's arrays in its upload, and the bounds that the host knows."""
 
     token_places: int
-    positions: int
-    slot_mapping: int
-    query_start: int
-    context_lens: int
     slots: int
     new_blocks: int | None
     max_query_len: int
     max_context_len: int
+
+    def inputs(self, tensors: list[Tensor]) -> list[Tensor]:
+        """What `BatchState.forward_batch` takes, of what `Upload.send` returned."""
+        return tensors[self.token_places : self.slots + 1]
 
 
 class BatchState:
@@ -89,9 +133,18 @@ class BatchState:
         self.tokens[request.slot, : len(request.token_ids)] = tokens
         self._num_blocks[request.slot] = 0
 
-    def draft(self, rows: Sequence[ScheduledRow], shape: StepShape, upload: Upload) -> StepDraft:
-        """Queues the step's arrays for upload."""
-        new_blocks = self._take_new_blocks(rows, upload)
+    def draft(
+        self,
+        rows: Sequence[ScheduledRow],
+        shape: StepShape,
+        upload: Upload,
+        bucket: Bucket | None = None,
+    ) -> StepDraft:
+        """Queues the step's arrays for upload, padded to the bucket if there is one.
+
+        Those that a graph reads come first, so that their places depend on the bucket alone.
+        """
+        new_blocks = self._take_new_blocks(rows)
         first = shape.ends - shape.lens
         if shape.ends[-1] == len(rows):
             slots, positions = shape.slots, shape.starts
@@ -100,59 +153,93 @@ class BatchState:
             positions = np.arange(shape.ends[-1]) + np.repeat(shape.starts - first, shape.lens)
         blocks, offsets = np.divmod(positions, self._block_size)
         slot_mapping = self._host_tables[slots, blocks] * np.int64(self._block_size) + offsets
-        query_start = np.zeros(len(rows) + 1, dtype=np.int32)
+        query_start = np.zeros(len(rows) + 1, dtype=np.int64)
         query_start[1:] = shape.ends
-        context_lens = (shape.starts + shape.lens).astype(np.int32)
+        arrays = StepArrays(
+            token_places=slots * self.width + positions,
+            positions=positions,
+            slot_mapping=slot_mapping,
+            query_start=query_start,
+            context_lens=shape.starts + shape.lens,
+            slots=shape.slots,
+        )
+        max_query_len, max_context_len = int(shape.lens.max()), int(arrays.context_lens.max())
+        if bucket is not None:
+            arrays = arrays.padded(bucket)
+            max_query_len, max_context_len = self.bounds(bucket)
+        first_place = arrays.add_to(upload)
         return StepDraft(
-            token_places=upload.add(slots * self.width + positions),
-            positions=upload.add(positions),
-            slot_mapping=upload.add(slot_mapping),
-            query_start=upload.add(query_start),
-            context_lens=upload.add(context_lens),
-            slots=upload.add(shape.slots),
-            new_blocks=new_blocks,
-            max_query_len=int(shape.lens.max()),
-            max_context_len=int(context_lens.max()),
+            token_places=first_place,
+            slots=first_place + 5,
+            new_blocks=None if new_blocks is None else upload.add(new_blocks),
+            max_query_len=max_query_len,
+            max_context_len=max_context_len,
         )
 
-    def forward_batch(
-        self,
-        draft: StepDraft,
-        tensors: list[Tensor],
-        kv_layers: tuple[Tensor, ...],
-        windows: Collection[int | None],
-    ) -> ForwardBatch:
-        """The step's batch, with what `Upload.send` returned; `windows` are those of the layers."""
+    def bounds(self, bucket: Bucket) -> tuple[int, int]:
+        """Longest query and context that any step of a bucket may have."""
+        max_context_len = self.block_tables.shape[1] * self._block_size
+        return (1 if bucket.decodes else max_context_len), max_context_len
+
+    def empty_step(self, bucket: Bucket, upload: Upload) -> None:
+        """Queues the arrays of a step that computes nothing, which is all padding."""
+        none = np.zeros(0, dtype=np.int64)
+        arrays = StepArrays(
+            token_places=none,
+            positions=none,
+            slot_mapping=none,
+            query_start=np.zeros(1, dtype=np.int64),
+            context_lens=none,
+            slots=none,
+        )
+        arrays.padded(bucket).add_to(upload)
+
+    def take_blocks(self, draft: StepDraft, tensors: list[Tensor]) -> None:
+        """Writes the step's new blocks into the device's tables."""
         if draft.new_blocks is not None:
             slots, columns, blocks = tensors[draft.new_blocks]
             self.block_tables.index_put_((slots, columns), blocks.to(torch.int32))
-        columns = -(-draft.max_context_len // self._block_size)
-        tables = self.block_tables[:, :columns].index_select(0, tensors[draft.slots])
-        query_start, context_lens = tensors[draft.query_start], tensors[draft.context_lens]
+
+    def forward_batch(
+        self,
+        inputs: list[Tensor],
+        bounds: tuple[int, int],
+        pool: KVPool,
+        windows: Collection[int | None],
+    ) -> ForwardBatch:
+        """The step's batch, of `StepDraft.inputs` and the host's bounds; for layers' `windows`."""
+        _, positions, slot_mapping, query_start, context_lens, slots = inputs
+        max_query_len, max_context_len = bounds
+        columns = -(-max_context_len // self._block_size)
+        tables = self.block_tables[:, :columns].index_select(0, slots)
         return ForwardBatch(
-            kv_layers=kv_layers,
-            positions=tensors[draft.positions],
-            slot_mapping=tensors[draft.slot_mapping],
+            kv_layers=pool.layers,
+            kv_scales=pool.scales,
+            positions=positions,
+            slot_mapping=slot_mapping,
             query_start=query_start,
             context_lens=context_lens,
             block_tables=tables,
-            max_query_len=draft.max_query_len,
-            max_context_len=draft.max_context_len,
+            max_query_len=max_query_len,
+            max_context_len=max_context_len,
             plans={
                 window: plan_attention(
-                    kv_layers[0],
+                    pool.layers[0],
                     query_start,
                     context_lens,
                     tables,
-                    max_query_len=draft.max_query_len,
+                    max_query_len=max_query_len,
                     sliding_window=window,
                 )
                 for window in windows
             },
         )
 
-    def _take_new_blocks(self, rows: Sequence[ScheduledRow], upload: Upload) -> int | None:
-        """Brings the host's tables up to date; block lists only grow while a request is in."""
+    def _take_new_blocks(self, rows: Sequence[ScheduledRow]) -> Ints | None:
+        """Brings the host's tables up to date; block lists only grow while a request is in.
+
+        Returns slots, columns and blocks of what the device's tables lack, [3, n].
+        """
         triples: list[tuple[int, int, int]] = []
         for row in rows:
             request = row.request
@@ -169,4 +256,4 @@ class BatchState:
                 ]
         if not triples:
             return None
-        return upload.add(np.ascontiguousarray(np.array(triples, dtype=np.int64).T))
+        return np.ascontiguousarray(np.array(triples, dtype=np.int64).T)

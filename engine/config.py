@@ -20,6 +20,12 @@ class EngineConfig:
     max_step_tokens: tokens computed in one step, which decodes and chunks of prompts share; at
         least `max_running` + 1, so that prompts advance beside a full batch of decodes.
     max_model_len: tokens of prompt and output together; None: what the model supports.
+    kv_cache_dtype: auto (that of the weights) or fp8_e4m3, half the bytes.
+    gpu_memory_utilization: part of the GPU's memory that weights, activations and KV may take.
+    graph_max_rows, graph_max_tokens: steps of up to so many decodes, or tokens of prompts and
+        decodes, are padded to the next of a few shapes, which CUDA captures as graphs when it
+        starts. 0: none; None: 512 rows and 2,048 tokens on CUDA, none on CPU, where they would only
+        be padded.
     overlap: launch a step before the one before it is read, which hides the host's work behind the
         device's; None: where steps run beside the host, on CUDA.
     tensor_parallel_size: ranks that share the model, each on a GPU of its own (device auto or
@@ -39,6 +45,10 @@ class EngineConfig:
     max_waiting: int = 1024
     max_step_tokens: int = 512
     max_model_len: int | None = None
+    kv_cache_dtype: str = "auto"
+    gpu_memory_utilization: float = 0.9
+    graph_max_rows: int | None = None
+    graph_max_tokens: int | None = None
     prefix_cache: bool = True
     overlap: bool | None = None
     tensor_parallel_size: int = 1
@@ -62,6 +72,21 @@ class EngineConfig:
             _at_least("num_blocks", self.num_blocks, 1)
         if self.max_model_len is not None:
             _at_least("max_model_len", self.max_model_len, 2)
+        if self.kv_cache_dtype not in ("auto", "fp8_e4m3"):
+            raise ConfigError(
+                f"kv_cache_dtype is {self.kv_cache_dtype!r}, but must be auto or fp8_e4m3",
+                param="kv_cache_dtype",
+            )
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}, but must be above 0 and"
+                " at most 1",
+                param="gpu_memory_utilization",
+            )
+        for name in ("graph_max_rows", "graph_max_tokens"):
+            value = getattr(self, name)
+            if value is not None:
+                _at_least(name, value, 0)
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(
                 f"dtype is {self.dtype!r}, but must be auto, float32, bfloat16 or float16",

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 import torch
 
+from baton.engine.model_info import ModelSpec
 from baton.protos.errors import ConfigError
 
 DTYPES: Final = {
@@ -57,3 +58,27 @@ def resolve_platform(device: str, dtype: str) -> Platform:
             f"dtype is {dtype!r}, but must be auto, {', '.join(DTYPES)}", param="dtype"
         )
     return Platform(resolved, DTYPES[dtype])
+
+
+# Compute capability from which bfloat16 and the kernels' asynchronous copies are in hardware.
+MIN_CAPABILITY: Final = (8, 0)
+MAX_HEAD_DIM: Final = 256
+
+
+def check_device(platform: Platform, spec: ModelSpec) -> None:
+    """Refuses what the kernels cannot do: an older GPU, a head size. Raises ConfigError."""
+    if not platform.is_cuda:
+        return
+    capability = torch.cuda.get_device_capability(platform.device)
+    if capability < MIN_CAPABILITY:
+        raise ConfigError(
+            f"device is {platform.device} with compute capability {capability[0]}.{capability[1]},"
+            f" but the kernels need {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or later; use cpu",
+            param="device",
+        )
+    if spec.head_dim > MAX_HEAD_DIM or spec.head_dim % 8:
+        raise ConfigError(
+            f"{spec.name} has heads of {spec.head_dim} elements, but the GPU's attention kernels"
+            f" take multiples of 8 up to {MAX_HEAD_DIM}; use device cpu",
+            param="head_dim",
+        )

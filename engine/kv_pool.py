@@ -25,9 +25,8 @@ class KVPool:
             )
         self.layout = layout
         try:
-            self.tensor = torch.zeros(
-                (num_blocks, *layout.block_shape), dtype=getattr(torch, layout.dtype), device=device
-            )
+            shape, dtype = (num_blocks, *layout.block_shape), getattr(torch, layout.dtype)
+            self.tensor = torch.zeros(shape, dtype=dtype, device=device)
         except RuntimeError as error:
             raise ConfigError(
                 f"no memory on {device} for {num_blocks} KV blocks "
@@ -38,6 +37,12 @@ class KVPool:
         self.layers: tuple[torch.Tensor, ...] = tuple(
             self.tensor[:, layer] for layer in range(layout.num_layers)
         )
+        # Per layer float32 [2, kv_heads]: what stored float8 values are multiplied with.
+        self.scales: tuple[torch.Tensor, ...] = ()
+        if layout.dtype == "float8_e4m3fn":
+            scales = torch.tensor(layout.scales or [1.0] * (2 * layout.num_layers), device=device)
+            by_head = scales.view(-1, 2, 1).repeat(1, 1, layout.kv_heads).contiguous()
+            self.scales = by_head.unbind(0)
 
     @property
     def num_blocks(self) -> int:

@@ -14,11 +14,12 @@ from torch import Tensor
 from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
 from baton.engine.batch_state import BatchState, StepShape
 from baton.engine.config import EngineConfig
-from baton.engine.device import Platform, resolve_platform
+from baton.engine.device import Platform, check_device, resolve_platform
 from baton.engine.grammar.step_masks import StepMasks
+from baton.engine.graphs import Bucket, StepGraphs, decode_buckets, mixed_buckets
 from baton.engine.kv_pool import KVPool
 from baton.engine.loader import fill_random, load_weights, model_digest
-from baton.engine.memory import pool_blocks
+from baton.engine.memory import graph_rows, graph_tokens, pool_blocks
 from baton.engine.model_info import ModelSpec, read_model_spec
 from baton.engine.models.layers import CausalLM
 from baton.engine.models.registry import build_model
@@ -29,6 +30,7 @@ from baton.engine.request import Request
 from baton.engine.results import Asked, PendingStep, prompt_shares, prompt_tensors
 from baton.engine.sampler import Sampler
 from baton.engine.sampling_state import SamplingState
+from baton.engine.stages import Stages
 from baton.engine.transfer import Upload
 from baton.kvtransfer.layout import rank_layout
 from baton.protos.clock import Clock
@@ -53,16 +55,19 @@ class Runner:
         group: the ranks that share the model, each with a runner of its own that gets the same
             calls; this one has the part of the group's `shards`. None: it has the whole model.
         """
-        started_s = clock.now_s()
+        self.stages = Stages(clock)
         group = group or SingleGroup()
         spec = read_model_spec(config.model_dir)
-        platform = resolve_platform(config.device, config.dtype)
+        with self.stages.stage("device"):
+            platform = resolve_platform(config.device, config.dtype)
+            check_device(platform, spec)
         max_model_len = _max_model_len(config, spec)
         device = platform.device
         self._device = device
         # Kernels launch on the thread's current device, and steps run on a thread of their own.
         self._on_device = torch.cuda.device(device) if platform.is_cuda else nullcontext()
-        self._model = _load(config, spec, Weights(platform, group), max_model_len)
+        with self.stages.stage("weights"):
+            self._model = _load(config, spec, Weights(platform, group), max_model_len)
         num_ranks = group.shards.size
         self.model = _model_info(config, spec, platform, max_model_len, num_ranks)
         self._batch = BatchState(config.max_running, max_model_len, config.block_size, device)
@@ -71,6 +76,7 @@ class Runner:
         )
         self._masks = StepMasks(spec.vocab_size, device)
         self._sampler = SharedSampler(Sampler(self._sampling, device), group)
+        fp8 = config.kv_cache_dtype == "fp8_e4m3"
         layout = rank_layout(
             tp_rank=group.shards.rank,
             tp_size=group.shards.size,
@@ -78,24 +84,41 @@ class Runner:
             num_layers=spec.num_layers,
             block_size=config.block_size,
             head_dim=spec.head_dim,
-            dtype=platform.dtype_name,
+            dtype="float8_e4m3fn" if fp8 else platform.dtype_name,
         )
-        num_blocks = group.minimum(pool_blocks(config, layout, self._model, platform))
-        self.pool = KVPool(layout, num_blocks, device)
+        with self.stages.stage("memory"):
+            num_blocks = group.minimum(pool_blocks(config, layout, self._model, platform))
+            self.pool = KVPool(layout, num_blocks, device)
+        with self.stages.stage("graphs"):
+            self._graphs = self._capture(config, platform)
         _log.info(
-            "loaded %s on %s in %.1f s: %d KV blocks of %d tokens",
-            spec.name,
-            device,
-            clock.now_s() - started_s,
-            self.pool.num_blocks,
-            config.block_size,
+            "%s on %s is ready (%s): %d KV blocks of %d tokens",
+            *(spec.name, device, self.stages, num_blocks, config.block_size),
         )
+
+    def _capture(self, config: EngineConfig, platform: Platform) -> StepGraphs:
+        """The graphs of a full-size engine; their outputs have places of their own."""
+        rows, tokens = graph_rows(config, platform), graph_tokens(config, platform)
+        decodes = decode_buckets(rows)
+        mixed = mixed_buckets(tokens, config.max_running)
+        spec, empty = self._model.spec, self._model.embed.new_empty
+        self._logits = empty(rows, spec.vocab_size)
+        self._hidden = empty(max((b.num_tokens for b in mixed), default=0), spec.hidden_size)
+        graphs = StepGraphs(self._forward, [*decodes, *mixed], self._device)
+
+        def nothing(bucket: Bucket) -> list[Tensor]:
+            upload = Upload(self._device)
+            self._batch.empty_step(bucket, upload)
+            return upload.send(graphs.staging)
+
+        with self._on_device:
+            graphs.capture(nothing)
+        return graphs
 
     def add_row(self, request: Request) -> None:
         """The request entered the batch in `request.slot`, with its blocks and tokens known."""
         self._batch.write(request)
         self._sampling.write(request)
-
         self._masks.add_row(request)
 
     def remove_row(self, request: Request) -> None:
@@ -135,37 +158,55 @@ class Runner:
     def _launch(self, rows: Sequence[ScheduledRow]) -> PendingStep:
         upload = Upload(self._device)
         shape = StepShape.of(rows)
-        draft = self._batch.draft(rows, shape, upload)
+        shares = prompt_shares(rows)
+        bucket = self._graphs.fit(len(rows), int(shape.ends[-1]))
+        if bucket is not None and bucket.decodes and shares:
+            # Prompt log-probabilities need the hidden states, of which such a graph leaves none.
+            bucket = None
+        draft = self._batch.draft(rows, shape, upload, bucket)
         sampling = np.flatnonzero([row.samples for row in rows])
         slots, next_positions = shape.slots[sampling], (shape.starts + shape.lens)[sampling]
         plan = self._sampling.plan(slots, next_positions, upload)
         last_tokens = upload.add(shape.ends[sampling] - 1)
         write_places = upload.add(slots * self._batch.width + next_positions)
-        sent = upload.send()
+        sent = upload.send(None if bucket is None else self._graphs.staging)
         self._masks.begin(rows, sampling)
 
-        tokens = self._batch.tokens.view(-1)
-        token_places = sent[draft.token_places]
-        hidden = self._model.forward(
-            tokens[token_places],
-            self._batch.forward_batch(draft, sent, self.pool.layers, self._model.windows),
-        )
+        self._batch.take_blocks(draft, sent)
+        inputs = draft.inputs(sent)
+        if bucket is None:
+            hidden = self._hidden_of(inputs, (draft.max_query_len, draft.max_context_len))
+        else:
+            hidden = self._graphs.run(bucket, inputs)
         results: list[Tensor] = []
         if len(sampling):
-            some = len(sampling) < shape.ends[-1]
-            logits = self._model.logits(hidden[sent[last_tokens]] if some else hidden)
+            is_logits = bucket is not None and bucket.decodes
+            all_sample = len(sampling) == len(rows) == shape.ends[-1]
+            last = hidden[: len(rows)] if all_sample else hidden[sent[last_tokens]]
+            logits = last if is_logits else self._model.logits(last)
             plan_sent = plan.finish(sent, self._masks.finish())
             chosen, logprobs = self._sampler.sample(logits, plan_sent)
+            tokens = self._batch.tokens.view(-1)
             tokens[sent[write_places]] = chosen.to(tokens.dtype)
             results += [chosen, *(logprobs or ())]
-        shares = prompt_shares(rows)
         if shares:
-            following = tokens[token_places + 1].long()
+            following = self._batch.tokens.view(-1)[inputs[0] + 1].long()
             results += prompt_tensors(self._model, hidden, following, shares)
         num_top = tuple(rows[i].request.sampling.logprobs for i in sampling)
         step = PendingStep(Asked(num_top=num_top, shares=tuple(shares)), results)
         self._masks.launched(step)
         return step
+
+    def _forward(self, bucket: Bucket, inputs: list[Tensor]) -> Tensor:
+        """What a graph of this bucket holds: logits of a step of decodes, else hidden states."""
+        hidden = self._hidden_of(inputs, self._batch.bounds(bucket))
+        if bucket.decodes:
+            return self._model.logits(hidden, out=self._logits[: bucket.num_rows])
+        return self._hidden[: bucket.num_tokens].copy_(hidden)
+
+    def _hidden_of(self, inputs: list[Tensor], bounds: tuple[int, int]) -> Tensor:
+        batch = self._batch.forward_batch(inputs, bounds, self.pool, self._model.windows)
+        return self._model.forward(self._batch.tokens.view(-1)[inputs[0]], batch)
 
 
 def _load(config: EngineConfig, spec: ModelSpec, weights: Weights, max_model_len: int) -> CausalLM:

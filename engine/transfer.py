@@ -38,13 +38,20 @@ class Upload:
         self._arrays.append(array)
         return len(self._arrays) - 1
 
-    def send(self) -> list[Tensor]:
-        """The arrays as device tensors, in the order in which they were added."""
+    def send(self, staging: Tensor | None = None) -> list[Tensor]:
+        """The arrays as device tensors, in the order in which they were added.
+
+        staging: uint8 on the device, where they are to lie, one after the other from its start.
+        """
         if self._device.type == "cpu":
             return [torch.from_numpy(array) for array in self._arrays]
-        packed = torch.empty(packed_bytes(self._arrays), dtype=torch.uint8, pin_memory=True)
+        num_bytes = packed_bytes(self._arrays)
+        packed = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         pack(self._arrays, packed)
-        return unpack(packed.to(self._device, non_blocking=True), self._arrays)
+        if staging is None:
+            return unpack(packed.to(self._device, non_blocking=True), self._arrays)
+        sent = staging[:num_bytes]
+        return unpack(sent.copy_(packed, non_blocking=True), self._arrays)
 
 
 def packed_bytes(arrays: Sequence[Array]) -> int:

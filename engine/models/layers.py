@@ -215,10 +215,17 @@ class CausalLM:
             x, residual = layer(x, residual, batch, self.cos_sin)
         return x if residual is None else x + residual
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [n, hidden] of chosen tokens to logits [n, vocab], dtype of the model."""
-        part = normed_linear(hidden, None, self.norm, self.head).out
-        return self.group.gather_columns(part)[:, : self.spec.vocab_size]
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Hidden states [n, hidden] of chosen tokens to logits [n, vocab], dtype of the model.
+
+        out: contiguous, in that shape, to be written and returned.
+        """
+        whole = self.vocab.count == self.spec.vocab_size
+        made = normed_linear(hidden, None, self.norm, self.head, out=out if whole else None).out
+        if whole:
+            return made
+        logits = self.group.gather_columns(made)[:, : self.spec.vocab_size]
+        return logits if out is None else out.copy_(logits)
 
     def _embedded(self, token_ids: Tensor) -> Tensor:
         if self.vocab.count == self.vocab.full:

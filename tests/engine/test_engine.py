@@ -104,6 +104,8 @@ def greedy(name: str, prompt: list[int]) -> GenerateRequest:
         ({"num_blocks": 24, "prefix_cache": False, "max_running": 8}, True),
         ({"overlap": True, "max_running": 8, "max_step_tokens": 9}, False),
         ({"overlap": True, "num_blocks": 24, "max_running": 8}, True),
+        ({"overlap": True, "graph_max_rows": 16, "graph_max_tokens": 64}, False),
+        ({"graph_max_rows": 3, "max_running": 8, "max_step_tokens": 9}, False),
     ],
     ids=[
         "one-batch",
@@ -113,6 +115,8 @@ def greedy(name: str, prompt: list[int]) -> GenerateRequest:
         "preempted-uncached",
         "overlap",
         "overlap-preempted",
+        "padded",
+        "padded-decodes",
     ],
 )
 def test_greedy_tokens_equal_transformers(engines, reference, changes, preempts):

@@ -1,0 +1,139 @@
+"""Steps of a few shapes, captured once as CUDA graphs and replayed: no launch costs the host.
+
+A step is padded up to the next shape of a ladder. Its inputs are copied to where the graph reads
+them, and its output lies where the graph leaves it until the next replay. Where nothing can be
+captured (CPU) the padded step runs as it is, so that tests see what padding does.
+"""
+
+from __future__ import annotations
+
+import gc
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+# Rows of a step with prompts: of a few, and of a full batch.
+FEW_ROWS: Final = 8
+_MIXED_TOKENS: Final = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
+# What a step of the largest shape sends, with room for new blocks and sampling parameters.
+STAGING_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """A shape to pad to. A step of decodes alone has as many tokens as rows."""
+
+    num_tokens: int
+    num_rows: int
+
+    @property
+    def decodes(self) -> bool:
+        return self.num_tokens == self.num_rows
+
+
+def decode_buckets(max_rows: int) -> list[Bucket]:
+    """1, 2, 4, 8, then steps that pad by an eighth at most from 64 on."""
+    sizes = {1, 2, 4, *range(8, 65, 8), *range(80, 257, 16), *range(288, 1025, 32), max_rows}
+    return [Bucket(size, size) for size in sorted(sizes) if 0 < size <= max_rows]
+
+
+def mixed_buckets(max_tokens: int, max_rows: int) -> list[Bucket]:
+    """Token counts by few rows, and by as many as there may be."""
+    levels = sorted({min(FEW_ROWS, max_rows), max_rows})
+    return [
+        Bucket(tokens, rows)
+        for tokens in _MIXED_TOKENS
+        if tokens <= max_tokens
+        for rows in levels
+        if rows < tokens
+    ]
+
+
+class StepGraphs:
+    """Graphs by bucket.
+
+    body: (bucket, inputs) to the step's output; `inputs` is as the caller's `draft` made them, and
+        the output must lie in memory that does not move.
+    """
+
+    def __init__(
+        self,
+        body: Callable[[Bucket, list[Tensor]], Tensor],
+        buckets: Iterable[Bucket],
+        device: torch.device,
+    ) -> None:
+        self._body = body
+        self._decodes = sorted(bucket for bucket in buckets if bucket.decodes)
+        self._mixed = sorted(bucket for bucket in buckets if not bucket.decodes)
+        self._device = device
+        self._graphs: dict[Bucket, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.staging: Tensor | None = None
+        if device.type == "cuda" and (self._decodes or self._mixed):
+            self.staging = torch.empty(STAGING_BYTES, dtype=torch.uint8, device=device)
+
+    def fit(self, num_rows: int, num_tokens: int) -> Bucket | None:
+        """The smallest bucket that holds such a step, or None."""
+        if num_rows == num_tokens:
+            at = bisect_left(self._decodes, Bucket(num_tokens, num_rows))
+            return self._decodes[at] if at < len(self._decodes) else None
+        for bucket in self._mixed:
+            if bucket.num_tokens >= num_tokens and bucket.num_rows >= num_rows:
+                return bucket
+        return None
+
+    def run(self, bucket: Bucket, inputs: list[Tensor]) -> Tensor:
+        """The step's output, valid until the next one is launched. Inputs lie in `staging`."""
+        captured = self._graphs.get(bucket)
+        if captured is None:
+            return self._body(bucket, inputs)
+        graph, output = captured
+        graph.replay()
+        return output
+
+    @torch.inference_mode()
+    def capture(self, draft: Callable[[Bucket], list[Tensor]]) -> None:
+        """Captures every bucket, the largest first so that the others fit into its memory.
+
+        draft: harmless inputs of a bucket, in `staging`. Every shape runs once before any is
+        captured: kernels are compiled then, and libraries allocate what they keep.
+        """
+        if self._device.type != "cuda":
+            return
+        buckets: Sequence[Bucket] = sorted([*self._decodes, *self._mixed], reverse=True)
+        for bucket in buckets:
+            self._body(bucket, draft(bucket))
+        torch.cuda.synchronize(self._device)
+        pool = torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        # A collection in the middle of a capture may free device memory, which ends it.
+        gc.collect()
+        gc.disable()
+        try:
+            for bucket in buckets:
+                inputs = draft(bucket)
+                torch.cuda.synchronize(self._device)
+                self._graphs[bucket] = self._captured(bucket, inputs, pool, stream)
+        finally:
+            gc.enable()
+        torch.cuda.synchronize(self._device)
+
+    def _captured(
+        self,
+        bucket: Bucket,
+        inputs: list[Tensor],
+        pool: Any,
+        stream: torch.cuda.Stream,
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """By hand: torch.cuda.graph would empty the caches anew for each, a second in ten."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                output = self._body(bucket, inputs)
+            finally:
+                graph.capture_end()
+        return graph, output

@@ -37,7 +37,7 @@ class Bucket:
 
 def decode_buckets(max_rows: int) -> list[Bucket]:
     """1, 2, 4, 8, then steps that pad by an eighth at most from 64 on."""
-    sizes = {1, 2, 4, *range(8, 65, 8), *range(80, 257, 16), *range(288, 1025, 32), max_rows}
+    sizes = {1, 2, 4, *range(8, 129, 8), *range(144, 257, 16), *range(288, 1025, 32), max_rows}
     return [Bucket(size, size) for size in sorted(sizes) if 0 < size <= max_rows]
 
 

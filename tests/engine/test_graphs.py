@@ -1,4 +1,4 @@
-"""Shapes that steps are padded to. What padding does to tokens is test_engine's and test_runner's."""
+"""Shapes that steps are padded to; what padding does to tokens is the engine tests' too."""
 
 from __future__ import annotations
 

@@ -7,12 +7,30 @@ from dataclasses import dataclass, field, fields
 from typing import Final
 
 from baton.protos.errors import ConfigError
+from baton.protos.types import Role
 from baton.router.config import RouterConfig
+from baton.router.scaling_config import ScalingConfig
 from baton.router.times import H100_8B, ModelTimes
 
 # What vLLM 0.26 keeps for KV on an H100 of 80 GB beside an 8B model in bfloat16.
 H100_KV_TOKENS: Final = 444_528
 MAX_RUNNING: Final = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimScaling:
+    """How the sizes of both pools change: the rule, and their bounds."""
+
+    config: ScalingConfig
+    min_prefill: int = 1
+    min_decode: int = 1
+    max_prefill: int = 64
+    max_decode: int = 64
+
+    def bounds(self, role: Role) -> tuple[int, int]:
+        if role is Role.PREFILL:
+            return self.min_prefill, self.max_prefill
+        return self.min_decode, self.max_decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +59,8 @@ class SimConfig:
     window_steps: int = 2
     # Mean time between failures of one worker; 0: none fails. It is back after `startup_s`.
     mtbf_s: float = 0.0
+    # Pools follow their work; None: they stay as large as they begin.
+    scaling: SimScaling | None = None
 
     def __post_init__(self) -> None:
         may_be_zero = {"prefill", "seed", "overhead_s", "startup_s", "mtbf_s"}

@@ -20,12 +20,25 @@ class PrefillDesk:
         self._started: dict[Job, int] = {}
         self._started_tokens = 0
         self.waiting_tokens = 0
+        # On their way here: a gateway counts them as in flight.
+        self.num_announced = 0
+        self.announced_tokens = 0
 
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    def add(self, job: Job) -> None:
+    def announce(self, job: Job) -> None:
+        """It was sent here, and will be added."""
+        self.num_announced += 1
+        self.announced_tokens += job.num_known
+
+    def add(self, job: Job, attempt: int) -> None:
+        """Queues an announced job, unless its attempt was given up meanwhile."""
+        self.num_announced -= 1
+        self.announced_tokens -= job.num_known
+        if job.attempt != attempt:
+            return
         self._waiting.append((job, job.attempt))
         self.waiting_tokens += job.num_known
         self.start_waiting()
@@ -44,11 +57,6 @@ class PrefillDesk:
                 self._started_tokens += job.num_known
                 self._start(job)
 
-    def clear(self) -> list[Job]:
-        """Everything here is lost; returns the jobs."""
-        jobs = [job for job, attempt in self._waiting if job.attempt == attempt]
-        jobs += self._started
-        self._waiting.clear()
-        self._started.clear()
-        self._started_tokens = self.waiting_tokens = 0
-        return jobs
+    @property
+    def idle(self) -> bool:
+        return not (self._waiting or self._started or self.num_announced)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from baton.protos.types import Member, Role
+from baton.protos.types import Member, Role, WorkerLoad
 from baton.router.prefix_index import PrefixIndex
 from baton.router.times import Transfers
 from baton.router.view import ClusterView, WorkerView
@@ -38,7 +38,6 @@ class SimFleet:
         self.index = PrefixIndex()
         self.workers: dict[str, SimWorker] = {}
         self.desks: dict[str, PrefillDesk] = {}
-        self.num_starting = {Role.PREFILL: 0, Role.DECODE: 0}
         self._next_id = {Role.PREFILL: 0, Role.DECODE: 0}
         self._worker_seconds = 0.0
         self._paid_since: dict[str, float] = {}
@@ -82,6 +81,13 @@ class SimFleet:
         if not paid:
             self._worker_seconds += self._events.now - self._paid_since.pop(worker_id)
 
+    def load(self, worker: SimWorker) -> WorkerLoad:
+        """What the worker would report now, with what waits before its engine."""
+        desk = self.desks.get(worker.member.worker_id)
+        if desk is None:
+            return worker.load()
+        return worker.load(num_waiting=desk.num_waiting, queued_tokens=desk.waiting_tokens)
+
     def gpu_hours(self) -> float:
         """Until now, over all workers that there ever were."""
         running = sum(self._events.now - since_s for since_s in self._paid_since.values())
@@ -95,18 +101,13 @@ class SimFleet:
             events = worker.memory.drain_events()
             if events is not None:
                 self.index.apply(worker_id, events)
+            load = self.load(worker)
             desk = self.desks.get(worker_id)
             if desk is None:
-                load = worker.load()
-            else:
-                load = worker.load(num_waiting=desk.num_waiting, queued_tokens=desk.waiting_tokens)
-            pool = decode if desk is None else prefill
-            in_flight = worker.in_flight
-            pool.append(
-                WorkerView(
-                    worker.member, load, 0.0, sum(in_flight), len(in_flight), times=worker.times
-                )
-            )
+                decode.append(WorkerView(worker.member, load, 0.0, times=worker.times))
+                continue
+            in_flight = (desk.announced_tokens, desk.num_announced)
+            prefill.append(WorkerView(worker.member, load, 0.0, *in_flight, times=worker.times))
         times = self._config.times
         return ClusterView(
             tuple(decode),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence as Sequence_
 from dataclasses import replace
 from functools import partial
 
@@ -11,11 +12,13 @@ from baton.protos.types import Role
 from baton.router.plan import Plan, RouteRequest, plan
 from baton.simulator.config import SimConfig
 from baton.simulator.events import Events
+from baton.simulator.failures import Failures
 from baton.simulator.fleet import SimFleet
 from baton.simulator.gaps import GapHistogram
 from baton.simulator.job import Job
 from baton.simulator.outcome import Outcome
 from baton.simulator.request import Trace
+from baton.simulator.scaling import Arrivals, Scalers
 from baton.simulator.sequence import Sequence
 from baton.simulator.worker import SimWorker
 
@@ -51,7 +54,11 @@ class Simulation:
         self._parked: list[Job] = []
         self._unreserved: dict[SimWorker, list[tuple[Job, int]]] = {}
         self._num_left = len(self.jobs)
-        self.ended_s = 0.0
+        # Placed and not ended, in the order of their first placing.
+        self.active: dict[Job, None] = {}
+        self.arrived = Arrivals()
+        self._failures = Failures(self, config) if config.mtbf_s > 0 else None
+        self._scalers = Scalers(self, config) if config.scaling is not None else None
 
     def run(self) -> Outcome:
         config = self._config
@@ -59,9 +66,14 @@ class Simulation:
             for _ in range(count):
                 self.add_worker(role)
         for job in self.jobs:
-            self.events.at(job.request.arrival_s + config.overhead_s, partial(self._place, job))
+            self.events.at(job.request.arrival_s + config.overhead_s, partial(self._arrive, job))
+        if self._scalers is not None:
+            self._scalers.start()
         while self._num_left and self.events.step():
             pass
+        for job in self.jobs:
+            if not job.ended:
+                self._fail(job, UnavailableError("no worker could ever take it"))
         for worker in self.fleet.workers.values():
             worker.check_integrity()
         return Outcome.of(self._trace, config, self.jobs, self.gaps, self.fleet.gpu_hours())
@@ -69,14 +81,26 @@ class Simulation:
     def add_worker(self, role: Role, worker_id: str = "") -> SimWorker:
         """A worker that is ready now; requests that waited for one are placed."""
         worker = self.fleet.add(role, self._start_prefill, worker_id)
+        if self._failures is not None:
+            self._failures.watch(worker)
         parked, self._parked = self._parked, []
         for job in parked:
-            self._place(job)
+            self.place(job)
         return worker
+
+    @property
+    def parked(self) -> Sequence_[Job]:
+        """Jobs that no worker can take now."""
+        return self._parked
 
     # Placing.
 
-    def _place(self, job: Job) -> None:
+    def _arrive(self, job: Job) -> None:
+        self.active[job] = None
+        self.place(job)
+
+    def place(self, job: Job) -> None:
+        """Plans the job, again where its worker was lost, and sends it there."""
         request = job.request
         longest = request.num_prompt_tokens + request.num_output_tokens
         if longest > self._config.kv_capacity_tokens:
@@ -89,6 +113,8 @@ class Simulation:
         except UnavailableError:
             self._parked.append(job)
             return
+        if not job.attempt:
+            self.arrived.planned(job, chosen)
         self._dispatch(job, chosen)
 
     def _plan(self, job: Job) -> Plan:
@@ -117,9 +143,9 @@ class Simulation:
         if job.attempt == 1:
             job.predicted_ttft_s = chosen.ttft_s
         job.decode.num_elsewhere += 1
-        self._next_attempt(job)
+        self.next_attempt(job)
 
-    def _next_attempt(self, job: Job) -> None:
+    def next_attempt(self, job: Job) -> None:
         """Tries the next prefill worker that is left, or prefills at the decode worker."""
         decode = job.decode
         assert decode is not None
@@ -129,8 +155,8 @@ class Simulation:
             worker = self.fleet.workers.get(target.worker_id)
             if worker is not None and worker.member == target:
                 job.prefill = worker
+                self.fleet.desks[target.worker_id].announce(job)
                 asked_s = self.events.now + self._config.times.handshake_s
-                worker.in_flight.append(job.num_known)
                 self.events.at(asked_s, partial(self._ask, job, worker, job.attempt))
                 return
         decode.num_elsewhere -= 1
@@ -138,17 +164,15 @@ class Simulation:
         decode.add(job.sequence)
 
     def _ask(self, job: Job, worker: SimWorker, attempt: int) -> None:
-        # Asked for in this order, and every request takes as long to get there.
-        worker.in_flight.popleft()
-        if job.attempt == attempt and not worker.dead:
-            self.fleet.desks[worker.member.worker_id].add(job)
+        if not worker.dead:
+            self.fleet.desks[worker.member.worker_id].add(job, attempt)
 
     def _sequence(self, job: Job, *, hold: bool = False) -> Sequence:
         request = job.request
         sequence = Sequence(
             (0, request.index), job.num_known, job.num_left, request.block_hashes, hold=hold
         )
-        if job.num_emitted:
+        if job.num_emitted and not hold:
             sequence.last_token_s = job.last_s
         self._by_sequence[id(sequence)] = job
         return sequence
@@ -205,9 +229,13 @@ class Simulation:
         if sequence.hold and job.held is not sequence:
             self._drop_held(worker, sequence)
             return
-        job.first_s = job.last_s = self.events.now
-        job.num_emitted = 1
-        job.num_cached = sequence.num_cached
+        if job.num_emitted:
+            self.gaps.add(self.events.now - job.last_s)
+        else:
+            job.first_s = self.events.now
+            job.num_cached = sequence.num_cached
+        job.last_s = self.events.now
+        job.num_emitted += 1
         if sequence.hold:
             self._first_of_remote(job, worker, sequence)
 
@@ -222,7 +250,7 @@ class Simulation:
         decode, sequence = job.decode, job.sequence
         if job.attempt != attempt or decode is None or sequence is None or job.held is not held:
             return
-        job.held = None
+        job.held = job.prefill = None
         decode.num_elsewhere -= 1
         sequence.remaining = job.num_left
         sequence.last_token_s = job.last_s
@@ -245,12 +273,13 @@ class Simulation:
         self._by_sequence.pop(id(sequence), None)
         job.num_emitted = job.request.num_output_tokens
         job.finish_s = job.last_s = self.events.now
-        self._ended()
+        self.arrived.finished(job)
+        self._ended(job)
 
     def _fail(self, job: Job, error: BatonError) -> None:
         job.error = error.message
-        self._ended()
+        self._ended(job)
 
-    def _ended(self) -> None:
+    def _ended(self, job: Job) -> None:
+        self.active.pop(job, None)
         self._num_left -= 1
-        self.ended_s = self.events.now

@@ -43,8 +43,6 @@ class SimWorker:
         self.draining = False
         self.dead = False
         # Requests owned that are in no engine queue here: their prompt is computed elsewhere.
-        # Tokens of prompts that were sent here and have not arrived.
-        self.in_flight: deque[int] = deque()
         self.num_elsewhere = 0
         # When this worker's side of the network is free again.
         self.wire_free_s = 0.0
@@ -97,15 +95,18 @@ class SimWorker:
         self._wake()
         self._owner.room(self)
 
-    def kill(self) -> list[Sequence]:
-        """Ends everything; returns what was in the engine, with `remaining` up to date."""
+    def kill(self) -> None:
+        """It computes nothing more. What it decoded is written down in its sequences."""
         self.sync()
         self.dead = True
         self._run = None
         for sequence in self._decoding.values():
             self._settle(sequence)
-        queued = [sequence for _, sequence in self._waiting]
-        return [*queued, *self._prefilling, *self._ready, *self._decoding.values()]
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is here, not even memory that is held for somebody."""
+        return not self.num_requests and self.memory.available_tokens == self.memory.capacity_tokens
 
     # What is known of it.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -169,7 +169,8 @@ _H100_8B: Final = WorkerTimes(
 )
 H100_8B: Final = ModelTimes(
     prefill_pool=_H100_8B,
-    decode_pool=_H100_8B,
+    # The engine's own budget of a step that decodes: larger chunks would hold up every other token.
+    decode_pool=replace(_H100_8B, prefill=replace(_H100_8B.prefill, chunk_tokens=512)),
     transfer=TransferTimes(fixed_s=0.0005, per_byte_s=1 / 25e9),
     kv_bytes_per_token=131_072,
     source="8B on one H100, 200 Gb/s",

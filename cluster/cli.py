@@ -20,6 +20,7 @@ COMMANDS = {
     "explain": ("explain", "Show why a request went where it went, and how it fared."),
     "replay": ("replay", "Decide the decisions of a log again, or by another policy."),
     "simulate": ("simulate", "Compare routing policies on a trace, without workers."),
+    "plan": ("plan", "Find the cheapest pools that serve a trace within its SLOs."),
     "config": ("config", "Show or check a configuration."),
     "schema": ("schema", "Say whether a JSON schema can be honoured, and by which backend."),
     "tools": ("tools", "Try a parser of tool calls on recorded answers."),

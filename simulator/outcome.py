@@ -43,6 +43,9 @@ class Outcome:
     local_share: float
     cached_share: float
     reasons: dict[str, int]
+    # 101 quantiles, from the least to the most: TTFT and mean ITL of requests.
+    ttft_curve: tuple[float, ...] = ()
+    itl_curve: tuple[float, ...] = ()
 
     @classmethod
     def of(
@@ -80,13 +83,16 @@ class Outcome:
             local_share=sum(job.local for job in served) / max(1, len(served)),
             cached_share=sum(job.num_cached for job in served) / max(1, num_tokens),
             reasons=dict(Counter(job.reason for job in served)),
+            ttft_curve=curve(ttfts),
+            itl_curve=curve(sorted(map(itl_s, served))),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, rounded to what they are good for."""
+        """Plain values, rounded to what they are good for; without the curves."""
         return {
             name: float(f"{value:.6g}") if isinstance(value, float) else value
             for name, value in ((name, getattr(self, name)) for name in self.__slots__)
+            if not name.endswith("_curve")
         }
 
 
@@ -99,6 +105,12 @@ def itl_s(job: Job) -> float:
     """The mean time between its tokens; 0.0 for a single one."""
     num_gaps = job.request.num_output_tokens - 1
     return (job.finish_s - job.first_s) / num_gaps if num_gaps else 0.0
+
+
+def curve(ordered: Sequence[float]) -> tuple[float, ...]:
+    """101 quantiles of ordered values, or none of none."""
+    last = len(ordered) - 1
+    return tuple(ordered[round(last * percent / 100)] for percent in range(101) if ordered)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:

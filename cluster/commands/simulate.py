@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from baton.router.times import H100_8B, ModelTimes
 from baton.simulator.config import H100_KV_TOKENS, MAX_RUNNING, SimConfig
 from baton.simulator.mixes import MIXES
 from baton.simulator.outcome import Outcome
+from baton.simulator.plots import Picture, page, plot_policies
 from baton.simulator.simulation import ORACLE, simulate
 from baton.simulator.trace import read_trace, scaled
 
@@ -103,7 +104,10 @@ def fleet_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--prefill", type=int, default=2, show_default=True, help="Prefill workers.")
 @click.option("--decode", type=int, default=2, show_default=True, help="Decode workers.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per policy, one a line.")
-def command(policies: str, prefill: int, decode: int, as_json: bool, **options: Any) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for plots and report.html.")
+def command(
+    policies: str, prefill: int, decode: int, as_json: bool, out: Path | None, **options: Any
+) -> None:
     """Send a trace through a simulated cluster, once for each policy.
 
     Plans are made by the router that serves real requests; the workers are models of how long
@@ -127,6 +131,11 @@ def command(policies: str, prefill: int, decode: int, as_json: bool, **options: 
             )
     if not as_json:
         show(outcomes)
+    if out is not None:
+        router = base.router
+        title = f"{trace.name} x{rate_scale:g} on {prefill} prefill + {decode} decode workers"
+        pictures = plot_policies(outcomes, router.ttft_slo_s, router.itl_slo_s)
+        write_report(out, title, pictures, [_row(outcome) for outcome in outcomes])
 
 
 def parse_policies(text: str) -> list[str]:
@@ -172,6 +181,25 @@ def load_times(path: Path) -> ModelTimes:
         raise ConfigError(f"model times {path}: {error}", param="model-times") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", param="model-times") from None
+
+
+def write_report(
+    folder: Path, title: str, pictures: Sequence[Picture], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """PNG files, and report.html with the same pictures inside. Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture in pictures:
+            (folder / f"{picture.name}.png").write_bytes(picture.png)
+        (folder / "report.html").write_text(page(title, pictures, rows), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"report {folder}: {error}", param="out") from None
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    values = outcome.to_dict()
+    del values["reasons"]
+    return values
 
 
 def show(outcomes: list[Outcome]) -> None:

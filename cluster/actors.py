@@ -18,12 +18,19 @@ from ray import serve, util
 from baton.cluster.config import BatonConfig, PoolConfig
 from baton.cluster.directory import GatewayMember, StartFailure
 from baton.cluster.directory_actor import RayDirectoryClient
-from baton.cluster.membership import DirectoryClient, DirectoryReader, Membership
+from baton.cluster.membership import (
+    DemandReporter,
+    DirectoryClient,
+    DirectoryReader,
+    Membership,
+)
+from baton.cluster.scaling import replica_stats
 from baton.decode_worker.config import DecodeWorkerConfig
 from baton.gateway.fleet_config import Directory
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos.errors import BatonError, UnavailableError
 from baton.protos.types import Member, WorkerLoad
+from baton.router.scaling_signals import Demand
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -51,6 +58,7 @@ class Gateway(Protocol):
     async def start(self) -> None: ...
     async def close(self) -> None: ...
     def check_health(self) -> None: ...
+    async def demand(self) -> Demand: ...
     def http_url(self, host: str) -> str: ...
     def grpc_address(self, host: str) -> str: ...
 
@@ -112,6 +120,7 @@ class WorkerReplica:
         me = Identity.of_this_replica()
         client = RayDirectoryClient(config.name, config.directory)
         self._drain_s = pool.drain_s
+        self._engine = pool.engine
         worker_config = replace(
             pool.worker,
             worker_id=me.replica_id,
@@ -131,16 +140,12 @@ class WorkerReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """This replica's own figures for the scaling policies: Serve sees none of our requests."""
-        load = await self._worker.load()
-        used = load.total_blocks - load.free_blocks
-        return {
-            "num_running": float(load.num_running),
-            "num_waiting": float(load.num_waiting),
-            "queued_prefill_tokens": float(load.queued_prefill_tokens),
-            "prefill_tokens_per_s": load.prefill_tokens_per_s,
-            "decode_step_s": load.decode_step_s,
-            "kv_use": used / load.total_blocks if load.total_blocks else 0.0,
-        }
+        engine = self._engine
+        return replica_stats(
+            await self._worker.load(),
+            max_running=engine.max_running,
+            block_size=engine.block_size,
+        )
 
     async def __del__(self) -> None:
         """Serve awaits this within the pool's `drain_s` and a little more."""
@@ -171,12 +176,17 @@ class GatewayReplica:
         )
         self._membership = Membership(client, member, config.directory)
         await self._membership.start()
+        self._reporter = DemandReporter(
+            client, me.replica_id, self._gateway.demand, config.directory
+        )
+        self._reporter.start()
 
     async def check_health(self) -> None:
         """Serve replaces this replica when it raises."""
         self._gateway.check_health()
 
     async def __del__(self) -> None:
+        await self._reporter.close()
         await self._membership.close()
         await self._gateway.close()
         await self._directory.close()

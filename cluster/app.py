@@ -6,6 +6,8 @@ Serve places, heals, upgrades and scales the replicas. Its own HTTP proxy is not
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from typing import Any
 
 import ray
@@ -14,13 +16,17 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from baton.cluster.actors import Factories, GatewayReplica, WorkerReplica
 from baton.cluster.config import BatonConfig, PoolConfig, resolve, with_gpus, with_secret
+from baton.cluster.scaling_board import PoolScaling, deployed_scaling
 from baton.cluster.schema import Document
 
 # A replica that cannot be constructed is tried this often; a wrong configuration does not heal.
 CONSTRUCTOR_TRIES = 3
 # What a destructor may need beyond draining: closing the engine, the connector and the server.
 CLOSING_S = 10.0
-SCALING_POLICY = "baton.cluster.scaling:scale_pool"
+SCALING_POLICY = "baton.cluster.scaling:PoolPolicy"
+# How often replicas report to their policy, and how long Serve keeps what they reported.
+REPORT_S = 1.0
+LOOK_BACK_S = 10.0
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -50,7 +56,7 @@ def _worker_deployment(pool: PoolConfig, config: BatonConfig) -> serve.Deploymen
         **placement(pool),
         "graceful_shutdown_timeout_s": pool.drain_s + CLOSING_S,
         **_common(config),
-        **_replicas(pool),
+        **_replicas(pool, config),
     }
     return serve.deployment(WorkerReplica).options(name=pool.role.value, **options)
 
@@ -87,13 +93,30 @@ def _common(config: BatonConfig) -> dict[str, Any]:
     }
 
 
-def _replicas(pool: PoolConfig) -> dict[str, Any]:
-    most = pool.max_workers
-    if most == pool.min_replicas:
-        return {"num_replicas": most}
-    policy = AutoscalingPolicy(policy_function=SCALING_POLICY)
-    return {
-        "autoscaling_config": AutoscalingConfig(
-            min_replicas=pool.min_replicas, max_replicas=most, policy=policy
+def _replicas(pool: PoolConfig, config: BatonConfig) -> dict[str, Any]:
+    """Serve does what the policy says, at once; bounds and delays are the policy's, because they
+    can be changed while it runs.
+    """
+    policy = AutoscalingPolicy(
+        policy_function=SCALING_POLICY,
+        policy_kwargs={
+            "application": config.name,
+            "role": pool.role.value,
+            "base": deployed_scaling(config).base,
+            "pool": PoolScaling.of(pool).to_json(),
+            "directory": dataclasses.asdict(config.directory),
+        },
+    )
+    with warnings.catch_warnings():
+        # Serve means to replace this setting by a variable of the environment, but does not yet.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        autoscaling = AutoscalingConfig(
+            min_replicas=0,
+            max_replicas=config.directory.max_members,
+            upscale_delay_s=0.0,
+            downscale_delay_s=0.0,
+            metrics_interval_s=REPORT_S,
+            look_back_period_s=LOOK_BACK_S,
+            policy=policy,
         )
-    }
+    return {"autoscaling_config": autoscaling}

@@ -27,8 +27,11 @@ from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos.errors import ConfigError
 from baton.protos.types import Role
 from baton.router.config import RouterConfig
+from baton.router.scaling_config import ScalingConfig
 
 DEFAULT_MODEL = "baton-tiny"
+# How long requests wait for a decode pool that was scaled to zero, where nothing else is said.
+WAKE_WAIT_S = 300.0
 _BY_MODEL = "cannot be set here: it follows from `model`"
 _BY_BATON = "cannot be set here: every worker gets its own from the cluster"
 _ENGINE_FIXED = {"model_dir": _BY_MODEL, "role": "cannot be set here: it follows from the pool"}
@@ -70,6 +73,7 @@ class DirectoryConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolConfig:
     """One pool of workers. `max_replicas` None: as many as `min_replicas`, without autoscaling.
+    `scaling` decides between the two; with `min_replicas` 0 an idle pool goes away and comes back.
 
     `num_cpus` is both what Ray reserves for a worker and the number of its compute threads.
     `num_gpus` None: an equal share of the GPUs that Ray has, at most one; see `with_gpus`. Both are
@@ -83,17 +87,14 @@ class PoolConfig:
     num_cpus: float = 1.0
     num_gpus: float | None = None
     drain_s: float = 30.0
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
 
     def __post_init__(self) -> None:
-        _at_least("min_replicas", self.min_replicas, 0 if self.role is Role.PREFILL else 1)
+        # Without any prefill worker decode workers compute all prompts; the reverse is nothing.
+        alone = self.role is not Role.PREFILL and not self.max_replicas
+        _at_least("min_replicas", self.min_replicas, 1 if alone else 0)
         if self.max_replicas is not None:
             _at_least("max_replicas", self.max_replicas, self.min_replicas)
-        if self.min_replicas == 0 and self.max_replicas:
-            raise ConfigError(
-                f"min_replicas is 0 with max_replicas {self.max_replicas}: a pool without replicas "
-                "has nobody to report its load, so set min_replicas to at least 1, or both to 0",
-                param="min_replicas",
-            )
         _at_least("num_cpus", self.num_cpus, 0)
         if self.num_gpus is not None:
             _at_least("num_gpus", self.num_gpus, 0)
@@ -258,6 +259,9 @@ def resolve(document: Document) -> BatonConfig:
         except ConfigError as error:
             where = (pool.value, "engine", "tensor_parallel_size")
             raise document.error(where, f"{pool.value}.engine: {error.message}") from error
+    if arguments["decode"].min_replicas == 0 and "wake_wait_s" not in (values.get("fleet") or {}):
+        fleet = arguments.get("fleet", FleetConfig())
+        arguments["fleet"] = dataclasses.replace(fleet, wake_wait_s=WAKE_WAIT_S)
     arguments["gateway"] = _gateway(model, name, document)
     return build(BatonConfig, arguments, document, ())
 

@@ -6,19 +6,30 @@ docs/decisions/0001-directory.md says why it is a detached actor.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.experimental import internal_kv
 
 from baton.cluster.config import DirectoryConfig
 from baton.cluster.directory import GatewayMember, Listing, MemberTable, StartFailure
+from baton.cluster.scaling_board import (
+    AppliedScaling,
+    PoolScaling,
+    ScalingBoard,
+    ScalingInputs,
+    ScalingStatus,
+)
 from baton.protos.errors import BatonError, UnavailableError
-from baton.protos.types import Member
+from baton.protos.types import Member, Role
+from baton.router.scaling_signals import Demand, ScalingDecision
 
 ACTOR_NAME = "baton-directory"
 CALL_TIMEOUT_S = 5.0
+SETTINGS_KEY = b"scaling"
 # Nobody has renewed a lease or asked for this long: the application is gone, and so goes its
 # directory.
 IDLE_EXIT_S = 600.0
@@ -30,8 +41,11 @@ class DirectoryActor:
     one.
     """
 
-    def __init__(self, config: DirectoryConfig) -> None:
+    def __init__(self, application: str, config: DirectoryConfig) -> None:
         self._table = MemberTable(config.lease_s, config.max_members)
+        self._board = ScalingBoard(config.lease_s)
+        self._store = SettingsStore(application)
+        self._board.applied = self._store.load()
         self._last_call_s = 0.0
         self._idle_watch: asyncio.Task[None] | None = None
 
@@ -51,6 +65,25 @@ class DirectoryActor:
         self._touch()
         return self._table.listing()
 
+    async def report_demand(self, gateway_id: str, demand: Demand) -> None:
+        self._touch()
+        self._board.report_demand(gateway_id, demand)
+
+    async def report_decision(self, decision: ScalingDecision) -> None:
+        self._board.report_decision(decision)
+
+    async def scaling_inputs(self) -> ScalingInputs:
+        return self._board.inputs()
+
+    async def scaling_status(self) -> ScalingStatus:
+        return self._board.status()
+
+    async def apply_scaling(self, applied: AppliedScaling | None) -> None:
+        """Replaces the deployed settings; None goes back to them."""
+        self._touch()
+        self._store.save(applied)
+        self._board.applied = applied
+
     def _touch(self) -> None:
         loop = asyncio.get_running_loop()
         self._last_call_s = loop.time()
@@ -61,6 +94,29 @@ class DirectoryActor:
         while asyncio.get_running_loop().time() - self._last_call_s < IDLE_EXIT_S:
             await asyncio.sleep(IDLE_EXIT_S / 10)
         ray.actor.exit_actor()
+
+
+class SettingsStore:
+    """Applied settings in Ray's own key-value store, so that they outlive the actor."""
+
+    def __init__(self, application: str) -> None:
+        self._namespace = namespace(application).encode()
+
+    def load(self) -> AppliedScaling | None:
+        found = internal_kv._internal_kv_get(SETTINGS_KEY, namespace=self._namespace)
+        if not found:
+            return None
+        values = json.loads(found)
+        pools = {Role(k): PoolScaling.from_json(v) for k, v in values["pools"].items()}
+        return AppliedScaling(base=values["base"], pools=pools)
+
+    def save(self, applied: AppliedScaling | None) -> None:
+        if applied is None:
+            internal_kv._internal_kv_del(SETTINGS_KEY, namespace=self._namespace)
+            return
+        pools = {role.value: pool.to_json() for role, pool in applied.pools.items()}
+        text = json.dumps({"base": applied.base, "pools": pools}).encode()
+        internal_kv._internal_kv_put(SETTINGS_KEY, text, overwrite=True, namespace=self._namespace)
 
 
 def namespace(application: str) -> str:
@@ -80,7 +136,7 @@ def open_directory(application: str, config: DirectoryConfig) -> Any:
         "max_restarts": -1,
         "num_cpus": 0,
     }
-    return ray.remote(DirectoryActor).options(**options).remote(config)
+    return ray.remote(DirectoryActor).options(**options).remote(application, config)
 
 
 class RayDirectoryClient:
@@ -106,6 +162,21 @@ class RayDirectoryClient:
 
     async def listing(self) -> Listing:
         return await self._call((await self._open()).listing.remote())
+
+    async def report_demand(self, gateway_id: str, demand: Demand) -> None:
+        await self._call((await self._open()).report_demand.remote(gateway_id, demand))
+
+    async def report_decision(self, decision: ScalingDecision) -> None:
+        await self._call((await self._open()).report_decision.remote(decision))
+
+    async def scaling_inputs(self) -> ScalingInputs:
+        return await self._call((await self._open()).scaling_inputs.remote())
+
+    async def scaling_status(self) -> ScalingStatus:
+        return await self._call((await self._open()).scaling_status.remote())
+
+    async def apply_scaling(self, applied: AppliedScaling | None) -> None:
+        await self._call((await self._open()).apply_scaling.remote(applied))
 
     async def _open(self) -> Any:
         if self._handle is not None:

@@ -15,11 +15,13 @@ from typing import TypeVar
 import uvloop
 
 from baton.cluster.config import BatonConfig
+from baton.cluster.control import ScalingControl
 from baton.gateway.config import GatewayConfig
 from baton.gateway.fleet import Fleet
 from baton.gateway.fleet_config import Directory
 from baton.gateway.server import GatewayServer
 from baton.protos.errors import ConfigError, UnavailableError
+from baton.router.scaling_signals import Demand
 
 T = TypeVar("T")
 PORTS = ("http_port", "grpc_port")
@@ -46,6 +48,7 @@ class GatewayProcess:
         self._gateway_id = gateway_id
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
+        self._control = ScalingControl(config)
         self._fleet: Fleet | None = None
         self._server: GatewayServer | None = None
 
@@ -64,6 +67,14 @@ class GatewayProcess:
         """Raises UnavailableError when the thread that serves is gone."""
         if not self._thread.is_alive():
             raise UnavailableError("the gateway's thread has ended")
+
+    async def demand(self) -> Demand:
+        """What reached it since the last call."""
+
+        async def take() -> Demand:
+            return Demand() if self._fleet is None else self._fleet.demand()
+
+        return await self._on_loop(take())
 
     def http_url(self, host: str) -> str:
         """The base URL at `host`, without a path."""
@@ -105,7 +116,7 @@ class GatewayProcess:
         choices = [with_port_offset(self._config.gateway, k) for k in gateways]
         deadline_s = time.monotonic() + BIND_WAIT_S
         for config in itertools.cycle(choices):
-            server = GatewayServer(config, fleet)
+            server = GatewayServer(config, fleet, control=self._control)
             try:
                 await server.start()
             except ConfigError as error:

@@ -81,6 +81,8 @@ class Launcher:
             f"{_count(config.gateway_replicas, 'gateway')} for the model {config.model_name}."
         )
         self.reopen_directory()
+        # What was applied to an earlier deployment ends with this one.
+        ray.get(self._directory.apply_scaling.remote(None), timeout=self.config.ray.start_timeout_s)
         serve.start(proxy_location="Disabled")
         app = build_app(config, self._factories)
         target = serve.RunTarget(target=app, name=config.name, route_prefix=None)
@@ -165,8 +167,10 @@ class Launcher:
         if application.status == "DEPLOY_FAILED":
             raise UnavailableError(f"Serve gave up: {_last_line(application.message)}")
         for name, deployment in application.deployments.items():
-            # Such as: no node has the CPUs or GPUs that a replica asks for.
-            if deployment.message and deployment.message not in self._told:
+            # Such as: no node has the CPUs or GPUs that a replica asks for. That it grows from
+            # nothing is no news.
+            growing = deployment.status == "UPSCALING"
+            if deployment.message and not growing and deployment.message not in self._told:
                 self._told.add(deployment.message)
                 self._say(f"  {name} waits: {_last_line(deployment.message)}")
 

@@ -15,6 +15,7 @@ from baton.cluster.directory import GatewayMember, Listing, MemberView, StartFai
 from baton.protos.clock import Clock
 from baton.protos.errors import BatonError, UnavailableError
 from baton.protos.types import Member
+from baton.router.scaling_signals import Demand
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class DirectoryClient(Protocol):
     async def leave(self, incarnation: str) -> None: ...
     async def report_failure(self, failure: StartFailure) -> None: ...
     async def listing(self) -> Listing: ...
+    async def report_demand(self, gateway_id: str, demand: Demand) -> None: ...
 
 
 class Membership:
@@ -60,6 +62,41 @@ class Membership:
         while True:
             await asyncio.sleep(self._config.heartbeat_s)
             await _attempt("heartbeat", lambda: self._client.heartbeat(self._member))
+
+
+class DemandReporter:
+    """Tells the directory, with every heartbeat, what reaches one gateway: pools are sized by it,
+    and one that was scaled to zero is woken.
+    """
+
+    def __init__(
+        self,
+        client: DirectoryClient,
+        gateway_id: str,
+        demand: Callable[[], Awaitable[Demand]],
+        config: DirectoryConfig,
+    ) -> None:
+        self._client = client
+        self._gateway_id = gateway_id
+        self._demand = demand
+        self._config = config
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._report())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            await _stop(self._task)
+            self._task = None
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.heartbeat_s)
+            await _attempt("demand", self._report_once)
+
+    async def _report_once(self) -> None:
+        await self._client.report_demand(self._gateway_id, await self._demand())
 
 
 class DirectoryReader:

@@ -1,5 +1,5 @@
-"""`GET /baton/workers`: the cluster as this gateway sees it, for `baton status` and for
-operators.
+"""The cluster for operators: workers as this gateway sees them, and, where there is a cluster to
+control, its configuration and pool sizes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from baton.gateway.exchange import Exchange
-from baton.gateway.seam import WorkerView
+from baton.gateway.seam import ClusterControl, WorkerView
 from baton.gateway.service import GatewayService
-from baton.protos.errors import NotFoundError
+from baton.protos.errors import InvalidRequestError, NotFoundError, PermissionError_
 from baton.protos.types import WorkerLoad
 
 # A worker reports at least once a second; one that is silent for this long is shown as such.
@@ -49,6 +49,36 @@ class PlansEndpoint:
                 "was made by another one, or too long ago (fleet.explained_requests)"
             )
         await exchange.respond(msgspec.json.encode({"plans": plans}))
+
+
+class ControlEndpoints:
+    """`GET /baton/config`, `GET /baton/scaling` and `POST /baton/scaling/apply`."""
+
+    def __init__(self, service: GatewayService, control: ClusterControl) -> None:
+        self._service = service
+        self._control = control
+
+    async def config(self, exchange: Exchange) -> None:
+        await exchange.respond(msgspec.json.encode(await self._control.config()))
+
+    async def scaling(self, exchange: Exchange) -> None:
+        await exchange.respond(msgspec.json.encode(await self._control.scaling()))
+
+    async def apply(self, exchange: Exchange) -> None:
+        """Only for tenants that are admins, unless nobody needs a key."""
+        tenants = self._service.config.every_tenant
+        if tenants and not any(t.admin for t in tenants if t.name == exchange.tenant):
+            raise PermissionError_(
+                f"the tenant {exchange.tenant!r} may not change the cluster: use a key of a tenant "
+                "with `admin: true`"
+            )
+        config = self._service.config
+        raw = await exchange.read_body(config.max_body_bytes, config.body_timeout_s)
+        try:
+            pools = msgspec.json.decode(raw, type=dict[str, Any])
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise InvalidRequestError(f"the body is not a JSON object: {error}") from error
+        await exchange.respond(msgspec.json.encode(await self._control.apply_scaling(pools)))
 
 
 def workers_document(views: Sequence[WorkerView]) -> list[dict[str, Any]]:

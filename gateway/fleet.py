@@ -23,6 +23,7 @@ from baton.router.admission_config import AdmissionConfig, TenantLimits
 from baton.router.config import RouterConfig
 from baton.router.holding import start_wait_s
 from baton.router.plan import Plan, RouteRequest
+from baton.router.scaling_signals import Demand
 from baton.router.view import ClusterView, WorkerView
 
 __all__ = [
@@ -104,8 +105,10 @@ class Fleet:
 
     @property
     def ready(self) -> bool:
-        """True when at least one decode worker is connected."""
-        return self._roster.has_decode
+        """True when at least one decode worker is connected, or one would be started for a
+        request.
+        """
+        return self._roster.has_decode or self._config.wake_wait_s > 0
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Returns when `ready`. Raises UnavailableError, listing the workers, after `timeout_s`."""
@@ -136,6 +139,10 @@ class Fleet:
     def tenants(self) -> list[TenantStatistics]:
         """Every tenant that has sent a request or is configured."""
         return self._room.statistics()
+
+    def demand(self) -> Demand:
+        """What has reached this gateway since the last call: the pools are sized by it."""
+        return self._room.demand()
 
     def statistics(self) -> FleetStatistics:
         return FleetStatistics(

@@ -6,11 +6,13 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 
+from baton.gateway.fleet_demand import DemandMeter
 from baton.gateway.fleet_generation import Generation
 from baton.protos.clock import Clock
 from baton.protos.errors import OverloadedError
 from baton.router.admission import AdmissionQueue, TenantStatistics, Ticket
 from baton.router.admission_config import AdmissionConfig, TenantLimits
+from baton.router.scaling_signals import Demand
 
 # Weight of the newest plan in the estimate of seconds per prompt token.
 _NEWEST = 0.05
@@ -30,6 +32,7 @@ class WaitingRoom:
     ) -> None:
         self.hold_s = config.hold_s
         self._queue = AdmissionQueue(config, tenants)
+        self._meter = DemandMeter(clock, config.expected_output_tokens)
         self._clock = clock
         self._on_expired = on_expired
         self._tickets: dict[Generation, Ticket] = {}
@@ -54,6 +57,8 @@ class WaitingRoom:
         OverloadedError.
         """
         ticket = self._ticket(generation, tenant)
+        # Whoever is refused wanted to be served, too.
+        self._meter.arrived(ticket.num_prompt_tokens)
         ticket.due_s = due_s
         ticket.service_s = self._service_s_per_token * ticket.num_prompt_tokens
         self._queue.offer(ticket, self._clock.now_s())
@@ -80,6 +85,7 @@ class WaitingRoom:
         ticket = self._tickets[generation]
         self._queue.start(ticket, self._clock.now_s(), num_cached_tokens=num_cached_tokens)
         del self._waiting[ticket]
+        self._meter.planned(ticket.num_prompt_tokens, num_cached_tokens)
         per_token = max(0.0, service_s) / max(1, ticket.num_prompt_tokens)
         self._service_s_per_token += _NEWEST * (per_token - self._service_s_per_token)
 
@@ -87,8 +93,13 @@ class WaitingRoom:
         """It is over; waiting or not, its place is free. Unknown ones are ignored."""
         ticket = self._tickets.pop(generation, None)
         if ticket is not None:
-            self._waiting.pop(ticket, None)
+            if self._waiting.pop(ticket, None) is None:
+                self._meter.finished(generation.num_received)
             self._queue.end(ticket, self._clock.now_s(), num_output_tokens=generation.num_received)
+
+    def demand(self) -> Demand:
+        """What arrived since the last call, and what waits."""
+        return self._meter.take(self.num_waiting, self.waiting_tokens)
 
     def statistics(self) -> list[TenantStatistics]:
         return self._queue.statistics()

@@ -16,13 +16,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import Receive, Scope, Send
 
 from baton.gateway.call import ChatPrompt, Prompt, TextPrompt, TokenPrompt
-from baton.gateway.cluster_api import PlansEndpoint, WorkersEndpoint
+from baton.gateway.cluster_api import ControlEndpoints, PlansEndpoint, WorkersEndpoint
 from baton.gateway.errors_http import error_body
 from baton.gateway.exchange import Exchange
 from baton.gateway.http_generate import GenerateEndpoint, read_chat, read_completion
 from baton.gateway.limits import Deadline
 from baton.gateway.openai_schema import DetokenizeBody, TokenizeBody
 from baton.gateway.parse import Body, parse_body
+from baton.gateway.seam import ClusterControl
 from baton.gateway.service import GatewayService
 from baton.protos.errors import (
     BatonError,
@@ -49,7 +50,7 @@ class Route(NamedTuple):
 class HttpApp:
     """One gateway's HTTP front. Health and metrics are open; everything else asks for a key."""
 
-    def __init__(self, service: GatewayService) -> None:
+    def __init__(self, service: GatewayService, control: ClusterControl | None = None) -> None:
         self._service = service
         self._created = int(time.time())
         self._routes = {
@@ -64,7 +65,11 @@ class HttpApp:
             "/metrics": Route("GET", self._metrics, open=True),
             "/version": Route("GET", self._version, open=True),
         }
-
+        if control is not None:
+            endpoints = ControlEndpoints(service, control)
+            self._routes["/baton/config"] = Route("GET", endpoints.config)
+            self._routes["/baton/scaling"] = Route("GET", endpoints.scaling)
+            self._routes["/baton/scaling/apply"] = Route("POST", endpoints.apply)
         self._plans = Route("GET", PlansEndpoint(service))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,7 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from baton.gateway.tenants import EVERYBODY
@@ -119,3 +119,18 @@ class Fleet(Protocol):
     def ready(self) -> bool: ...
     @property
     def model(self) -> ModelFacts: ...
+
+
+class ClusterControl(Protocol):
+    """What an operator may ask of the cluster through a gateway. Plain values both ways; raises
+    BatonError.
+    """
+
+    async def config(self) -> dict[str, Any]:
+        """The configuration that runs, secrets hidden."""
+
+    async def scaling(self) -> dict[str, Any]:
+        """Pool sizes: settings, newest decisions and why."""
+
+    async def apply_scaling(self, pools: Mapping[str, Any]) -> dict[str, Any]:
+        """Replaces pools' bounds and scaling settings; says what changed."""

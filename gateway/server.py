@@ -13,7 +13,7 @@ import uvicorn
 from baton.gateway.config import GatewayConfig
 from baton.gateway.grpc_server import GrpcFront
 from baton.gateway.http_app import HttpApp
-from baton.gateway.seam import Fleet
+from baton.gateway.seam import ClusterControl, Fleet
 from baton.gateway.service import GatewayService
 from baton.gateway.tokenizer import Tokenizer, load_tokenizer
 from baton.protos.clock import Clock
@@ -26,6 +26,7 @@ _CLOSE_S = 5.0
 
 class GatewayServer:
     """Starts and stops both fronts. `fleet` is the caller's: start it before, close it after.
+    With `control` operators may ask about the cluster and resize its pools.
 
     uvloop as the running loop gives the best streaming rate; any asyncio loop works.
     """
@@ -37,7 +38,9 @@ class GatewayServer:
         *,
         tokenizer: Tokenizer | None = None,
         clock: Clock | None = None,
+        control: ClusterControl | None = None,
     ) -> None:
+        self._control = control
         self._config = config
         self._fleet = fleet
         self._tokenizer = tokenizer
@@ -111,7 +114,7 @@ class GatewayServer:
         self._http_port = listener.getsockname()[1]
         server = _Uvicorn(
             uvicorn.Config(
-                HttpApp(service),
+                HttpApp(service, self._control),
                 http="httptools",
                 ws="none",
                 lifespan="off",

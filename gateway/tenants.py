@@ -15,8 +15,12 @@ EVERYBODY = "everybody"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantConfig(TenantLimits):
-    """One tenant: its API keys beside its share and limits. Raises ConfigError."""
+    """One tenant: its API keys beside its share and limits. Raises ConfigError.
 
+    The keys of an `admin` may also change the cluster's settings.
+    """
+
+    admin: bool = False
     # Secrets: never shown by repr.
     keys: tuple[str, ...] = field(default=(), repr=False)
 

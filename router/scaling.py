@@ -123,7 +123,10 @@ class PoolScaler:
         watched_s = now_s - (now_s if self._began_s is None else self._began_s)
         if watched_s < config.down_cooldown_s:
             return current, f"; {largest} would do, but only {watched_s:.0f} s were watched"
-        return largest, f"; no more than {largest} wanted for {config.down_cooldown_s:g} s"
+        low = max(largest, state.min_replicas)
+        if low == current:
+            return current, ""
+        return low, f"; no more than {largest} wanted for {config.down_cooldown_s:g} s"
 
     def _bounded(self, state: PoolState, target: int) -> tuple[int, str]:
         windows = [w.replicas for w in self.config.windows if w.active(state.now_s)]

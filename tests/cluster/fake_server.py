@@ -46,6 +46,9 @@ class FakeServer:
     tokenizes: bool = True
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    # Answers to any other path, and what was posted to them.
+    documents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    posted: list[dict[str, Any]] = field(default_factory=list)
 
 
 @contextmanager
@@ -88,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, {"object": "list", "data": [{"id": "fake"}]})
         elif self.path == "/baton/workers":
             self._json(200, {"workers": [WORKER]})
+        elif self.path in self.server_state.documents:
+            self._json(200, self.server_state.documents[self.path])
         else:
             self._error(404, "no such path", "not_found")
 
@@ -97,6 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
         state.headers.append({k.lower(): v for k, v in self.headers.items()})
         if self.path == "/tokenize" and state.tokenizes:
             self._json(200, {"tokens": [5, 6, 7, 5]})
+        elif self.path in state.documents:
+            state.posted.append(body)
+            self._json(200, state.documents[self.path])
         elif self.path in ("/v1/completions", "/v1/chat/completions"):
             state.bodies.append(body)
             if state.behave == "refuse":

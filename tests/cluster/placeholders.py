@@ -8,6 +8,7 @@ from typing import Any
 
 from baton.protos.errors import ModelLoadError
 from baton.protos.types import Member, WorkerLoad
+from baton.router.scaling_signals import Demand
 
 
 class PlaceholderWorker:
@@ -67,6 +68,9 @@ class PlaceholderGateway:
 
     def check_health(self) -> None:
         return None
+
+    async def demand(self) -> Demand:
+        return Demand()
 
     def http_url(self, host: str) -> str:
         return f"http://{host}:{self._server.sockets[0].getsockname()[1]}"

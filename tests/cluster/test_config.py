@@ -131,7 +131,6 @@ def test_wrong_types_name_line_field_and_value(model: str, text: str, said: str)
     [
         ("decode: {min_replicas: 0}", "decode.min_replicas", "at least 1"),
         ("decode: {min_replicas: 3, max_replicas: 2}", "decode.max_replicas", "at least 3"),
-        ("prefill: {min_replicas: 0, max_replicas: 2}", "prefill.min_replicas", "both to 0"),
         ("engine: {max_running: 0}", "engine.max_running", "at least 1"),
         ("directory: {lease_s: 1.5}", "directory.lease_s", "twice heartbeat_s"),
         ("gateway: {http_port: 70000, grpc_port: 1}", "gateway.http_port", "65535"),

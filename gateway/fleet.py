@@ -142,7 +142,7 @@ class Fleet:
 
     def demand(self) -> Demand:
         """What has reached this gateway since the last call: the pools are sized by it."""
-        return self._room.demand()
+        return self._planner.with_times(self._room.demand())
 
     def statistics(self) -> FleetStatistics:
         return FleetStatistics(
@@ -221,7 +221,7 @@ class Fleet:
 
     def attempt_failed(self, generation: Generation, error: BatonError) -> None:
         track = self._tracks[generation]
-        self._detach(generation, track)
+        track.detach(generation)
         request = generation.request
         num_output = len(request.output_token_ids) + generation.num_received
         if num_output >= request.sampling.max_tokens:
@@ -254,7 +254,7 @@ class Fleet:
             track.deadline.cancel()
         if track.link is not None:
             track.link.abort(track.handle)
-        self._detach(generation, track)
+        track.detach(generation)
         self._pump_soon()
 
     # Whose turn it is.
@@ -323,32 +323,13 @@ class Fleet:
         generation.planned(chosen)
         self.planner.submitted(generation, chosen)
         track.link, track.handle = link, handle
-        self._count_in_flight(generation, track, chosen)
+        track.prefill_links = self._roster.prefill_links(chosen.prefill[:1])
+        track.count_in_flight(generation, chosen, self._clock.now_s())
 
     def _route(self, generation: Generation, track: Track, view: ClusterView) -> RouteRequest:
         # Hashing a long prompt for an empty index would be for nothing.
         hashed = bool(self._roster.index)
         return route_request(generation, track, view, self.model.block_size, hashed=hashed)
-
-    def _count_in_flight(self, generation: Generation, track: Track, chosen: Plan) -> None:
-        now_s = self._clock.now_s()
-        num_prompt = len(generation.request.prompt_token_ids) + generation.num_received
-        num_uncached = max(1, num_prompt - chosen.num_cached_tokens)
-        track.prefill_links = self._roster.prefill_links(chosen.prefill[:1])
-        assert track.link is not None
-        remote = bool(track.prefill_links)
-        track.link.in_flight.add(id(generation), now_s, 0 if remote else num_uncached)
-        for link in track.prefill_links:
-            link.in_flight.add(id(generation), now_s, num_uncached)
-
-    def _detach(self, generation: Generation, track: Track) -> None:
-        for link in (track.link, *track.prefill_links):
-            if link is not None:
-                link.in_flight.remove(id(generation))
-        if track.link is not None:
-            track.link.end_if_idle()
-        track.link = None
-        track.prefill_links = []
 
     # Waiting for a worker.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from baton.gateway.decisions import Decision, Decisions
@@ -14,11 +14,13 @@ from baton.gateway.fleet_generation import Generation
 from baton.gateway.model_file import load_model_times, save_model_times
 from baton.gateway.seam import Figure
 from baton.protos.clock import Clock
+from baton.protos.types import Role
 from baton.router.config import RouterConfig
 from baton.router.learning import ModelBook
 from baton.router.plan import Plan, RouteRequest, plan
 from baton.router.prefix_index import PrefixIndex
 from baton.router.record import Inputs
+from baton.router.scaling_signals import Demand
 from baton.router.view import ClusterView, WorkerView
 
 _SAVE_EVERY_S = 60.0
@@ -100,6 +102,14 @@ class Planner:
     def figures(self, workers: Sequence[WorkerView]) -> list[Figure]:
         """What was learned, for /metrics."""
         return list(model_figures(self.models, workers))
+
+    def with_times(self, demand: Demand) -> Demand:
+        """With what was learned of the pools, for whoever sizes them."""
+        return replace(
+            demand,
+            prefill=self.models.learned(Role.PREFILL),
+            decode=self.models.learned(Role.DECODE),
+        )
 
     def tick(self) -> None:
         """To be called now and then."""

@@ -9,7 +9,7 @@ from baton.gateway.fleet_generation import Generation
 from baton.gateway.worker_link import WorkerLink
 from baton.protos.errors import BatonError
 from baton.protos.hashing import block_hashes
-from baton.router.decision import RouteRequest
+from baton.router.decision import Plan, RouteRequest
 from baton.router.view import ClusterView
 
 
@@ -42,6 +42,26 @@ class Track:
     deadline: asyncio.TimerHandle | None = None
     park_timer: asyncio.TimerHandle | None = None
     parked_s: float = 0.0
+
+    def count_in_flight(self, generation: Generation, chosen: Plan, now_s: float) -> None:
+        """Counts its prompt where it was sent, until that worker reports it."""
+        num_prompt = len(generation.request.prompt_token_ids) + generation.num_received
+        num_uncached = max(1, num_prompt - chosen.num_cached_tokens)
+        assert self.link is not None
+        remote = bool(self.prefill_links)
+        self.link.in_flight.add(id(generation), now_s, 0 if remote else num_uncached)
+        for link in self.prefill_links:
+            link.in_flight.add(id(generation), now_s, num_uncached)
+
+    def detach(self, generation: Generation) -> None:
+        """Its attempt is over."""
+        for link in (self.link, *self.prefill_links):
+            if link is not None:
+                link.in_flight.remove(id(generation))
+        if self.link is not None:
+            self.link.end_if_idle()
+        self.link = None
+        self.prefill_links = []
 
 
 def route_request(

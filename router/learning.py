@@ -145,6 +145,15 @@ class ModelBook:
         decode = _best(own.decode, pool.decode, [each.decode for each in pools])
         return WorkerTimes(prefill=_prefill(prefill, chunk_tokens), decode=_decode(decode))
 
+    def learned(self, role: Role) -> WorkerTimes | None:
+        """A pool's models; None while what the pool is for (computing prompts, or decoding) has
+        hardly been measured anywhere.
+        """
+        prompts = role is Role.PREFILL
+        fits = [each.prefill if prompts else each.decode for each in self._pools.values()]
+        known = any(fit.num_samples >= _TRUSTED_SAMPLES for fit in fits)
+        return self.times("", role) if known else None
+
     @property
     def transfers(self) -> Transfers:
         return self._transfers

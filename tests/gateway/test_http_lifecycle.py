@@ -62,14 +62,14 @@ async def test_a_client_that_leaves_aborts_its_generation(
 
 
 async def test_deadline_before_and_inside_a_stream() -> None:
-    headers = {"x-baton-timeout-s": "0.15"}
+    headers = {"x-baton-timeout-s": "1.0"}
     async with serving(FakeFleet(_LONG, delay_s=0.02)) as gateway:
         body = {"messages": MESSAGES}
         check_error(await gateway.http.post(CHAT, json=body, headers=headers), 504)
         streamed = await gateway.http.post(CHAT, json={**body, "stream": True}, headers=headers)
         assert streamed.status_code == 200
         assert '"code":"deadline_exceeded"' in streamed.text.split("\n\n")[-2]
-        assert gateway.fleet.timeouts_s == [0.15, 0.15]
+        assert gateway.fleet.timeouts_s == [1.0, 1.0]
         gateway.fleet.delay_s = 60.0
         late = await gateway.http.post(CHAT, json={**body, "stream": True}, headers=headers)
         check_error(late, 504)

@@ -159,7 +159,13 @@ def test_a_refused_model_is_told_in_a_sentence(running: Running) -> None:
     from baton.cluster.actors import Factories
     from baton.cluster.launcher import Launcher
 
-    config = replace(running.config, name="other")
+    # Its workers take no CPUs: the other application leaves hardly any.
+    config = replace(
+        running.config,
+        name="other",
+        prefill=replace(running.config.prefill, num_cpus=0),
+        decode=replace(running.config.decode, num_cpus=0),
+    )
     factories = Factories(worker=UnloadableWorker, gateway=PlaceholderGateway)
     launcher = Launcher(config, running.state_dir, running.said.append, factories)
     launcher.deploy()

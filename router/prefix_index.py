@@ -180,7 +180,7 @@ class PrefixIndex:
             self._place(pool)
         for workers, num_blocks in ended:
             if workers.bit_count() > _FEW:
-                found[_spread(workers)[pool.bit_of_row]] = num_blocks
+                found[_spread(workers, pool.bit_of_row)[pool.bit_of_row]] = num_blocks
                 continue
             while workers:
                 row = pool.row_of_bit.get((workers & -workers).bit_length() - 1)
@@ -274,8 +274,9 @@ class PrefixIndex:
         return new
 
 
-def _spread(workers: int) -> npt.NDArray[np.bool_]:
-    """A bool for every bit, and False at the end."""
-    raw = workers.to_bytes(workers.bit_length() // 8 + 1, "little")
+def _spread(workers: int, bits: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+    """A bool for every bit of `workers` and of those asked for, and False at the end."""
+    num_bits = max(workers.bit_length(), int(bits.max(initial=0)) + 1)
+    raw = workers.to_bytes(num_bits // 8 + 1, "little")
     bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little")
     return bits.astype(np.bool_)

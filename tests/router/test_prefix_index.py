@@ -123,3 +123,18 @@ def test_workers_that_leave_are_swept_out_bit_by_bit() -> None:
         index.apply("b", KvEvents(stored=hashes[:1]))
     assert index.statistics().num_blocks == 10
     index.check_integrity()
+
+
+def test_a_prefix_of_the_first_workers_is_looked_up_for_the_last() -> None:
+    """Sets of many workers are spread into arrays, which must reach workers beyond the set."""
+    index = PrefixIndex()
+    for number in range(40):
+        block = b"first" if number < 6 else b"other"
+        index.apply(f"w{number}", KvEvents(stored=(block.ljust(16),)))
+    members = [
+        Member(worker_id=f"w{i}", incarnation="1", role=Role.DECODE, address="", model="")
+        for i in range(40)
+    ]
+    pool = Columns(WorkerView(member, WorkerLoad(), 0.0) for member in members)
+    (found,) = index.blocks([b"first".ljust(16)], [pool])
+    assert list(found) == [1.0] * 6 + [0.0] * 34

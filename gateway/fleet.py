@@ -142,7 +142,7 @@ class Fleet:
 
     def demand(self) -> Demand:
         """What has reached this gateway since the last call: the pools are sized by it."""
-        return self._planner.with_times(self._room.demand())
+        return self.planner.with_times(self._room.demand())
 
     def statistics(self) -> FleetStatistics:
         return FleetStatistics(

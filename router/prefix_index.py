@@ -274,9 +274,9 @@ class PrefixIndex:
         return new
 
 
-def _spread(workers: int, bits: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+def _spread(workers: int, asked: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
     """A bool for every bit of `workers` and of those asked for, and False at the end."""
-    num_bits = max(workers.bit_length(), int(bits.max(initial=0)) + 1)
+    num_bits = max(workers.bit_length(), int(asked.max(initial=0)) + 1)
     raw = workers.to_bytes(num_bits // 8 + 1, "little")
     bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little")
     return bits.astype(np.bool_)

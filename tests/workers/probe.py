@@ -59,6 +59,7 @@ class Probe:
         prefill: Sequence[Member] = (),
         output: Sequence[int] = (),
         deadline_s: float = 60.0,
+        salt: bytes = b"",
     ) -> int:
         self._handle += 1
         request = GenerateRequest(
@@ -66,6 +67,7 @@ class Probe:
             prompt_token_ids=prompt,
             output_token_ids=output,
             sampling=sampling,
+            cache_salt=salt,
         )
         submit = pb.Submit(
             handle=self._handle,

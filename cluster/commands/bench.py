@@ -91,6 +91,45 @@ def serve(endpoint: Endpoint, model: str | None, json_path: Path | None, **optio
         raise SystemExit(1)
 
 
+@command.command()
+@click.option(
+    "--connector",
+    "connectors",
+    type=click.Choice(["nixl", "nccl"]),
+    multiple=True,
+    default=("nixl",),
+    show_default=True,
+    help="What moves the blocks; may be given more than once.",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Of pushes of 64 MiB; smaller ones are repeated three times as often.",
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows here.")
+def kv(connectors: tuple[str, ...], device: str, repeats: int, json_path: Path | None) -> None:
+    """Measure how fast KV blocks move between two processes of this machine.
+
+    Needs no server. For each connector: pushes of 64 KiB to 64 MiB, as scattered or adjacent blocks
+    of three models, alone or eight at once, and between unlike pools (tensor-parallel sizes, block
+    sizes, FP8). Beside each stand the bare transport with the same bytes in the same run, memcpy,
+    and how long a push takes. Ctrl-C ends it.
+    """
+    from baton.cluster.bench.kv import run
+    from baton.cluster.bench.kv_table import line
+
+    rows = []
+    for connector in connectors:
+        for row in run(connector, device, repeats):
+            click.echo(line(row))
+            rows.append(row)
+    if json_path is not None:
+        json_path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
 def make_workload(
     *, num_requests: int | None, duration: float | None, timeout: float, **options: Any
 ) -> Workload:

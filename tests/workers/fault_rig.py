@@ -75,8 +75,11 @@ class Ledger:
 
     def _check(self, engine: Engine, request_id: str, epoch: int, number: int, block: int) -> None:
         self.num_checked += 1
-        if self.pushed.get((request_id, epoch, number)) != checksum(engine.pool.tensor, block):
-            self.wrong.append(f"block {number} of {request_id} in epoch {epoch}")
+        sent = self.pushed.get((request_id, epoch, number))
+        if sent != checksum(engine.pool.tensor, block):
+            filled = "filled" if engine.pool.tensor[block].isnan().all() else "other data"
+            was = "never pushed" if sent is None else filled
+            self.wrong.append(f"block {number} of {request_id} in epoch {epoch}: {was}")
 
 
 class NotingConnector(WireConnector):
@@ -126,10 +129,11 @@ class Rig:
         waits = [self._request(rng, seed) for _ in range(rng.randint(1, 3))]
         await asyncio.gather(*waits)
         self.faults.stop()
+        await self.pair.check_all_free()
+        assert not self.ledger.wrong, f"seed {seed}: {self.ledger.wrong}"
+        # Not before: an aborted request may be received up to here.
         self.ledger.reserved.clear()
         self.ledger.pushed.clear()
-        assert not self.ledger.wrong, f"seed {seed}: {self.ledger.wrong}"
-        await self.pair.check_all_free()
 
     async def _request(self, rng: random.Random, seed: int) -> None:
         number = rng.randrange(len(self.prompts))

@@ -12,12 +12,15 @@ their own copies, and only the first one published is found by others.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from baton.protos.errors import BatonError
-from baton.protos.types import KvEvents
+from baton.protos.hashing import short_hash
+from baton.protos.types import KvDigest, KvEvents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,7 @@ class BlockPool:
         self._ref_counts = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._by_hash: dict[bytes, int] = {}
+        self._xored = 0
         # Popped from the end, so that low ids come first.
         self._free = list(range(num_blocks - 1, -1, -1))
         self._evictable: OrderedDict[int, None] = OrderedDict()
@@ -115,6 +119,7 @@ class BlockPool:
             raise BatonError(f"KV block {block_id} published, but it is not a new block in use")
         self._hashes[block_id] = block_hash
         self._by_hash[block_hash] = block_id
+        self._xored ^= short_hash(block_hash)
         if block_hash in self._removed:
             del self._removed[block_hash]
         else:
@@ -130,6 +135,10 @@ class BlockPool:
     def snapshot(self) -> KvEvents:
         """Everything findable now. Changes not drained yet stay pending: they may repeat it."""
         return KvEvents(cleared=True, stored=tuple(self._by_hash))
+
+    def digest(self) -> KvDigest:
+        """Of everything findable now."""
+        return KvDigest(len(self._by_hash), self._xored)
 
     def statistics(self) -> BlockPoolStatistics:
         return BlockPoolStatistics(
@@ -161,6 +170,8 @@ class BlockPool:
                 raise BatonError(f"KV block {block_id} and the prefix cache disagree")
             if block_id in self._evictable and not findable:
                 raise BatonError(f"KV block {block_id} is cached, but cannot be found")
+        if self._xored != functools.reduce(operator.xor, map(short_hash, self._by_hash), 0):
+            raise BatonError("the prefix cache's digest is not that of its hashes")
         if len(self._by_hash) != sum(h is not None for h in self._hashes):
             raise BatonError("the prefix cache names blocks that do not have its hashes")
 
@@ -171,6 +182,7 @@ class BlockPool:
             raise BatonError(f"KV block {block_id} is cached without a hash")
         self._hashes[block_id] = None
         del self._by_hash[block_hash]
+        self._xored ^= short_hash(block_hash)
         self._num_evictions += 1
         if block_hash in self._stored:
             del self._stored[block_hash]

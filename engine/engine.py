@@ -212,8 +212,11 @@ class Engine:
         )
 
     def report(self) -> WorkerLoad:
-        """`load()`, with the steps sampled since the last report."""
-        return replace(self.load(), steps=self._meter.take_samples())
+        """`load()` for gateways: with the steps sampled since the last report, and the digest of
+        the prefix cache, which belongs with the events drained up to now."""
+        return replace(
+            self.load(), steps=self._meter.take_samples(), kv_digest=self._blocks.digest()
+        )
 
     def drain_kv_events(self) -> KvEvents:
         """Net changes of the prefix cache since the last call."""

@@ -104,8 +104,10 @@ def _worker(view: WorkerView) -> dict[str, Any]:
 
 def _figures(load: WorkerLoad) -> dict[str, Any]:
     """The load without the samples that models are learned from."""
-    bare = dataclasses.replace(load, steps=(), transfers=())
-    return {name: value for name, value in dataclasses.asdict(bare).items() if value != ()}
+    bare = dataclasses.replace(load, steps=(), transfers=(), kv_digest=None)
+    return {
+        name: value for name, value in dataclasses.asdict(bare).items() if value not in ((), None)
+    }
 
 
 def _state(view: WorkerView) -> str:

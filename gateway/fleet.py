@@ -74,6 +74,7 @@ class Fleet:
             config=self._config,
             clock=self._clock,
             models=self.planner.models,
+            audit=self.planner.audit,
         )
         self._room = WaitingRoom(
             admission or AdmissionConfig(), tenants, self._clock, Generation.fail

@@ -31,6 +31,13 @@ def model_figures(models: ModelBook, workers: Sequence[WorkerView]) -> Iterator[
             labels,
             worker.times.decode.predict(load.num_running, load.running_kv_tokens),
         )
+    for worker in workers:
+        yield Figure(
+            "worker_kv_blind",
+            "1 while it is not known what the worker's prefix cache holds.",
+            (("worker", worker.member.worker_id), ("role", worker.member.role.value)),
+            float(worker.kv_blind),
+        )
     errors = models.errors()
     for error in errors:
         for kind, value in (("prefill", error.prefill_error), ("decode", error.decode_error)):

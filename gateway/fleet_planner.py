@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from baton.gateway.decisions import Decision, Decisions
+from baton.gateway.fleet_audit import KvAudit
 from baton.gateway.fleet_config import FleetConfig
 from baton.gateway.fleet_figures import model_figures
 from baton.gateway.fleet_generation import Generation
@@ -46,6 +47,7 @@ class Planner:
         self._clock = clock
         self._rng = rng
         self.models = ModelBook(load_model_times(config.model_times))
+        self.audit = KvAudit(clock)
         self._decisions = Decisions(config.explained_requests, config.decision_log)
         self._attempts: dict[Generation, _Attempt] = {}
         self._saved_s = clock.now_s()
@@ -101,7 +103,7 @@ class Planner:
 
     def figures(self, workers: Sequence[WorkerView]) -> list[Figure]:
         """What was learned, for /metrics."""
-        return list(model_figures(self.models, workers))
+        return [*model_figures(self.models, workers), *self.audit.figures()]
 
     def with_times(self, demand: Demand) -> Demand:
         """With what was learned of the pools, for whoever sizes them."""

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from baton.gateway.fleet_audit import KvAudit
 from baton.gateway.fleet_config import Directory, FleetConfig
 from baton.gateway.fleet_view import FleetView
 from baton.gateway.worker_link import WorkerLink
@@ -51,9 +52,11 @@ class Roster:
         config: FleetConfig,
         clock: Clock,
         models: ModelBook,
+        audit: KvAudit,
     ) -> None:
         self.index = PrefixIndex()
         self.models = models
+        self._audit = audit
         self.facts: ModelFacts | None = None
         self.num_links_lost = 0
         self._directory = directory
@@ -64,7 +67,6 @@ class Roster:
         self._clock = clock
         self._links: dict[str, WorkerLink] = {}
         self._retired: list[WorkerLink] = []
-        self._blind: set[str] = set()
         self._draining: set[str] = set()
         self._poller: asyncio.Task[None] | None = None
         self._view = FleetView(models)
@@ -148,6 +150,9 @@ class Roster:
         worker_id = link.member.worker_id
         if self._is_current(link):
             self._learn(link)
+            digest = link.load.kv_digest if link.knows_cache else None
+            if digest is not None and not self._audit.check(worker_id, self.index, digest):
+                self._distrust(link)
             self._view.changed(link)
         if link.load.draining:
             self._draining.add(worker_id)
@@ -166,9 +171,14 @@ class Roster:
 
     def kv_gap(self, link: WorkerLink) -> None:
         if self._is_current(link):
-            # Not at once: a worker that always leaves gaps must not make us reconnect in a loop.
-            self.index.remove_worker(link.member.worker_id)
-            self._blind.add(link.member.worker_id)
+            self._audit.gap(link.member.worker_id)
+            self._distrust(link)
+
+    def _distrust(self, link: WorkerLink) -> None:
+        """Until it is repaired, the worker counts as holding nothing, and plans say so."""
+        self.index.remove_worker(link.member.worker_id)
+        link.distrust_events()
+        self._view.changed(link)
 
     def _learn(self, link: WorkerLink) -> None:
         member, load = link.member, link.load
@@ -232,10 +242,9 @@ class Roster:
         link.start()
 
     def _tick(self) -> None:
-        for worker_id in self._blind:
+        for worker_id in self._audit.due():
             if worker_id in self._links:
                 self._replace(self._links[worker_id].member, "its KV events were lost")
-        self._blind.clear()
         for link in self.links():
             link.check_silence()
             link.end_if_idle()
@@ -244,6 +253,7 @@ class Roster:
             del self._links[worker_id]
             self.index.remove_worker(worker_id)
             self.models.forget(worker_id)
+            self._audit.forget(worker_id)
         self._view.reset()
         self._on_change()
 

@@ -114,6 +114,15 @@ class WorkerLink:
         """True when the link has ended for good and can be forgotten."""
         return self._task is not None and self._task.done()
 
+    def distrust_events(self) -> None:
+        """What follows is no use until the next snapshot."""
+        self._kv_sequence = None
+
+    @property
+    def knows_cache(self) -> bool:
+        """True between a snapshot and whatever makes it worthless."""
+        return self._kv_sequence is not None
+
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name=f"link-{self.member.worker_id}")
 
@@ -134,6 +143,7 @@ class WorkerLink:
             self.state,
             self.detail,
             self.times,
+            kv_blind=self._kv_sequence is None,
         )
 
     def submit(self, generation: Generation, plan: Plan) -> int:
@@ -328,10 +338,11 @@ class WorkerLink:
         for done in message.done:
             if (generation := self._live.pop(done.handle, None)) is not None:
                 generation.attempt_done(done)
-        if message.HasField("load"):
-            self._reported(load_from_proto(message.load))
         for batch in message.kv_events:
             self._kv_batch(batch)
+        # After the events: its digest is of the cache that they lead to.
+        if message.HasField("load"):
+            self._reported(load_from_proto(message.load))
 
     def _dispatch_tokens(self, batch: pb.TokenBatch) -> None:
         # The hottest loop of a gateway: lists instead of repeated fields, one append a token.

@@ -12,6 +12,7 @@ from baton.protos.constraints import Grammar, GrammarBackend, GrammarKind, Thoug
 from baton.protos.hashing import HASH_BYTES
 from baton.protos.types import (
     GenerateRequest,
+    KvDigest,
     KvEvents,
     Member,
     RequestOutput,
@@ -25,7 +26,7 @@ from baton.protos.types import (
 _LOAD_FIGURES: Final = tuple(
     field.name
     for field in dataclasses.fields(WorkerLoad)
-    if field.name not in ("steps", "transfers")
+    if field.name not in ("steps", "transfers", "kv_digest")
 )
 
 
@@ -184,6 +185,8 @@ def logprobs_to_proto(handle: int, output: RequestOutput) -> pb.LogprobChunk:
 def load_to_proto(load: WorkerLoad) -> pb.Load:
     """Field by field: both sides use the same names."""
     message = pb.Load(**{name: getattr(load, name) for name in _LOAD_FIGURES})
+    if load.kv_digest is not None:
+        message.kv_num_blocks, message.kv_digest = load.kv_digest
     for step in load.steps:
         message.steps.add(**step._asdict())
     for transfer in load.transfers:
@@ -193,7 +196,9 @@ def load_to_proto(load: WorkerLoad) -> pb.Load:
 
 def load_from_proto(message: pb.Load) -> WorkerLoad:
     """The inverse of `load_to_proto`."""
+    digest = KvDigest(message.kv_num_blocks, message.kv_digest)
     return WorkerLoad(
+        kv_digest=digest if message.HasField("kv_digest") else None,
         steps=tuple(
             StepSample(s.num_new_tokens, s.num_pairs, s.num_rows, s.kv_tokens, s.seconds)
             for s in message.steps

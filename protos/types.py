@@ -163,13 +163,6 @@ class StepOutput:
     duration_s: float = 0.0
 
 
-class KvDigest(NamedTuple):
-    """A prefix cache at a glance: how many blocks, and all of their short hashes XORed."""
-
-    num_blocks: int
-    xored: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvEvents:
     """Changes of a worker's prefix cache, in order: `cleared` first, then removed, then stored."""
@@ -180,6 +173,13 @@ class KvEvents:
 
     def __bool__(self) -> bool:
         return bool(self.stored or self.removed or self.cleared)
+
+
+class KvDigest(NamedTuple):
+    """A prefix cache at a glance: how many blocks, and all of their short hashes XORed."""
+
+    num_blocks: int
+    xored: int
 
 
 class StepSample(NamedTuple):
@@ -212,7 +212,7 @@ class WorkerLoad:
     `free_blocks` counts evictable cached blocks as free. `itl_s` is the time between two tokens of
     a running request, with the steps that also computed other prompts. `steps` and `transfers` are
     samples since the last report; `max_step_tokens` and `kv_bytes_per_token` are facts of the
-    worker, 0 where it does not say.
+    worker, 0 where it does not say. `kv_digest` is of its prefix cache as of the events before.
     """
 
     num_running: int = 0
@@ -229,6 +229,7 @@ class WorkerLoad:
     transfers: tuple[TransferSample, ...] = ()
     max_step_tokens: int = 0
     kv_bytes_per_token: int = 0
+    kv_digest: KvDigest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,6 +112,11 @@ class PrefixIndex:
             return None
         return KvDigest(holder.num_blocks, holder.digest)
 
+    @property
+    def num_dropped(self) -> int:
+        """Blocks that were refused over the limit."""
+        return self._num_dropped
+
     def hits(self, hashes: Sequence[bytes]) -> dict[str, int]:
         """Leading blocks of the chain that each worker holds; workers with none are absent."""
         ended = self._ended(hashes)

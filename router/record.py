@@ -127,10 +127,10 @@ def _inputs(raw: Mapping[str, Any]) -> Inputs:
 
 
 def _worker(worker: WorkerView) -> dict[str, Any]:
-    bare = asdict(replace(worker.load, steps=(), transfers=()))
+    bare = asdict(replace(worker.load, steps=(), transfers=(), kv_digest=None))
     return {
         "member": asdict(worker.member),
-        "load": {name: value for name, value in bare.items() if value not in ((), [])},
+        "load": {name: value for name, value in bare.items() if value not in ((), [], None)},
         "age_s": worker.age_s,
         "in_flight": [worker.in_flight_tokens, worker.in_flight_requests],
         "state": worker.state.value,

@@ -27,8 +27,8 @@ from baton.protos.errors import (
     OverloadedError,
     UnavailableError,
 )
-from baton.protos.hashing import block_hashes
-from baton.protos.types import FinishReason, Member, Role
+from baton.protos.hashing import block_hashes, short_hash
+from baton.protos.types import FinishReason, KvDigest, KvEvents, Member, Role, WorkerLoad
 from baton.router.times import H100_8B, ModelTimes
 
 
@@ -301,3 +301,26 @@ async def test_learned_times_are_saved_and_read_again(tmp_path: Path) -> None:
     path.write_text("{}")
     async with stub() as (_, member), fleet_of(member, config=config) as fleet:
         assert fleet.planner.models.export().prefill_pool == H100_8B.prefill_pool
+
+
+async def test_a_cache_that_is_not_what_its_events_said_is_noticed_and_learned_anew() -> None:
+    hashes = block_hashes(range(32), 16)
+    async with stub() as (worker, member), fleet_of(member) as fleet:
+        worker.cached = list(hashes)
+        worker.hub.broadcast(None, KvEvents(stored=tuple(hashes)))
+        right = KvDigest(2, short_hash(hashes[0]) ^ short_hash(hashes[1]))
+        worker.hub.broadcast(WorkerLoad(kv_digest=right), KvEvents())
+        await until(lambda: fleet.workers()[0].load.kv_digest == right)
+        assert not fleet.workers()[0].kv_blind
+        # As if an event had been lost on the way.
+        worker.hub.broadcast(WorkerLoad(kv_digest=KvDigest(3, 17)), KvEvents())
+        await until(lambda: fleet.workers()[0].kv_blind)
+        generation = fleet.generate(request(max_tokens=1))
+        await tokens_of(generation)
+        assert generation.plan.reason.endswith(",kv_blind")
+        figures = {f.labels: f.value for f in fleet.planner.audit.figures() if f.labels}
+        assert figures == {(("worker", "d0"), ("kind", "divergence")): 1}
+        await until(lambda: not fleet.workers()[0].kv_blind)
+        plan = fleet.generate(request(tuple(range(32)), max_tokens=1))
+        await tokens_of(plan)
+        assert plan.plan.num_cached_tokens == 32

@@ -40,6 +40,7 @@ class Cluster:
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+    grpc_target: str = ""
 
     def workers(self, role: str | None = None) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"{self.url}/baton/workers", timeout=20) as answer:
@@ -111,7 +112,7 @@ def served(folder: Path, text: str, options: Sequence[str]) -> Iterator[Cluster]
     command += options
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder)
-    running = Cluster(f"http://127.0.0.1:{port}", process, log)
+    running = Cluster(f"http://127.0.0.1:{port}", process, log, f"127.0.0.1:{grpc_port}")
     try:
         wait_ready(running)
         yield running

@@ -81,8 +81,10 @@ def collect(events: Iterable[Event]) -> Parsed:
     return Parsed("".join(content), "".join(reasoning), calls)
 
 
-def joined(events: Iterable[Event]) -> list[Event]:
+def joined(events: list[Event]) -> list[Event]:
     """The same events with neighbours of one kind merged, so that a chunk makes few deltas."""
+    if len(events) < 2:
+        return events
     merged: list[Event] = []
     for event in events:
         last = merged[-1] if merged else None

@@ -57,8 +57,12 @@ class MachineParser:
 
     def feed(self, text: str) -> list[Event]:
         """What became certain with this text."""
+        passing = self._reader.passing
         if self._done:
             self._out.content(text)
+        elif passing is not None and not passing.found.begins_in(text):
+            # What nearly every token does, without waking the machine.
+            passing.emit(text)
         elif text:
             self._reader.text += text
             self._step()

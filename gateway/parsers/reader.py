@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator
 from functools import lru_cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -40,6 +40,10 @@ class Stops:
         self._longest = len(self._strings[0]) if self._strings else 0
         self._firsts = frozenset(s[0] for s in self._strings)
 
+    def begins_in(self, text: str) -> bool:
+        """Whether any character of `text` begins a stop."""
+        return not self._firsts.isdisjoint(text)
+
     def search(self, text: str, start: int, ended: bool) -> tuple[int, str] | None:
         """The first stop from `start` on that no further text could displace."""
         match = self._pattern.search(text, start)
@@ -65,10 +69,17 @@ def stops(*strings: str) -> Stops:
     return Stops(strings)
 
 
+class Passing(NamedTuple):
+    """Text goes to `emit` until one of the stops begins."""
+
+    found: Stops
+    emit: Callable[[str], None]
+
+
 class Reader:
     """The text of one answer between the one who feeds it and the machine that reads it."""
 
-    __slots__ = ("_kept", "_size", "drops_partial", "ended", "max_held", "text")
+    __slots__ = ("_kept", "_size", "drops_partial", "ended", "max_held", "passing", "text")
 
     def __init__(self, max_held: int = MAX_HELD_CHARS) -> None:
         self.text = ""
@@ -77,6 +88,8 @@ class Reader:
         # Whether what may be the beginning of a stop is dropped where the text ends: so where stops
         # are special tokens, which text cannot resemble.
         self.drops_partial = False
+        # Set while all text passes on up to a stop: where it goes, unless a stop begins in it.
+        self.passing: Passing | None = None
         self._kept: list[str] | None = None
         self._size = 0
 
@@ -139,7 +152,10 @@ class Reader:
             if self.ended:
                 self.take(len(self.text))
                 return None
+            if not self.text:
+                self.passing = Passing(found, emit)
             yield
+            self.passing = None
 
     def find(self, found: Stops, start: int = 0) -> Wait[tuple[int, str] | None]:
         """Where in `text` a stop is, consuming nothing; None if the text ends without one."""

@@ -14,11 +14,11 @@ from baton.gateway.parsers.events import ToolCallStart as CallStart
 from baton.gateway.parsers.formats import (
     Pipeline,
     StreamParser,
+    prompted,
     reads_both,
     thinking_of,
     tool_parser,
 )
-from baton.gateway.parsers.machine import MachineParser
 from baton.gateway.parsers.schema import ToolSchemas
 from baton.protos.constraints import Thought
 
@@ -81,13 +81,13 @@ class ReplyPlan:
         if self.forced_parser is not None:
             calls = self.forced_parser()
         elif self.tools and tool is not None:
-            calls = tool_parser(tool, self.tools)
             if reasoning is not None and reads_both(tool, reasoning):
-                return calls
+                return prompted(tool.machine, prompt_tail, ToolSchemas(self.tools))
+            calls = tool_parser(tool, self.tools)
         if reasoning is None:
             return calls or _Plain()
         machine = reasoning.after(prompt_tail, thinking_of(self.template_kwargs))
-        thoughts = MachineParser(machine, ToolSchemas(None), keeps_blanks=True)
+        thoughts = prompted(machine, prompt_tail, ToolSchemas(None))
         return Pipeline(thoughts, calls) if calls is not None else thoughts
 
 

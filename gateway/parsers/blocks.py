@@ -37,7 +37,12 @@ class Blocks:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        return (*(opening for opening, _ in self.kinds), *self.ends)
+        return (*self.openings, *self.ends)
+
+    @property
+    def openings(self) -> tuple[str, ...]:
+        """What a prompt may end with, so that the answer begins in that block."""
+        return tuple(opening for opening, _ in self.kinds)
 
     def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         kinds = dict(self.kinds)
@@ -123,6 +128,11 @@ class Xtml:
     @property
     def markers(self) -> tuple[str, ...]:
         return (_OPEN, _CLOSE, _SEP)
+
+    @property
+    def openings(self) -> tuple[str, ...]:
+        """What a prompt may end with, so that the answer begins in that block."""
+        return tuple(f"{_OPEN}{kind}{_SEP}" for kind in ("think", "response", "tools"))
 
     def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         emit = out.reasoning if self.begins_thinking else out.content

@@ -24,7 +24,8 @@ _GEMMA_BARE = re.compile(r"[^,{}\[\]]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyCalls:
-    """`start` body `end`, in content. `cut`: a body that the end of the text cuts off is tried.
+    """`start` body `end`, in content. `cut`: a body that the end of the text cuts off is tried;
+    otherwise only one that ends with `whole`, so that nothing but the end is missing.
     `end_after`: what an end must follow to be one, for bodies that may hold the same.
     """
 
@@ -33,6 +34,7 @@ class BodyCalls:
     decode: Decode
     quotes: tuple[str, ...] = ()
     cut: bool = True
+    whole: str = ""
     end_after: str = ""
     ignored: tuple[str, ...] = ()
 
@@ -47,11 +49,12 @@ class BodyCalls:
             while end and self.end_after not in ("", body.rstrip()[-len(self.end_after) :]):
                 more, next_end = yield from reader.until(stops(*self.ends))
                 body, end = body + end + more, next_end
-            if not end and not self.cut:
+            whole = end or (self.whole and body.rstrip().endswith(self.whole))
+            if not whole and not self.cut:
                 raise CutOffError
             if not body.strip():
                 return
-            for name, arguments in self.decode(body, tools, bool(end)):
+            for name, arguments in self.decode(body, tools, bool(whole)):
                 out.call(name, arguments)
 
         loop = ContentAndCalls(starts=self.starts, ignored=(*self.ignored, *self.ends))

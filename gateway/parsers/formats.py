@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+from baton.gateway.parsers.blocks import Blocks, Xtml
 from baton.gateway.parsers.events import ContentDelta, Event, Parsed, collect, joined
 from baton.gateway.parsers.json_text import dumps
 from baton.gateway.parsers.machine import Machine, MachineParser
@@ -164,6 +165,17 @@ class Pipeline:
             else:
                 passed.append(event)
         return passed
+
+
+def prompted(machine: Machine, prompt: str, tools: ToolSchemas) -> MachineParser:
+    """A parser of what follows a prompt that is known to its end: what the prompt opened there, the
+    answer begins in.
+    """
+    parser = MachineParser(machine, tools, keeps_blanks=not tools.known)
+    if isinstance(machine, Blocks | Xtml):
+        end = prompt.rstrip()
+        parser.feed(next((mark for mark in machine.openings if end.endswith(mark)), ""))
+    return parser
 
 
 def tool_parser(form: ToolFormat, tools: Sequence[Mapping[str, Any]] | None = None) -> StreamParser:

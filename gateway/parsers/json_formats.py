@@ -51,6 +51,7 @@ PLAMO3 = SectionCalls(
     call_ends=(
         "<|plamo:end_tool_arguments:plamo|><|plamo:end_tool_request:plamo|>",
         "<|plamo:end_tool_request:plamo|>",
+        "<|plamo:end_tool_arguments:plamo|>",
     ),
     cut="call",
     drops_partial=True,

@@ -58,7 +58,10 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
         machine=replace(
             THINK,
             calls=("<tool_call>",),
-            dropped=tuple(f"<{bar}reserved_{n}{bar}>" for n in range(12, 16) for bar in ("", "|")),
+            dropped=(
+                "<|im_end|>",
+                *(f"<{bar}reserved_{n}{bar}>" for n in range(12, 16) for bar in ("", "|")),
+            ),
         ),
         example=_EXAMPLE,
         models="MiniCPM-V 4",

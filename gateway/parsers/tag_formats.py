@@ -267,7 +267,7 @@ TAG_FORMATS: tuple[ToolFormat, ...] = (
     ),
     ToolFormat(
         names=("hf", "response_template"),
-        machine=replace(GEMMA4, decode=gemma('<|"|>', typed=True), cut=False),
+        machine=replace(GEMMA4, decode=gemma('<|"|>', typed=True), cut=False, whole="}"),
         example='<|tool_call>call:f{city:<|"|>Paris<|"|>}<tool_call|>',
         models="Gemma 4, by its response template",
     ),

@@ -11,7 +11,7 @@ from tests.gateway.serving import MODEL_DIR, tokenizer
 from baton.gateway.chat_template import CallStyle, ChatTemplate, load_chat_template
 from baton.gateway.config import GatewayConfig
 from baton.gateway.dialect import load_dialect
-from baton.gateway.reply import ThoughtCounter
+from baton.gateway.reply import ReplyPlan, ThoughtCounter
 from baton.gateway.tokenizer import load_tokenizer
 from baton.protos.constraints import Thought
 
@@ -98,3 +98,27 @@ def test_tokens_of_thought_are_counted_between_markers_of_any_length(size: int) 
     opened = ThoughtCounter(Thought(end_ids=(4,), open=True))
     opened.count([1, 2, 3, 4, 1])
     assert opened.num_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "tail", "text", "said"),
+    [
+        ("cohere_command3", "<|START_THINKING|>", "hm<|END_THINKING|>", ("hm", "")),
+        ("cohere_command3", "<|START_RESPONSE|>", "yes<|END_RESPONSE|>", ("", "yes")),
+        ("inkling", "<|message_model|>", "say<|content_text|>yes<|end_message|>", ("", "yes")),
+        ("kimi_k3", "<|open|>think<|sep|>", "hm<|close|>think<|sep|>", ("hm", "")),
+        ("openai_gptoss", "<|start|>assistant", "<|channel|>final<|message|>yes", ("", "yes")),
+        ("qwen3", "<think>\n", "hm</think>yes", ("hm", "yes")),
+        ("qwen3", "</think>\n\n", "yes", ("", "yes")),
+        ("qwen3", "assistant\n", "yes", ("", "yes")),
+        ("qwen3", "assistant\n", "<think>hm</think>yes", ("hm", "yes")),
+        ("gemma4", "<|channel>thought\n", "hm<channel|>yes", ("hm", "yes")),
+    ],
+)
+def test_answers_begin_where_the_prompt_ended(
+    name: str, tail: str, text: str, said: tuple[str, str]
+) -> None:
+    config = GatewayConfig(model_dir=MODEL_DIR, reasoning_parser=name)
+    reader = ReplyPlan(dialect=load_dialect(config, tokenizer())).reader(tail)
+    found = reader.read(text, (), last=True)
+    assert (found.reasoning, found.content) == said

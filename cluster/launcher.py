@@ -100,8 +100,9 @@ class Launcher:
         """
         deadline_s = time.monotonic() + self.config.ray.start_timeout_s
         seen: dict[str, int] = {}
-        while time.monotonic() < deadline_s:
-            listing = self.listing()
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            # All of the cluster starts at once: the directory may be slow, and has until then.
+            listing = self.listing(timeout_s=left_s)
             if listing.failures:
                 last = listing.failures[-1]
                 raise error_from_code(last.code, f"{last.replica_id}: {last.message}")
@@ -115,10 +116,10 @@ class Launcher:
             f"the cluster was not ready within ray.start_timeout_s ({waited_s:g} s)"
         )
 
-    def listing(self) -> Listing:
+    def listing(self, timeout_s: float = CALL_TIMEOUT_S) -> Listing:
         """Who is a member now. Raises UnavailableError."""
         try:
-            answer: Listing = ray.get(self._directory.listing.remote(), timeout=CALL_TIMEOUT_S)
+            answer: Listing = ray.get(self._directory.listing.remote(), timeout=timeout_s)
         except (RayError, TimeoutError) as error:
             raise UnavailableError(f"the directory does not answer: {error}") from error
         return answer

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.request import Request, RequestState
 from baton.kvtransfer.layout import KVLayout
 from baton.protos.types import TokenLogprob
@@ -112,4 +113,5 @@ class BatchRunner(Protocol):
 
     def launch(self, rows: Sequence[ScheduledRow]) -> RunningStep: ...
     def watch(self, on_failure: Callable[[BaseException], None]) -> None: ...
+    def mask_statistics(self) -> MaskStatistics: ...
     def close(self) -> None: ...

@@ -17,6 +17,7 @@ from baton.engine.block_pool import BlockPool, BlockPoolStatistics
 from baton.engine.config import EngineConfig
 from baton.engine.grammar.compiler import CompilerStatistics, GrammarCompiler
 from baton.engine.grammar.gate import GrammarGate
+from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.grammar.vocabulary import Vocabulary
 from baton.engine.handover import Reservation
 from baton.engine.meter import StepMeter
@@ -38,6 +39,7 @@ class EngineStatistics:
     requests: SchedulerStatistics
     blocks: BlockPoolStatistics
     grammars: CompilerStatistics
+    masks: MaskStatistics
     num_steps: int
     num_prefill_tokens: int
     num_decode_tokens: int
@@ -235,6 +237,7 @@ class Engine:
             requests=self._scheduler.statistics(),
             blocks=self._blocks.statistics(),
             grammars=self._gate.statistics(),
+            masks=self._runner.mask_statistics(),
             num_steps=self._num_steps,
             num_prefill_tokens=self._num_prefill_tokens,
             num_decode_tokens=self._num_decode_tokens,

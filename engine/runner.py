@@ -15,6 +15,7 @@ from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
 from baton.engine.batch_state import BatchState, StepShape
 from baton.engine.config import EngineConfig
 from baton.engine.device import Platform, check_device, resolve_platform
+from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.grammar.step_masks import StepMasks
 from baton.engine.graphs import Bucket, StepGraphs, decode_buckets, mixed_buckets
 from baton.engine.kv_pool import KVPool
@@ -148,6 +149,10 @@ class Runner:
 
     def watch(self, on_failure: Callable[[BaseException], None]) -> None:
         """Nothing to watch: what fails here fails in a step."""
+
+    def mask_statistics(self) -> MaskStatistics:
+        """What grammars have cost since this was built."""
+        return self._masks.statistics()
 
     def close(self) -> None:
         """Waits for work under way on the device."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from baton.engine.grammar.backend import CompiledGrammar, has_token
+from baton.engine.grammar.schema.document import Schema
+from baton.engine.grammar.schema.embedded import change_embedded
 from baton.engine.grammar.schema.finite import has_finite_document
 from baton.engine.grammar.schema.plain import check_plain
 from baton.engine.grammar.schema.rewrite import drop_annotations, rewrite
@@ -96,19 +98,28 @@ def with_guidance(grammar: Grammar, source: Any, vocabulary: GuidanceVocabulary)
     """Compiles what llguidance reads. Raises GrammarError."""
     from baton.engine.grammar.guidance_backend import compile_guidance
 
-    def compiled(source: Any) -> CompiledGrammar:
-        whitespace = grammar.whitespace
-        return compile_guidance(grammar.kind, source, vocabulary, whitespace=whitespace)
+    def compiled(change: Callable[[Schema], Schema]) -> CompiledGrammar:
+        if grammar.kind is GrammarKind.JSON_SCHEMA:
+            changed = change(source)
+        elif grammar.kind is GrammarKind.LARK:
+            changed = change_embedded(source, change)
+        else:
+            changed = source
+        return compile_guidance(grammar.kind, changed, vocabulary, whitespace=grammar.whitespace)
 
-    if grammar.kind is not GrammarKind.JSON_SCHEMA:
-        return compiled(source)
-    if not has_finite_document(source):
-        raise GrammarError("no document can be finished: the schema's recursion has no base")
     try:
-        return compiled(drop_annotations(source))
+        return compiled(_checked)
     except GrammarError:
+        if grammar.kind not in (GrammarKind.JSON_SCHEMA, GrammarKind.LARK):
+            raise
         # Only what it refuses is rewritten: its own reading is exact, and keeps to the letter.
-        return compiled(rewrite(source))
+        return compiled(rewrite)
+
+
+def _checked(schema: Schema) -> Schema:
+    if not has_finite_document(schema):
+        raise GrammarError("no document can be finished: the schema's recursion has no base")
+    return drop_annotations(schema)
 
 
 def for_xgrammar(kind: GrammarKind, source: Any) -> tuple[str, str]:
@@ -116,8 +127,7 @@ def for_xgrammar(kind: GrammarKind, source: Any) -> tuple[str, str]:
     match kind:
         case GrammarKind.JSON_OBJECT | GrammarKind.JSON_SCHEMA:
             check_plain(source)
-            if not has_finite_document(source):
-                raise GrammarError("no document can be finished: its recursion has no base")
+            _checked(source)
             return "json_schema", json.dumps(source)
         case GrammarKind.STRUCTURAL_TAG:
             _check_tag_schemas(source)

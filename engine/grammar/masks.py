@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from baton.engine.grammar.backend import Bitmask, Filler
 from baton.engine.grammar.constraint import Constraint, Wanted
+from baton.engine.grammar.statistics import MaskStatistics
 
 
 class TokenMasks(NamedTuple):
@@ -24,19 +24,6 @@ class TokenMasks(NamedTuple):
 
     rows: Tensor
     bitmask: Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskStatistics:
-    """Since the engine was built: masks that a grammar filled, and the seconds that took on the
-    filling thread and its helpers, in wall time."""
-
-    num_filled: int
-    fill_s: float
-
-    @property
-    def fill_s_per_mask(self) -> float:
-        return self.fill_s / self.num_filled if self.num_filled else 0.0
 
 
 class PendingMasks:

@@ -8,7 +8,8 @@ import torch
 
 from baton.engine.batch import RunningStep, ScheduledRow
 from baton.engine.grammar.constraint import Constraint
-from baton.engine.grammar.masks import MaskFiller, MaskStatistics, PendingMasks, TokenMasks
+from baton.engine.grammar.masks import MaskFiller, PendingMasks, TokenMasks
+from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.request import Request
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
 from baton.engine.config import EngineConfig
 from baton.engine.device import resolve_platform
+from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.kv_pool import KVPool
 from baton.engine.model_info import read_model_spec
 from baton.engine.parallel.follower import PRESENT, READY
@@ -103,6 +104,10 @@ class ParallelRunner:
     def run(self, rows: Sequence[ScheduledRow]) -> RunResult:
         """One step, start to end."""
         return self.launch(rows).wait()
+
+    def mask_statistics(self) -> MaskStatistics:
+        """This rank's, which alone has grammars."""
+        return self._runner.mask_statistics()
 
     def close(self) -> None:
         """Ends the other ranks, then this one's part."""

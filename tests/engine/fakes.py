@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
 from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
+from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.handover import Reservation
 from baton.engine.request import Request
 from baton.kvtransfer.layout import KVLayout
@@ -165,6 +166,9 @@ class FakeRunner:
             for row in first.rows:
                 self._run_row(row, result)
             first.result = result
+
+    def mask_statistics(self) -> MaskStatistics:
+        return MaskStatistics()
 
     def close(self) -> None:
         self.closed = True

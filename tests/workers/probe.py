@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from baton.protos import worker_pb2 as pb
+from baton.protos.constraints import Grammar, Thought
 from baton.protos.convert import generate_to_proto
 from baton.protos.server import GRPC_OPTIONS
 from baton.protos.types import GenerateRequest, Member, SamplingParams
@@ -60,6 +61,8 @@ class Probe:
         output: Sequence[int] = (),
         deadline_s: float = 60.0,
         salt: bytes = b"",
+        grammar: Grammar | None = None,
+        thought: Thought | None = None,
     ) -> int:
         self._handle += 1
         request = GenerateRequest(
@@ -68,6 +71,8 @@ class Probe:
             output_token_ids=output,
             sampling=sampling,
             cache_salt=salt,
+            grammar=grammar,
+            thought=thought,
         )
         submit = pb.Submit(
             handle=self._handle,

@@ -10,8 +10,8 @@ from baton.protos.errors import GrammarError
 
 Schema = Any  # a dict, or true or false
 
-# Visits of subschemas, copies made by rewriting included; about a second of work.
-MAX_VISITS: Final = 20_000
+# Visits of subschemas, copies made by rewriting included; a fraction of a second of work.
+MAX_VISITS: Final = 10_000
 TYPES: Final = ("null", "boolean", "object", "array", "number", "string")
 # In these drafts, what stands beside a $ref does not count.
 _OLD_DRAFTS: Final = ("draft-03", "draft-04", "draft-06", "draft-07")

@@ -13,6 +13,7 @@ from tests.engine.grammar.schemas import documents, schemas
 
 from baton.engine.grammar.schema.disjoint import Disjointness
 from baton.engine.grammar.schema.document import SchemaDocument
+from baton.engine.grammar.schema.embedded import change_embedded
 from baton.engine.grammar.schema.finite import has_finite_document
 from baton.engine.grammar.schema.negate import Negation, other_words
 from baton.engine.grammar.schema.plain import check_plain
@@ -176,3 +177,12 @@ def test_what_xgrammar_does_not_enforce_is_named(schema: dict[str, Any], named: 
     with pytest.raises(GrammarError) as refused:
         check_plain(schema)
     assert named in refused.value.message
+
+
+def test_schemas_inside_lark_rules_are_changed_too() -> None:
+    one, two = '{"format": "colour", "x": "%json {"}', '{"type": "null"}'
+    lark = f'start: "<%json" %json {one} | %json{two} | %json {{broken'
+    changed = change_embedded(lark, drop_annotations)
+    assert (
+        changed == 'start: "<%json" %json {"x": "%json {"} | %json{"type": "null"} | %json {broken'
+    )

@@ -1,0 +1,218 @@
+"""What a grammar costs a token: filling and applying masks, beside xgrammar's own, and the ITL.
+
+    python benchmarks/grammar_mask.py [--device cpu] [--model models/baton-tiny] [--rows 1 16 64]
+
+Fill: the masks of a batch at places all over a document, by the engine's filler for each backend
+and by xgrammar's direct call, one row after the other. Apply: Baton's kernel and xgrammar's on the
+same logits. ITL: engine steps of a full batch with and without a schema, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from baton.engine.config import EngineConfig
+from baton.engine.engine import Engine
+from baton.engine.grammar.backend import CompiledGrammar
+from baton.engine.grammar.choose import compile_grammar
+from baton.engine.grammar.vocabulary import Vocabulary
+from baton.engine.model_info import read_model_spec
+from baton.kernels.token_mask import token_mask
+from baton.protos.constraints import Grammar, GrammarBackend, GrammarKind
+from baton.protos.types import GenerateRequest, SamplingParams
+from benchmarks.results_file import percentiles, write_results
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+RESULTS: Final = ROOT / "benchmarks" / "results" / "grammar_mask.json"
+PERSON: Final = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer"},
+        "email": {"type": "string"},
+        "address": {
+            "type": "object",
+            "properties": {"street": {"type": "string"}, "city": {"type": "string"}},
+            "required": ["street", "city"],
+        },
+        "tags": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["name", "age", "email", "address", "tags"],
+}
+DOCUMENT: Final = json.dumps(
+    {
+        "name": "Ada Lovelace",
+        "age": 36,
+        "email": "ada@example.org",
+        "address": {"street": "12 St James's Square", "city": "London"},
+        "tags": ["mathematics", "engines", "poetry"],
+    }
+)
+
+
+def grammar(backend: GrammarBackend) -> Grammar:
+    source = json.dumps(PERSON)
+    return Grammar(kind=GrammarKind.JSON_SCHEMA, source=source, backend=backend)
+
+
+def timed(call: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:
+    """Seconds of each call, after three to warm up."""
+    samples = []
+    for i in range(repeats + 3):
+        started_s = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if i >= 3:
+            samples.append(time.perf_counter() - started_s)
+    return samples
+
+
+def natives_along(compiled: CompiledGrammar, tokens: list[int], rows: int) -> list[Any]:
+    """Native matchers at `rows` places of the document."""
+    rng = random.Random(0)
+    natives = []
+    for _ in range(rows):
+        matcher = compiled.matcher()
+        for token in tokens[: rng.randrange(len(tokens))]:
+            assert matcher.accept(token)
+        natives.append(matcher.native)
+    return natives
+
+
+def _fill_one_by_one(natives: list[Any], bitmask: Any) -> None:
+    for index, matcher in enumerate(natives):
+        matcher.fill_next_token_bitmask(bitmask, index)
+
+
+def fill_rows(model: Path, batch_sizes: list[int], repeats: int) -> list[dict[str, Any]]:
+    spec = read_model_spec(str(model))
+    vocabulary = Vocabulary(str(model), spec.vocab_size, spec.eos_token_ids)
+    tokens = Tokenizer.from_file(str(model / "tokenizer.json")).encode(DOCUMENT).ids
+    cpu, results = torch.device("cpu"), []
+    for backend in (GrammarBackend.GUIDANCE, GrammarBackend.XGRAMMAR):
+        started_s = time.perf_counter()
+        compiled = compile_grammar(grammar(backend), vocabulary, limit_s=60.0)
+        compile_s = time.perf_counter() - started_s
+        for rows in batch_sizes:
+            natives = natives_along(compiled, tokens, rows)
+            bitmask = np.zeros((rows, -(-spec.vocab_size // 32)), dtype=np.int32)
+            every = range(rows)
+            ways = {f"baton {backend}": partial(compiled.filler.fill, natives, bitmask, every)}
+            if backend is GrammarBackend.XGRAMMAR:
+                ways["xgrammar direct"] = partial(_fill_one_by_one, natives, bitmask)
+            for name, way in ways.items():
+                samples = [s / rows for s in timed(way, repeats, cpu)]
+                row = {"what": "fill", "by": name, "rows": rows, "vocab": spec.vocab_size}
+                results.append(row | {"s_per_mask": percentiles(samples)})
+        results.append({"what": "first compile", "by": str(backend), "seconds": compile_s})
+    vocabulary.close()
+    return results
+
+
+def apply_rows(
+    vocab: int, batch_sizes: list[int], repeats: int, device: torch.device
+) -> list[dict[str, Any]]:
+    import xgrammar
+
+    results = []
+    for rows in batch_sizes:
+        logits = torch.randn(rows, vocab, device=device)
+        words = torch.randint(-(2**31), 2**31 - 1, (rows, -(-vocab // 32)), dtype=torch.int32)
+        bitmask, index = words.to(device), torch.arange(rows, device=device)
+        for name, call in (
+            ("baton", partial(token_mask, logits, bitmask, index)),
+            ("xgrammar", partial(xgrammar.apply_token_bitmask_inplace, logits, bitmask)),
+        ):
+            samples = [s / rows for s in timed(call, repeats, device)]
+            row = {"what": "apply", "by": name, "rows": rows, "vocab": vocab}
+            results.append(row | {"s_per_mask": percentiles(samples)})
+    return results
+
+
+def itl_rows(engine: Engine, rows: int, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Steps of a full batch, constrained and not in turns; greedy, ends ignored."""
+    found: dict[str, list[float]] = {"free": [], "constrained": []}
+    for turn in range(2 * rounds):
+        name = "constrained" if turn % 2 else "free"
+        wanted = grammar(GrammarBackend.AUTO) if turn % 2 else None
+        for i in range(rows):
+            engine.add(
+                GenerateRequest(
+                    request_id=f"{turn}-{i}",
+                    prompt_token_ids=[20 + (i + j) % 400 for j in range(16)],
+                    sampling=SamplingParams(
+                        temperature=1.0, seed=i, max_tokens=steps + 8, ignore_eos=True
+                    ),
+                    grammar=wanted,
+                )
+            )
+        while engine.has_work() or engine.num_compiling:
+            if not engine.has_work():
+                time.sleep(0.001)
+                continue
+            output = engine.step()
+            if output.num_decode_tokens == rows and not output.num_prefill_tokens:
+                found[name].append(output.duration_s)
+        print(name, len(found[name]), flush=True)
+    masks = engine.statistics().masks
+    middle = {name: percentiles(samples) for name, samples in found.items()}
+    overhead = middle["constrained"]["p50"] / middle["free"]["p50"] - 1
+    return [
+        {
+            "what": "ITL",
+            "rows": rows,
+            "free_s": middle["free"],
+            "constrained_s": middle["constrained"],
+            "overhead": round(overhead, 4),
+            "fill_s_per_mask": masks.fill_s_per_mask,
+        }
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "baton-tiny")
+    parser.add_argument("--random-weights", action="store_true")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--vocab", type=int, default=128256, help="Of the apply measurement.")
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    rows = fill_rows(arguments.model, arguments.rows, arguments.repeats)
+    rows += apply_rows(arguments.vocab, arguments.rows, arguments.repeats, device)
+    largest = max(arguments.rows)
+    engine = Engine(
+        EngineConfig(
+            model_dir=str(arguments.model),
+            device=arguments.device,
+            max_running=largest,
+            num_blocks=largest * (arguments.steps // 16 + 4),
+            random_weights=arguments.random_weights,
+        )
+    )
+    rows += itl_rows(engine, largest, arguments.rounds, arguments.steps)
+    engine.close()
+    for row in rows:
+        print(json.dumps(row))
+    settings = {key: str(value) for key, value in vars(arguments).items() if key != "output"}
+    write_results(arguments.output, rows, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from baton.protos.types import Role
 from baton.router.plan import Plan, RouteRequest, plan
 from baton.router.view import ClusterView, WorkerView
 from baton.simulator.config import SimConfig
@@ -31,16 +30,16 @@ from benchmarks.results_file import write_results
 
 # Shared prefixes, so that hits can be lost, and enough work that balance matters.
 MIX: Final = Mix(
-    duration_s=120.0,
+    duration_s=90.0,
     classes=(
         RequestClass(
-            rate=60.0,
-            prompt_tokens=1_500,
+            rate=30.0,
+            prompt_tokens=5_000,
             prompt_sigma=0.8,
             output_tokens=100,
             output_sigma=0.6,
-            prefix_tokens=2_048,
-            num_prefixes=60,
+            prefix_tokens=4_096,
+            num_prefixes=40,
         ),
     ),
 )
@@ -136,19 +135,21 @@ def with_sent(view: ClusterView, sent: deque[Sent]) -> ClusterView:
     )
 
 
-def imbalance(jobs: list[Job], role: Role, window_s: float = 10.0) -> float:
-    """Max over mean of the tokens that the workers of a role were given, mean over windows."""
+def imbalance(jobs: list[Job], *, prompts: bool, window_s: float = 10.0) -> float:
+    """Max over mean of the tokens that workers were given, mean over windows: prompt tokens to
+    compute by whoever computed them, or output tokens by decode worker.
+    """
     windows: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for job in jobs:
-        worker = job.prefill if role is Role.PREFILL else job.decode
+        worker = job.decode if job.local or not prompts else job.prefill
         if worker is None:
             continue
-        computed = job.request.num_prompt_tokens - job.num_cached
-        given = computed if role is Role.PREFILL else job.request.num_output_tokens
-        windows[int(job.request.arrival_s // window_s)][worker.member.worker_id] += given
-    size = PREFILL if role is Role.PREFILL else DECODE
+        given = job.request.num_prompt_tokens - job.num_cached
+        window = windows[int(job.request.arrival_s // window_s)]
+        window[worker.member.worker_id] += given if prompts else job.request.num_output_tokens
     # The last window is cut off by the trace's end.
     whole = [windows[key] for key in sorted(windows)[:-1]]
+    size = len({worker_id for window in whole for worker_id in window})
     return statistics.fmean(max(w.values()) / (sum(w.values()) / size) for w in whole)
 
 
@@ -161,8 +162,9 @@ def measure(trace: Trace, num_gateways: int, delay_s: float, seed: int) -> dict[
         "gateways": num_gateways,
         "delay_s": delay_s,
         "seed": seed,
-        "prefill_imbalance": round(imbalance(run.jobs, Role.PREFILL), 4),
-        "decode_imbalance": round(imbalance(run.jobs, Role.DECODE), 4),
+        "prompt_imbalance": round(imbalance(run.jobs, prompts=True), 4),
+        "decode_imbalance": round(imbalance(run.jobs, prompts=False), 4),
+        "local_share": round(outcome.local_share, 4),
         "cached_share": round(outcome.cached_share, 4),
         "ttft_mean": outcome.ttft_mean,
         "ttft_p99": outcome.ttft_p99,
@@ -180,7 +182,7 @@ def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             name: round(
                 statistics.fmean(r[name] for r in many) / statistics.fmean(r[name] for r in one), 4
             )
-            for name in ("prefill_imbalance", "decode_imbalance", "cached_share", "ttft_mean")
+            for name in ("prompt_imbalance", "decode_imbalance", "cached_share", "ttft_mean")
         }
         found.append({"gateways": key[0], "delay_s": key[1], "over_one_gateway": ratios})
     return found

@@ -11,7 +11,6 @@ from baton.decode_worker.config import DecodeWorkerConfig
 from baton.decode_worker.live import Live, Phase
 from baton.decode_worker.peers import PeerTable
 from baton.decode_worker.remote import RemoteCallbacks, RemotePrefills, attempt_request
-from baton.engine.engine import Engine
 from baton.engine.parallel.hosts import RankHost
 from baton.handover.host import MakeConnector, WorkerHost
 from baton.handover.sender import PromptSender
@@ -112,6 +111,7 @@ class DecodeWorker:
         timeout = DeadlineError(f"the request did not finish within its {limit_s:g} s")
         self._after(live, limit_s, lambda: self._fail(live, timeout))
         self._next_attempt(live)
+        self._host.reporter.soon()
 
     def abort(self, feed: GatewayFeed, handle: int) -> None:
         """The client is gone. Unknown handles have ended already."""
@@ -177,15 +177,10 @@ class DecodeWorker:
         else:
             live.phase = Phase.LOCAL
             live.prefilled_by = ""
-            self._in_engine(live, self._adding(live))
-
-    def _adding(self, live: Live) -> Callable[[Engine], None]:
-        request = attempt_request(live)
-        return lambda engine: engine.add(request)
-
-    def _in_engine(self, live: Live, command: Callable[[Engine], None]) -> None:
-        future = asyncio.wrap_future(self._host.loop.call(command))
-        future.add_done_callback(lambda done: self._on_engine_refusal(live, done))
+            request = attempt_request(live)
+            num_tokens = len(request.prompt_token_ids) + len(request.output_token_ids)
+            future = self._host.add_prompt(lambda engine: engine.add(request), num_tokens)
+            future.add_done_callback(lambda done: self._on_engine_refusal(live, done))
 
     def _on_engine_refusal(self, live: Live, done: asyncio.Future[None]) -> None:
         error = None if done.cancelled() else done.exception()
@@ -217,7 +212,10 @@ class DecodeWorker:
             raise AssertionError("a receive session is complete only with its first token")
         live.transfer_s = self._clock.now_s() - live.first_token_s
         attempt_id = live.attempt_id
-        self._in_engine(live, lambda engine: engine.receive(attempt_id, epoch, first))
+        future = asyncio.wrap_future(
+            self._host.loop.call(lambda engine: engine.receive(attempt_id, epoch, first))
+        )
+        future.add_done_callback(lambda done: self._on_engine_refusal(live, done))
 
     def _on_remote_failed(self, live: Live, reason: str) -> None:
         log.warning("%s: remote prefill failed: %s", live.request.request_id, reason)

@@ -145,6 +145,14 @@ class WorkerHost:
             vocab_size=model.vocab_size,
         )
 
+    def add_prompt(
+        self, command: Callable[[Engine], None], num_tokens: int
+    ) -> asyncio.Future[None]:
+        """Gives the engine a prompt of so many tokens; reports count it from now on."""
+        taken = self.loop.call(command)
+        self.reporter.given(num_tokens, taken)
+        return asyncio.wrap_future(taken)
+
     async def join(self, feed: GatewayFeed) -> None:
         """Adds a gateway: its stream begins with a snapshot of this worker's prefix cache."""
         await self.reporter.join(feed)

@@ -92,6 +92,7 @@ class PromptSender:
         )
         self._jobs.add(job)
         self.start_waiting()
+        self._host.reporter.soon()
 
     def reserved(self, message: pb.Reservation) -> None:
         """A decode worker says where to write, or that it no longer wants this prompt."""
@@ -160,7 +161,8 @@ class PromptSender:
 
     def _run(self, job: Job) -> None:
         request = job.request
-        future = asyncio.wrap_future(self._host.loop.call(lambda e: e.add(request, hold=True)))
+        num_tokens = len(request.prompt_token_ids) + len(request.output_token_ids)
+        future = self._host.add_prompt(lambda e: e.add(request, hold=True), num_tokens)
         future.add_done_callback(lambda done: self._on_engine_refusal(job, done))
 
     def _on_engine_refusal(self, job: Job, done: asyncio.Future[None]) -> None:

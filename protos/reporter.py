@@ -27,6 +27,9 @@ class Queue(Protocol):
     def add_queue(self, load: WorkerLoad) -> WorkerLoad: ...
 
 
+# Submissions that come together are one report.
+SOON_S = 0.002
+
 # Runs a command on the engine's thread, between steps.
 CallEngine = Callable[[Callable[[ReportingEngine], None]], "concurrent.futures.Future[None]"]
 
@@ -44,6 +47,27 @@ class Reporter:
         self._call = call
         self._queue = queue
         self._hub = hub
+        self._last = WorkerLoad()
+        self._soon: asyncio.TimerHandle | None = None
+        # Prompt tokens given to the engine that has not taken them yet, and those that it has
+        # taken but not reported.
+        self._unseen_tokens = 0
+        self._unreported_tokens = 0
+
+    def soon(self) -> None:
+        """Reports within milliseconds that requests have come. Other gateways must know before
+        they send theirs: they see of each other only what workers say.
+        """
+        if self._soon is None:
+            self._soon = self._events.call_later(SOON_S, self._report_soon)
+
+    def given(self, num_tokens: int, taken: concurrent.futures.Future[None]) -> None:
+        """So many prompt tokens were given to the engine, which has them when `taken` is done."""
+        self._unseen_tokens += num_tokens
+        taken.add_done_callback(
+            lambda _: self._events.call_soon_threadsafe(self._taken, num_tokens)
+        )
+        self.soon()
 
     def after_step(
         self,
@@ -97,7 +121,25 @@ class Reporter:
         self._broadcast(changes, load)
 
     def _broadcast(self, changes: KvEvents, load: WorkerLoad) -> None:
-        self._hub.broadcast(self._queue.add_queue(load), changes)
+        # Samples are told once.
+        self._last = dataclasses.replace(load, steps=(), transfers=())
+        self._unreported_tokens = 0
+        self._hub.broadcast(self._full(load), changes)
+
+    def _report_soon(self) -> None:
+        self._soon = None
+        self._hub.broadcast(self._full(self._last), KvEvents())
+
+    def _full(self, load: WorkerLoad) -> WorkerLoad:
+        load = self._queue.add_queue(load)
+        hidden = self._unseen_tokens + self._unreported_tokens
+        if not hidden:
+            return load
+        return dataclasses.replace(load, queued_prefill_tokens=load.queued_prefill_tokens + hidden)
+
+    def _taken(self, num_tokens: int) -> None:
+        self._unseen_tokens -= num_tokens
+        self._unreported_tokens += num_tokens
 
     def _admit(
         self, feed: GatewayFeed, changes: KvEvents, everything: KvEvents, load: WorkerLoad

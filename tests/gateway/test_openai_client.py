@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 from tests.gateway.fakes import FakeFleet
 from tests.gateway.serving import MESSAGES, says, serving
 
@@ -79,3 +80,66 @@ async def test_errors_become_the_clients_exceptions() -> None:
         stranger = client.with_options(api_key="other")
         with pytest.raises(openai.AuthenticationError):
             await stranger.models.list()
+
+
+class GetWeather(BaseModel):
+    """Weather of a city."""
+
+    city: str
+
+
+_CALLING = (
+    "<think>\nI need it.\n</think>\n\n"
+    '<tool_call>\n{"name": "GetWeather", "arguments": {"city": "Paris"}}\n</tool_call>'
+)
+
+
+async def test_tools() -> None:
+    tool = openai.pydantic_function_tool(GetWeather)
+    async with _client(FakeFleet(says(_CALLING))) as client:
+        answer = await client.chat.completions.parse(
+            model="baton-tiny",
+            messages=MESSAGES,  # type: ignore[arg-type]
+            tools=[tool],
+        )
+        choice = answer.choices[0]
+        assert choice.finish_reason == "tool_calls"
+        (call,) = choice.message.tool_calls or ()
+        assert call.function.parsed_arguments == GetWeather(city="Paris")
+        assert choice.message.model_extra is not None
+        assert choice.message.model_extra["reasoning_content"] == "I need it."
+        # What the client got may be sent back as it is.
+        back = choice.message.model_dump(exclude={"parsed"}, exclude_none=True)
+        back["tool_calls"][0]["function"].pop("parsed_arguments")
+        result = {"role": "tool", "tool_call_id": call.id, "content": "grey"}
+        await client.chat.completions.create(
+            model="baton-tiny",
+            messages=[*MESSAGES, back, result],  # type: ignore[list-item]
+        )
+
+
+async def test_streamed_tools() -> None:
+    tool = openai.pydantic_function_tool(GetWeather)
+    async with (
+        _client(FakeFleet(says(_CALLING))) as client,
+        client.chat.completions.stream(
+            model="baton-tiny",
+            messages=MESSAGES,  # type: ignore[arg-type]
+            tools=[tool],
+        ) as stream,
+    ):
+        kinds = [event.type async for event in stream]
+        assert "tool_calls.function.arguments.done" in kinds
+        message = (await stream.get_final_completion()).choices[0].message
+        (call,) = message.tool_calls or ()
+        assert call.function.parsed_arguments == GetWeather(city="Paris")
+
+
+async def test_response_format() -> None:
+    async with _client(FakeFleet(says('{"city": "Paris"}'))) as client:
+        answer = await client.beta.chat.completions.parse(
+            model="baton-tiny",
+            messages=MESSAGES,  # type: ignore[arg-type]
+            response_format=GetWeather,
+        )
+        assert answer.choices[0].message.parsed == GetWeather(city="Paris")

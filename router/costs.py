@@ -218,7 +218,7 @@ class CostModel:
         """Until enough of what runs there has ended to make room."""
         needed = self._request.num_prompt_tokens // self._request.block_size + 1.0 - self._hits[0]
         missing = (1.0 + pool[Column.IN_FLIGHT_REQUESTS]) * needed - pool[Column.FREE_BLOCKS]
-        if missing.max(initial=0.0) <= 0.0:
+        if not len(pool) or missing[missing.argmax()] <= 0.0:
             return np.zeros(len(pool))
         # What runs is on average half done, and gives all its blocks back when it is.
         freed_per_s = pool[Column.USED_BLOCKS] / (self._num_output * pool[Column.STEP_S])

@@ -11,9 +11,9 @@ import numpy as np
 from baton.router.config import RouterConfig
 from baton.router.costs import CostModel, DecodeSide, LocalSide, PrefillSide
 from baton.router.decision import Candidate, Plan, RouteRequest
-from baton.router.pools import Pools, prefix_hits, tie_noise
+from baton.router.pools import Mask, Pools, prefix_hits, tie_noise
 from baton.router.prefix_index import Prefixes
-from baton.router.view import ClusterView, Floats
+from baton.router.view import ClusterView, Columns, Floats
 
 # Pairs of the best so many decode and prefill workers are priced with the transfer between them.
 _NUM_PAIRED: Final = 4
@@ -110,27 +110,30 @@ class _Priced:
         """The cheapest local options, one a decode worker."""
         decode = self._pools.decode
         prices = self._model.local(self.side)
-        masked = np.where(self._pools.usable, prices.cost_s, np.inf)
+        masked = _masked(prices.cost_s, self._pools.usable, decode)
         rows = _lowest(masked + self._noise[: len(decode)], _NUM_REMEMBERED)
-        return [self._local_option(row, prices) for row in rows if masked[row] < np.inf]
+        return [self._local_option(row, prices) for row in rows]
 
     def remote(self, *, short_tails: bool = False) -> list[_Option]:
         """The best prefill workers for each of the cheapest decode workers, none if none is."""
         pools, side = self._pools, self.side
-        if not pools.usable_prefill.any():
+        if pools.why_none:
             return []
-        allowed = pools.usable if short_tails else pools.usable & ~side.short_tail
+        allowed = pools.usable
         # Where a decode worker has next to nothing to compute there is nobody to protect from it.
-        idle = not (pools.usable & side.short_tail).any()
+        idle = not (side.short_tail.any() and (pools.usable & side.short_tail).any())
+        if not idle and not short_tails:
+            allowed = pools.usable & ~side.short_tail
         prefill = self._model.prefill_side(prefer_idle=idle)
         num_decode = len(pools.decode)
-        own_s = np.where(pools.usable_prefill, prefill.own_s, np.inf) + self._noise[num_decode:]
+        own_s = _masked(prefill.own_s, pools.usable_prefill, pools.prefill)
+        own_s = own_s + self._noise[num_decode:]
         # What is left to choose a decode worker by, before each pair's transfer.
         moved_s = self._config.itl_weight * side.num_new * self._model.typical_move_s_per_token()
         decode_s = side.decode_s + side.room_s + side.extra_s + moved_s
-        decode_s = np.where(allowed, decode_s, np.inf) + self._noise[:num_decode]
-        prefill_rows = [row for row in _lowest(own_s, _NUM_PAIRED) if own_s[row] < np.inf]
-        decode_rows = [row for row in _lowest(decode_s, _NUM_PAIRED) if decode_s[row] < np.inf]
+        decode_s = _masked(decode_s, allowed, pools.decode) + self._noise[:num_decode]
+        prefill_rows = _lowest(own_s, _NUM_PAIRED)
+        decode_rows = _lowest(decode_s, _NUM_PAIRED)
         return self._paired(decode_rows, prefill_rows, prefill) if decode_rows else []
 
     def plan(self, best: _Option, options: list[_Option], reason: str) -> Plan:
@@ -195,9 +198,15 @@ class _Priced:
         return options
 
 
+def _masked(values: Floats, mask: Mask, pool: Columns) -> Floats:
+    """Infinite where the mask is not set."""
+    return values if mask is pool.everybody else np.where(mask, values, np.inf)
+
+
 def _lowest(values: Floats, count: int) -> list[int]:
-    """Rows of the `count` lowest values, lowest first."""
+    """Rows of the `count` lowest values that are not infinite, lowest first."""
     if len(values) > count:
-        rows = np.argpartition(values, count)[:count]
-        return [int(row) for row in rows[np.argsort(values[rows])]]
-    return [int(row) for row in np.argsort(values)]
+        found = [(values[row], row) for row in values.argpartition(count)[:count].tolist()]
+    else:
+        found = [(value, row) for row, value in enumerate(values.tolist())]
+    return [row for value, row in sorted(found) if value < np.inf]

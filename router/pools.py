@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Final
 
@@ -18,6 +19,7 @@ Mask = npt.NDArray[np.bool_]
 
 # Far below any price, far above what a float loses.
 _NOISE_S: Final = 1e-9
+_NOISE_TABLE: Final = 1 << 14
 
 
 class Pools:
@@ -38,37 +40,57 @@ class Pools:
             view.handshake_s,
             (self.decode, self.prefill),
         )
-        self.usable = usable_mask(self.decode, request)
-        if not self.usable.any():
-            raise nobody(self.decode, request)
-        fresh = self.usable & (self.decode[Column.AGE_S] <= config.stale_after_s)
-        self.stale = not fresh.any()
-        if self.stale:
-            sent = np.where(self.usable, self.decode[Column.IN_FLIGHT_REQUESTS], np.inf)
-            self.usable = sent == sent.min()
-        else:
-            self.usable = fresh
-        self.usable_prefill, self.why_none = self._prefill_mask(request, config)
+        self.usable, self.stale = _decode_mask(self.decode, request, config)
+        self.usable_prefill, self.why_none = _prefill_mask(self.prefill, request, config)
 
     def reason(self, reason: str) -> str:
         return "stale_view" if self.stale else reason
 
     def named_blind(self, reason: str) -> str:
         """The reason, and that this gateway does not know what some worker holds, if so."""
-        blind = (self.decode[Column.KV_BLIND] * self.usable).any() or (
-            self.prefill[Column.KV_BLIND] * self.usable_prefill
-        ).any()
+        pools = ((self.decode, self.usable), (self.prefill, self.usable_prefill))
+        blind = any(
+            pool.num_blind and bool((pool[Column.KV_BLIND] * mask).any()) for pool, mask in pools
+        )
         return f"{reason},kv_blind" if blind else reason
 
-    def _prefill_mask(self, request: RouteRequest, config: RouterConfig) -> tuple[Mask, str]:
-        if request.prompt_logprobs:
-            # They are computed with the prompt, and only the decode worker reports them.
-            return np.zeros(len(self.prefill), dtype=bool), "prompt_logprobs"
-        usable = usable_mask(self.prefill, request)
-        fresh = usable & (self.prefill[Column.AGE_S] <= config.stale_after_s)
-        if fresh.any():
-            return fresh, ""
-        return fresh, "stale_prefill_view" if usable.any() else "no_prefill_worker"
+
+def _all_good(pool: Columns, request: RouteRequest, config: RouterConfig) -> bool:
+    """No worker is to be left out; what is usual is quickly told."""
+    return (
+        bool(pool.workers)
+        and not pool.num_unusable
+        and not request.exclude
+        and pool.oldest_s <= config.stale_after_s
+    )
+
+
+def _decode_mask(pool: Columns, request: RouteRequest, config: RouterConfig) -> tuple[Mask, bool]:
+    """Who may be planned for, and whether no report can be believed."""
+    if _all_good(pool, request, config):
+        return pool.everybody, False
+    usable = usable_mask(pool, request)
+    if not usable.any():
+        raise nobody(pool, request)
+    fresh = usable & (pool[Column.AGE_S] <= config.stale_after_s)
+    if fresh.any():
+        return fresh, False
+    sent = np.where(usable, pool[Column.IN_FLIGHT_REQUESTS], np.inf)
+    return sent == sent.min(), True
+
+
+def _prefill_mask(pool: Columns, request: RouteRequest, config: RouterConfig) -> tuple[Mask, str]:
+    """Who may be planned for, or nobody and why."""
+    if request.prompt_logprobs:
+        # They are computed with the prompt, and only the decode worker reports them.
+        return np.zeros(len(pool), dtype=bool), "prompt_logprobs"
+    if _all_good(pool, request, config):
+        return pool.everybody, ""
+    usable = usable_mask(pool, request)
+    fresh = usable & (pool[Column.AGE_S] <= config.stale_after_s)
+    if fresh.any():
+        return fresh, ""
+    return fresh, "stale_prefill_view" if usable.any() else "no_prefill_worker"
 
 
 def usable_mask(pool: Columns, request: RouteRequest) -> Mask:
@@ -101,17 +123,15 @@ def prefix_hits(
 
 
 def tie_noise(rng: random.Random, count: int) -> Floats:
-    """Different tiny seconds for every worker, so that the least of equals is a random one.
+    """Different tiny seconds for every worker, so that the least of equals is a random one."""
+    table = _noise_table(max(2 * count, _NOISE_TABLE))
+    start = rng.randrange(len(table) - count + 1)
+    return table[start : start + count]
 
-    A hash of the position and one draw (splitmix64, Steele et al. 2014).
-    """
-    with np.errstate(over="ignore"):
-        mixed = np.arange(count, dtype=np.uint64) + np.uint64(rng.getrandbits(64))
-        mixed *= np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(30)
-        mixed *= np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(27)
-        mixed *= np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    noise: Floats = mixed.astype(np.float64) * (_NOISE_S / 2.0**64)
-    return noise
+
+@functools.lru_cache(maxsize=4)
+def _noise_table(size: int) -> Floats:
+    """The same for ever. Draws take a part of it: drawing anew costs more than all else here."""
+    table: Floats = np.random.default_rng(0).random(size) * _NOISE_S
+    table.setflags(write=False)
+    return table

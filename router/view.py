@@ -111,6 +111,11 @@ class Columns:
             self.table[:, row] = _figures(worker)
         self._places = [(worker.host, worker.rack) for worker in self.workers]
         self.grouped = any(worker.group for worker in self.workers)
+        self.everybody = np.ones(len(self.workers), dtype=bool)
+        # Counts and a bound, so that plans need not look where there is nothing to find.
+        self.num_unusable = int((self.table[Column.USABLE] == 0).sum())
+        self.num_blind = int((self.table[Column.KV_BLIND] != 0).sum())
+        self.oldest_s = float(self.table[Column.AGE_S].max(initial=0.0))
         # A prefix index's to set: which bit stands for which row, as of a version of that index.
         self.row_of_bit: dict[int, int] = {}
         self.bit_of_row = np.zeros(0, dtype=np.intp)
@@ -121,7 +126,11 @@ class Columns:
         row = self.rows[worker.member.worker_id]
         self.workers[row] = worker
         self._places[row] = (worker.host, worker.rack)
-        self.table[:, row] = _figures(worker)
+        figures, before = _figures(worker), self.table[:, row]
+        self.num_unusable += int(before[Column.USABLE]) - int(figures[Column.USABLE])
+        self.num_blind += int(figures[Column.KV_BLIND]) - int(before[Column.KV_BLIND])
+        self.oldest_s = max(self.oldest_s, figures[Column.AGE_S])
+        self.table[:, row] = figures
 
     def near(self, row: int, pool: Columns, other: int) -> Near:
         """How far this pool's worker is from another's; without an address or a rack, far."""

@@ -6,7 +6,7 @@ Arrays are float64 [num_workers] of a pool, in the order of its `Columns`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,31 @@ def miss_probability(ratio: Floats) -> Floats:
     return found
 
 
+def _miss(ratio: float) -> float:
+    eighth = ratio**8
+    return eighth / (1.0 + eighth)
+
+
+class DecodeAt(NamedTuple):
+    """One decode worker's share of a remote plan."""
+
+    worker_id: str
+    num_new: float
+    decode_s: float
+    room_s: float
+    extra_s: float
+
+
+class PrefillAt(NamedTuple):
+    """One prefill worker's share of a remote plan."""
+
+    worker_id: str
+    wait_s: float
+    compute_s: float
+    preference_s: float
+    queue_s: float
+
+
 @dataclass(slots=True)
 class DecodeSide:
     """What a plan costs at each decode worker, the same for local and every prefill worker."""
@@ -47,6 +72,16 @@ class DecodeSide:
     extra_s: Floats
     # Nearly all of the prompt is there: bool [num_workers].
     short_tail: npt.NDArray[np.bool_]
+    pool: Columns
+
+    def at(self, row: int) -> DecodeAt:
+        return DecodeAt(
+            self.pool.workers[row].member.worker_id,
+            float(self.num_new[row]),
+            float(self.decode_s[row]),
+            float(self.room_s[row]),
+            float(self.extra_s[row]),
+        )
 
 
 @dataclass(slots=True)
@@ -71,6 +106,16 @@ class PrefillSide:
     queue_s: Floats
     # All that does not depend on the decode worker: orders them.
     own_s: Floats
+    pool: Columns
+
+    def at(self, row: int) -> PrefillAt:
+        return PrefillAt(
+            self.pool.workers[row].member.worker_id,
+            float(self.wait_s[row]),
+            float(self.compute_s[row]),
+            float(self.preference_s[row]),
+            float(self.queue_s[row]),
+        )
 
 
 class CostModel:
@@ -106,6 +151,7 @@ class CostModel:
             self._room_s(pool),
             self._extra_s(pool),
             (num_cached > 0) & (uncached < config.min_remote_tokens),
+            pool,
         )
 
     def local(self, side: DecodeSide) -> LocalSide:
@@ -138,7 +184,7 @@ class CostModel:
         queue_s = self._queue_s(pool[Column.PENDING_REQUESTS], wait_s, compute_s)
         ttft_s = wait_s + compute_s
         own_s = ttft_s + self.late_s(ttft_s) + queue_s - preference_s
-        return PrefillSide(num_cached, wait_s, compute_s, preference_s, queue_s, own_s)
+        return PrefillSide(num_cached, wait_s, compute_s, preference_s, queue_s, own_s, pool)
 
     def late_s(self, ttft_s: Floats) -> Floats:
         """What is added to a time to first token for its objective.
@@ -163,31 +209,27 @@ class CostModel:
         lost: Floats = slo_s * (num_queued + 1.0) * missed
         return lost
 
-    def move_s(
-        self, rows: list[int], others: list[int], num_new: Floats, compute_s: Floats
-    ) -> Floats:
-        """Price of KV that is still on its way when the prefill worker is done: a longer gap after
-        the first token. float64 [decode workers, prefill workers].
+    def late_at_s(self, ttft_s: float) -> float:
+        """As `late_s`, for one."""
+        slo_s = self._config.ttft_slo_s
+        later_s = max(ttft_s - slo_s, 0.0)
+        return slo_s * _miss(ttft_s / slo_s) - (1.0 - _LATER_WEIGHT) * later_s
 
-        num_new: of the decode workers `rows`. compute_s: of the prefill workers `others`; it hides
-        all but the last chunk.
-        """
-        decode, prefill, config = self.decode_pool, self.prefill_pool, self._config
-        between = self.view.transfers.between
-        named = [(prefill.workers[other].member.worker_id, other) for other in others]
-        pairs = [
-            [between(name, worker_id, decode.near(row, prefill, other)) for name, other in named]
-            for row, worker_id in ((r, decode.workers[r].member.worker_id) for r in rows)
-        ]
-        fixed_s = np.array([[pair.fixed_s for pair in line] for line in pairs])
-        token_s = np.array([[pair.per_byte_s for pair in line] for line in pairs])
-        token_s *= self.view.kv_bytes_per_token
-        last_chunk = np.minimum(num_new[:, None], prefill[Column.CHUNK_TOKENS][others])
-        late_s = fixed_s + np.maximum(token_s * last_chunk, token_s * num_new[:, None] - compute_s)
-        itl_s = decode[Column.ITL_S][rows][:, None]
-        missed = self._miss_itl(itl_s + late_s / self._num_output) - self._miss_itl(itl_s)
-        price: Floats = config.itl_weight * late_s + config.ttft_slo_s * missed
-        return price
+    def move_s(self, row: int, other: int, decode: DecodeAt, prefill: PrefillAt) -> float:
+        """Price of KV that is still on its way when the prefill worker is done: a longer gap after
+        the first token. row, other: of the decode and of the prefill worker."""
+        config = self._config
+        nearness = self.decode_pool.near(row, self.prefill_pool, other)
+        times = self.view.transfers.between(prefill.worker_id, decode.worker_id, nearness)
+        token_s = times.per_byte_s * self.view.kv_bytes_per_token
+        last_chunk = min(decode.num_new, float(self.prefill_pool[Column.CHUNK_TOKENS][other]))
+        # Computing hides all but the last chunk.
+        exposed_s = max(token_s * last_chunk, token_s * decode.num_new - prefill.compute_s)
+        late_s = times.fixed_s + exposed_s
+        itl_s = float(self.decode_pool[Column.ITL_S][row])
+        then = _miss((itl_s + late_s / self._num_output) / config.itl_slo_s)
+        missed = then - _miss(itl_s / config.itl_slo_s)
+        return config.itl_weight * late_s + config.ttft_slo_s * missed
 
     def typical_move_s_per_token(self) -> float:
         """Of KV, between workers that are not near to each other."""

@@ -9,16 +9,23 @@ from typing import Final
 import numpy as np
 
 from baton.router.config import RouterConfig
-from baton.router.costs import CostModel, DecodeSide, LocalSide, PrefillSide
+from baton.router.costs import (
+    CostModel,
+    DecodeAt,
+    DecodeSide,
+    LocalSide,
+    PrefillAt,
+    PrefillSide,
+)
 from baton.router.decision import Candidate, Plan, RouteRequest
 from baton.router.pools import Mask, Pools, prefix_hits, tie_noise
 from baton.router.prefix_index import Prefixes
 from baton.router.view import ClusterView, Columns, Floats
 
 # Pairs of the best so many decode and prefill workers are priced with the transfer between them.
-_NUM_PAIRED: Final = 4
+_NUM_PAIRED: Final = 3
 # Options that a plan remembers of each kind.
-_NUM_REMEMBERED: Final = 4
+_NUM_REMEMBERED: Final = 3
 
 
 def cost(
@@ -166,36 +173,42 @@ class _Priced:
         return _Option(candidate, row)
 
     def _paired(self, rows: list[int], others: list[int], prefill: PrefillSide) -> list[_Option]:
-        """Each decode worker's cheapest pair, and its other prefill workers in order of price."""
-        side = self.side
-        # Float arrays [decode workers, prefill workers]. Blocks are reserved when a prompt starts.
-        wait_s = np.maximum(prefill.wait_s[others], side.room_s[rows][:, None])
-        ttft_s = wait_s + (prefill.compute_s[others] + self._pools.view.handshake_s)
-        slo_s = self._model.late_s(ttft_s)
-        move_s = self._model.move_s(rows, others, side.num_new[rows], prefill.compute_s[others])
-        extra_s = side.extra_s[rows][:, None] - prefill.preference_s[others]
-        queue_s = prefill.queue_s[others] + np.zeros((len(rows), 1))
-        cost_s = ttft_s + slo_s + queue_s + side.decode_s[rows][:, None] + move_s + extra_s
-        orders = np.argsort(cost_s + self._noise[len(self._pools.decode) :][others], axis=1)
-        parts = (ttft_s, slo_s, queue_s, move_s, extra_s, cost_s)
+        """Each decode worker's cheapest pair, and its other prefill workers in order of price.
+
+        A few pairs: plain numbers are quicker here than arrays.
+        """
+        noise = self._noise[len(self._pools.decode) :]
+        sides = [prefill.at(other) for other in others]
         options = []
-        for place, (row, order) in enumerate(zip(rows, orders.tolist(), strict=True)):
-            ttft, slo, queue, move, extra, cost = (float(part[place, order[0]]) for part in parts)
-            candidate = Candidate(
-                self._pools.decode.workers[row].member.worker_id,
-                self._pools.prefill.workers[others[order[0]]].member.worker_id,
-                ttft,
-                slo,
-                queue,
-                0.0,
-                float(side.decode_s[row]),
-                0.0,
-                move,
-                extra,
-                cost,
-            )
-            options.append(_Option(candidate, row, tuple(others[k] for k in order)))
+        for row in rows:
+            decode = self.side.at(row)
+            pairs = []
+            for other, side in zip(others, sides, strict=True):
+                priced = self._pair(decode, side, self._model.move_s(row, other, decode, side))
+                pairs.append((priced.cost_s + noise[other], other, priced))
+            pairs.sort()
+            options.append(_Option(pairs[0][2], row, tuple(other for _, other, _ in pairs)))
         return options
+
+    def _pair(self, decode: DecodeAt, prefill: PrefillAt, move_s: float) -> Candidate:
+        # Blocks are reserved when a prompt is about to start.
+        wait_s = max(prefill.wait_s, decode.room_s)
+        ttft_s = wait_s + prefill.compute_s + self._pools.view.handshake_s
+        slo_s = self._model.late_at_s(ttft_s)
+        extra_s = decode.extra_s - prefill.preference_s
+        return Candidate(
+            decode.worker_id,
+            prefill.worker_id,
+            ttft_s,
+            slo_s,
+            prefill.queue_s,
+            0.0,
+            decode.decode_s,
+            0.0,
+            move_s,
+            extra_s,
+            ttft_s + slo_s + prefill.queue_s + decode.decode_s + move_s + extra_s,
+        )
 
 
 def _masked(values: Floats, mask: Mask, pool: Columns) -> Floats:

@@ -129,7 +129,10 @@ class PrefixIndex:
 
     def blocks(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Floats]:
         """As `hits`, aligned with pools: float64 [num_workers] for each."""
-        ended = self._ended(hashes)
+        ended = [
+            (each, _spread(each.workers) if each.workers.bit_count() > _FEW else None)
+            for each in self._ended(hashes)
+        ]
         return [self._aligned(ended, pool) for pool in pools]
 
     def statistics(self) -> PrefixIndexStatistics:
@@ -179,13 +182,16 @@ class PrefixIndex:
             spans.append((middle, held, high, there & held))
         return ended
 
-    def _aligned(self, ended: list[_Ended], pool: Columns) -> Floats:
+    def _aligned(
+        self, ended: list[tuple[_Ended, npt.NDArray[np.bool_] | None]], pool: Columns
+    ) -> Floats:
         found = np.zeros(len(pool))
         if ended:
             self._place(pool)
-        for workers, num_blocks in ended:
-            if workers.bit_count() > _FEW:
-                found[_spread(workers, pool.bit_of_row)[pool.bit_of_row]] = num_blocks
+        for (workers, num_blocks), spread in ended:
+            if spread is not None:
+                # The last place is no worker's: those beyond, or not known here, take it.
+                found[spread[np.minimum(pool.bit_of_row, len(spread) - 1)]] = num_blocks
                 continue
             while workers:
                 row = pool.row_of_bit.get((workers & -workers).bit_length() - 1)
@@ -279,9 +285,8 @@ class PrefixIndex:
         return new
 
 
-def _spread(workers: int, asked: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """A bool for every bit of `workers` and of those asked for, and False at the end."""
-    num_bits = max(workers.bit_length(), int(asked.max(initial=0)) + 1)
-    raw = workers.to_bytes(num_bits // 8 + 1, "little")
+def _spread(workers: int) -> npt.NDArray[np.bool_]:
+    """A bool for every bit, and False at the end."""
+    raw = workers.to_bytes(workers.bit_length() // 8 + 1, "little")
     bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little")
     return bits.astype(np.bool_)

@@ -78,7 +78,7 @@ def gemv_kernel(
     tl.store(p_out + o_n, b_out.to(p_out.dtype.element_ty), mask=m_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def small_matmul_kernel(
     p_x, p_residual, p_norm, p_w, p_bias, p_out, p_total, m, n, k, eps,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,

@@ -83,22 +83,23 @@ def _find_row(p_query_start, num_rows, i_tile, BQ: tl.constexpr):
     return low - 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def extend_kernel(
     p_q, p_kv, p_out, p_query_start, p_context_lens, p_tables, p_kv_scale, num_rows,
     stride_qt, stride_qh, stride_ot, stride_oh,
     stride_kvb, stride_kvs, stride_kvh, stride_kvn, stride_table, scale, soft_cap, window,
-    GROUP: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    GROUP: tl.constexpr, KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, FP8: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile of a row's tokens and a key-value head; grid [kv_heads, tiles].
+    """One program a tile of a row's tokens and a key-value head; grid [tiles * kv_heads].
 
     The last tiles, which see the most keys, go first: a long one at the end would run alone.
     """
     BQ: tl.constexpr = BM // GROUP
-    i_head = tl.program_id(0).to(tl.int64)
-    i_tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    i_head = (tl.program_id(0) % KV_HEADS).to(tl.int64)
+    i_tile = tl.num_programs(0) // KV_HEADS - 1 - tl.program_id(0) // KV_HEADS
     i_row = _find_row(p_query_start, num_rows, i_tile, BQ)
     start = tl.load(p_query_start + i_row)
     query_len = tl.load(p_query_start + i_row + 1) - start
@@ -118,7 +119,7 @@ def extend_kernel(
         if FP8:
             b_q = b_q.to(tl.float16)
             scale = scale * tl.load(p_kv_scale + i_head)
-            v_scale = tl.load(p_kv_scale + tl.num_programs(0) + i_head)
+            v_scale = tl.load(p_kv_scale + KV_HEADS + i_head)
         first_position = context_len - query_len + first_query
         b_position = context_len - query_len + o_q  # [BM]
         last = tl.minimum(context_len, first_position + BQ)
@@ -149,7 +150,7 @@ def extend_kernel(
         tl.store(p_out_tile, b_out.to(p_out.dtype.element_ty), mask=m_md)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def plan_kernel(
     p_query_start, p_context_lens, p_row_item, p_item_row, num_rows, window,
     target_items, min_split, HAS_WINDOW: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
@@ -215,23 +216,24 @@ def _combine(
     tl.store(p_o + o_d, b_out.to(p_o.dtype.element_ty), mask=m_d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def decode_kernel(
     p_q, p_kv, p_out, p_parts, p_lse, p_counts, p_query_start, p_context_lens, p_tables,
     p_kv_scale, p_row_item, p_item_row, num_rows,
     stride_qt, stride_qh, stride_ot, stride_oh, stride_ps, stride_ph, stride_ls,
     stride_kvb, stride_kvs, stride_kvh, stride_kvn, stride_table, scale, soft_cap, window,
-    GROUP: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    GROUP: tl.constexpr, KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, FP8: tl.constexpr, PRECISION: tl.constexpr,
     BG: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """One program an item of the plan and a key-value head; grid [kv_heads, room for items].
+    """One program an item of the plan and a key-value head; grid [items * kv_heads].
 
     The only item of a row writes the output. Of several each leaves its mix and log-sum-exp, and
     whichever is done last (p_counts, zero before and after) weighs them all: no second launch.
     """
-    i_head = tl.program_id(0).to(tl.int64)
-    i_item = tl.program_id(1)
+    i_head = (tl.program_id(0) % KV_HEADS).to(tl.int64)
+    i_item = tl.program_id(0) // KV_HEADS
     if i_item < tl.load(p_row_item + num_rows):
         i_row = tl.load(p_item_row + i_item).to(tl.int64)
         first_item = tl.load(p_row_item + i_row)
@@ -249,7 +251,7 @@ def decode_kernel(
         if FP8:
             b_q = b_q.to(tl.float16)
             scale = scale * tl.load(p_kv_scale + i_head)
-            v_scale = tl.load(p_kv_scale + tl.num_programs(0) + i_head)
+            v_scale = tl.load(p_kv_scale + KV_HEADS + i_head)
         b_position = tl.zeros([BG], dtype=tl.int32) + context_len - 1  # [BG]
         begin = 0
         if HAS_WINDOW:
@@ -291,7 +293,7 @@ def decode_kernel(
             tl.store(p_lse_tile, b_lse, mask=m_g)
             # all threads' stores come before the count, which others read before they load them
             tl.debug_barrier()
-            p_count = p_counts + i_row * tl.num_programs(0) + i_head
+            p_count = p_counts + i_row * KV_HEADS + i_head
             if tl.atomic_add(p_count, 1, sem="acq_rel", scope="gpu") == num_splits - 1:
                 tl.store(p_count, 0)
                 for g in range(GROUP):

@@ -75,6 +75,7 @@ class _Problem:
         head_dim = self.q.shape[2]
         return {
             "GROUP": self.q.shape[1] // self.kv.shape[2],
+            "KV_HEADS": self.kv.shape[2],
             "BLOCK_SIZE": self.kv.shape[3],
             "HEAD_DIM": head_dim,
             "HAS_WINDOW": self.sliding_window is not None,
@@ -86,6 +87,8 @@ class _Problem:
         }
 
 
+# Few sizes, few variants to compile.
+_PLAN_ROWS: Final = (32, 128, 512, 2048, 8192)
 _DEFAULT: Final = AttentionConfigs()
 
 
@@ -151,6 +154,8 @@ def make_plan(
     """Starts the plan's kernel; kv is any layer's view."""
     config = config or attention_configs(kv, kv.shape[4]).decode
     num_rows, num_kv_heads, device = context_lens.shape[0], kv.shape[2], kv.device
+    if num_rows > _PLAN_ROWS[-1]:
+        return _whole_rows(query_start, num_kv_heads)
     target_items = -(-config.target_programs // num_kv_heads)
     plan = DevicePlan(
         row_item=torch.empty(num_rows + 1, dtype=torch.int32, device=device),
@@ -163,10 +168,25 @@ def make_plan(
         *(target_items, config.min_split_tokens),
         HAS_WINDOW=sliding_window is not None,
         BN=config.block_n,
-        BR=max(next_power_of_2(num_rows), 32),
+        BR=next(size for size in _PLAN_ROWS if size >= num_rows),
         num_warps=4,
     )
     return plan
+
+
+def _whole_rows(query_start: Tensor, num_kv_heads: int) -> DevicePlan:
+    """One item a decode row: for more rows than one program can plan, which fill any device."""
+    decodes = query_start.diff() == 1
+    num_rows, device = decodes.shape[0], decodes.device
+    row_item = torch.zeros(num_rows + 1, dtype=torch.int32, device=device)
+    row_item[1:] = decodes.cumsum(0)
+    rows = torch.arange(num_rows, dtype=torch.int32, device=device)
+    # what is no decode goes past the end
+    places = torch.where(decodes, row_item[:-1], num_rows).long()
+    item_row = torch.zeros(num_rows + 1, dtype=torch.int32, device=device)
+    item_row.scatter_(0, places, rows)
+    counts = torch.zeros((num_rows, num_kv_heads), dtype=torch.int32, device=device)
+    return DevicePlan(row_item=row_item, item_row=item_row, counts=counts)
 
 
 def _extend(problem: _Problem, out: Tensor, config: ExtendConfig) -> None:
@@ -176,7 +196,7 @@ def _extend(problem: _Problem, out: Tensor, config: ExtendConfig) -> None:
     block_m = max(config.block_m, next_power_of_2(group))
     # an upper bound on the tiles of any split of the tokens into rows: no need to know the rows
     num_tiles = num_tokens // (block_m // group) + num_rows
-    extend_kernel[(num_kv_heads, num_tiles)](
+    extend_kernel[(num_kv_heads * num_tiles,)](
         *(problem.q, problem.kv, out, *problem.rows(), num_rows),
         *(problem.q.stride(0), problem.q.stride(1), out.stride(0), out.stride(1)),
         *problem.strides_and_scoring(),
@@ -195,7 +215,7 @@ def _decode(problem: _Problem, plan: DevicePlan, out: Tensor, config: DecodeConf
     shape = (max_items, num_q_heads)
     parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=out.device)
     lse = torch.empty(shape, dtype=torch.float32, device=out.device)
-    decode_kernel[(num_kv_heads, max_items)](
+    decode_kernel[(num_kv_heads * max_items,)](
         *(problem.q, problem.kv, out, parts, lse, plan.counts, *problem.rows()),
         *(plan.row_item, plan.item_row, num_rows),
         *(problem.q.stride(0), problem.q.stride(1), out.stride(0), out.stride(1)),

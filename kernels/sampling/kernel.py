@@ -48,19 +48,19 @@ def _better(value, index, best_value, best_index):
     return (value > best_value) | ((value == best_value) & (index < best_index)) | nan
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "tiles"])
 def draw_kernel(
     p_logits, p_row_keys, p_token_keys, p_temperatures, p_skip, p_values, p_indices, p_counts,
-    p_out, stride_row, num_rows, vocab,
-    HAS_NOISE: tl.constexpr, HAS_SKIP: tl.constexpr, CHUNKS: tl.constexpr, BV: tl.constexpr,
-    BC: tl.constexpr, TILES: tl.constexpr,
+    p_out, stride_row, num_rows, vocab, tiles,
+    HAS_NOISE: tl.constexpr, HAS_SKIP: tl.constexpr, BV: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Best token of a row; grid [rows, CHUNKS]. Whoever is done last compares the chunks' best.
+    """Best token of a row; grid [rows, chunks of `tiles`]. Whoever is last compares the chunks'.
 
     p_counts: int32 [rows], zero before and after. p_skip: nonzero for rows that are not drawn here.
     """
     i_row = tl.program_id(0).to(tl.int64)
     i_chunk = tl.program_id(1)
+    chunks = tl.num_programs(1)
     skip = 0
     if HAS_SKIP:
         skip = tl.load(p_skip + i_row)
@@ -73,8 +73,8 @@ def draw_kernel(
             key_1 = tl.load(p_row_keys + num_rows + i_row)
         b_best = tl.full([BV], float("-inf"), dtype=tl.float32)
         b_index = tl.zeros([BV], dtype=tl.int32) + vocab
-        for i in range(TILES):
-            o_v = (i_chunk * TILES + i) * BV + tl.arange(0, BV)
+        for i in range(tiles):
+            o_v = (i_chunk * tiles + i) * BV + tl.arange(0, BV)
             m_v = o_v < vocab
             if HAS_NOISE:
                 _, b_score = _scores(p_row, p_token_keys, o_v, m_v, temperature, key_0, key_1)
@@ -87,17 +87,17 @@ def draw_kernel(
             b_index = tl.where(b_new, o_v, b_index)
         best = tl.max(b_best, axis=0)
         index = tl.min(tl.where(b_best == best, b_index, vocab), axis=0)
-        if CHUNKS == 1:
+        if chunks == 1:
             tl.store(p_out + i_row, index.to(tl.int64))
         else:
-            tl.store(p_values + i_row * CHUNKS + i_chunk, best)
-            tl.store(p_indices + i_row * CHUNKS + i_chunk, index)
+            tl.store(p_values + i_row * chunks + i_chunk, best)
+            tl.store(p_indices + i_row * chunks + i_chunk, index)
             tl.debug_barrier()
-            if tl.atomic_add(p_counts + i_row, 1, sem="acq_rel", scope="gpu") == CHUNKS - 1:
+            if tl.atomic_add(p_counts + i_row, 1, sem="acq_rel", scope="gpu") == chunks - 1:
                 tl.store(p_counts + i_row, 0)
                 o_c = tl.arange(0, BC)
-                m_c = o_c < CHUNKS
-                p_c = i_row * CHUNKS + o_c
+                m_c = o_c < chunks
+                p_c = i_row * chunks + o_c
                 b_value = tl.load(
                     p_values + p_c, mask=m_c, other=float("-inf"), cache_modifier=".cg"
                 )
@@ -145,7 +145,7 @@ def _kth_mass(p_row, vocab, limit, top, temperature, top_k, BV: tl.constexpr):
     return mass_k
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def filtered_kernel(
     p_logits, p_row_keys, p_token_keys, p_temperatures, p_rows, p_min_ps, p_top_ks, p_top_ps,
     p_out, stride_row, num_rows, vocab, BV: tl.constexpr,

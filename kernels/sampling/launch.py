@@ -54,9 +54,8 @@ def _draw(
     num_rows, vocab = logits.shape
     block_v = min(config.block_v, next_power_of_2(vocab))
     tiles = -(-vocab // block_v)
-    # powers of two: few variants to compile
-    tiles_each = next_power_of_2(-(-tiles * num_rows // config.target_programs))
-    chunks = -(-tiles // min(tiles_each, next_power_of_2(tiles)))
+    tiles_each = min(-(-tiles * num_rows // config.target_programs), tiles)
+    chunks = -(-tiles // tiles_each)
     device = logits.device
     skip = out
     if filters is not None:
@@ -70,13 +69,11 @@ def _draw(
         torch.empty((num_rows, chunks), dtype=torch.float32, device=device),
         torch.empty((num_rows, chunks), dtype=torch.int32, device=device),
         torch.zeros(num_rows, dtype=torch.int32, device=device),
-        *(out, logits.stride(0), num_rows, vocab),
+        *(out, logits.stride(0), num_rows, vocab, tiles_each),
         HAS_NOISE=noise is not None,
         HAS_SKIP=filters is not None,
-        CHUNKS=chunks,
         BV=block_v,
-        BC=next_power_of_2(chunks),
-        TILES=-(-tiles // chunks),
+        BC=next_power_of_2(tiles),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )

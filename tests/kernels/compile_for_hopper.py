@@ -31,6 +31,8 @@ TARGET = GPUTarget("cuda", 90, 32)
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.float16: "*fp16",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -87,8 +89,22 @@ def served_calls() -> list[Callable[[], object]]:
         lambda: add_rms_norm(x, x, weight, 1e-6, backend="triton"),
         lambda: swiglu(x, backend="triton"),
         lambda: token_mask(logits, bitmask, rows, backend="triton"),
+        *fp8_calls(attention, rotary),
         *linear_calls(),
         *draw_calls(),
+    ]
+
+
+def fp8_calls(attention: AttentionInputs, rotary: RotaryInputs) -> list[Callable[[], object]]:
+    """A pool of float8 with scales, written and read."""
+    options = {**attention.options, "kv_scale": torch.ones(2, 8), "backend": "triton"}
+    q, kv, *rows = attention.tensors
+    q2, k2, v2, kv2, *tables = rotary.tensors
+    scale = torch.ones(2, kv2.shape[2])
+    stored, stored2 = kv.to(torch.float8_e4m3fn), kv2.to(torch.float8_e4m3fn)
+    return [
+        lambda: paged_attention(q, stored, *rows, **options),  # type: ignore[arg-type]
+        lambda: rotary_cache(q2, k2, v2, stored2, *tables, kv_scale=scale, backend="triton"),
     ]
 
 

@@ -91,7 +91,7 @@ def test_triton_split_keys(case: AttentionCase, combine: int, triton_device: str
 def test_plan_cuts_rows_into_items(
     lens: tuple[int, ...], items: tuple[int, ...], triton_device: str
 ) -> None:
-    from baton.kernels.paged_attention.launch import DecodeConfig, make_plan
+    from baton.kernels.paged_attention.launch import DecodeConfig, _whole_rows, make_plan
 
     # two heads and a target of 64 programs: 32 items and what the rows themselves need
     config = DecodeConfig(target_programs=64, min_split_tokens=64, block_n=16)
@@ -104,6 +104,10 @@ def test_plan_cuts_rows_into_items(
     assert ends[-1] <= plan.item_row.shape[0]
     expected = [row for row, count in enumerate(items) for _ in range(count)]
     assert plan.item_row[: ends[-1]].tolist() == expected
+    if set(items) == {1}:
+        whole = _whole_rows(starts, 2)
+        assert whole.row_item.tolist() == ends
+        assert whole.item_row[: ends[-1]].tolist() == expected
     # a row of several tokens is not the decode kernel's, and a window leaves little of a long row
     starts[1:] += 1
     windowed = make_plan(kv, starts, contexts, sliding_window=40, config=config)

@@ -56,6 +56,8 @@ class Choice:
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self.num_reasoning_tokens = 0
+        # Who enforced its grammar, once it has ended; empty without one.
+        self.grammar_backend = ""
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self._start = start
         self._rules = rules
@@ -98,6 +100,7 @@ class Choice:
         if self._rules.observe is not None:
             self._rules.observe(len(delta.token_ids))
         if delta.finish_reason is not None:
+            self.grammar_backend = chunk.done.grammar_backend if chunk.done is not None else ""
             await self.aclose()
         return delta
 

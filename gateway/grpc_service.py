@@ -171,7 +171,10 @@ def _ttft_s(context: Any) -> float | None:
 
 def _explain(request: pb.GenerateRequest, context: Any, choice: Choice) -> None:
     if request.explain:
-        context.set_trailing_metadata((("x-baton-plan", choice.plan.header()),))
+        found = [("x-baton-plan", choice.plan.header())]
+        if choice.grammar_backend:
+            found.append(("x-baton-grammar-backend", choice.grammar_backend))
+        context.set_trailing_metadata(tuple(found))
 
 
 async def _abort(context: Any, error: BatonError) -> None:

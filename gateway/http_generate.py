@@ -126,6 +126,9 @@ def _explain(exchange: Exchange, choice: Choice) -> None:
     if asked in ("1", "true"):
         plan = choice.plan.header().encode("latin-1", "replace")
         exchange.extra_headers.append((b"x-baton-plan", plan))
+        if choice.grammar_backend:
+            backend = choice.grammar_backend.encode()
+            exchange.extra_headers.append((b"x-baton-grammar-backend", backend))
 
 
 def _seconds_header(exchange: Exchange, name: str) -> float | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from baton.gateway.tenants import EVERYBODY
 from baton.protos.types import FinishReason, GenerateRequest, Member, TokenLogprob, WorkerLoad
+from baton.protos.worker_pb2 import Done
 from baton.router.admission import TenantStatistics
 
 
@@ -18,7 +19,7 @@ class TokenChunk(Protocol):
     """New tokens of one sequence: everything that was ready when it was asked for.
 
     `token_ids` includes the token that ended it (an eos or a stop id); `prompt_logprobs` comes
-    once, with the first chunk, `num_cached_tokens` with the last.
+    once, with the first chunk, `num_cached_tokens` and `done` with the last.
     """
 
     token_ids: list[int]
@@ -26,6 +27,7 @@ class TokenChunk(Protocol):
     prompt_logprobs: list[TokenLogprob | None] | None
     finish_reason: FinishReason | None
     num_cached_tokens: int
+    done: Done | None
 
 
 class Plan(Protocol):

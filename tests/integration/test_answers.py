@@ -42,6 +42,7 @@ class Answer:
     """What a client has at the end, over whatever front it came."""
 
     plan: str
+    backend: str = ""
     content: str = ""
     reasoning: str = ""
     calls: dict[int, list[str]] = field(default_factory=dict)
@@ -117,7 +118,7 @@ def ask_http(
         raw = client.chat.completions.with_raw_response.create(
             model="baton-tiny", extra_headers={"x-baton-explain": "1"}, extra_body=extra, **body
         )
-        answer = Answer(raw.headers["x-baton-plan"])
+        answer = Answer(raw.headers["x-baton-plan"], raw.headers.get("x-baton-grammar-backend", ""))
         parsed: Any = raw.parse()
         for chunk in parsed if stream else [parsed]:
             for choice in chunk.choices:
@@ -157,7 +158,8 @@ def ask_grpc(
         else:
             whole, call = stub.Generate.with_call(request)
             parts = [whole]
-    answer = Answer(dict(call.trailing_metadata())["x-baton-plan"])
+    trailing = dict(call.trailing_metadata())
+    answer = Answer(trailing["x-baton-plan"], trailing.get("x-baton-grammar-backend", ""))
     for part in parts:
         answer.content += part.text
         answer.reasoning += part.reasoning
@@ -203,6 +205,8 @@ def test_the_model_answers_by_a_schema(cluster: Cluster, way: Way) -> None:
         assert json.loads(answer.content) == {"name": "Tom", "age": 42}
         assert answer.reason == "stop"
         assert bool(answer.reasoning) == (effort == "medium")
+        # A stream's headers leave before anybody knows.
+        assert answer.backend == ("" if way.front == "http" and way.stream else "guidance")
 
 
 @each_way

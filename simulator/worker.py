@@ -9,6 +9,7 @@ taken many at a time, up to the next event, so that a token costs nothing.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
 from functools import partial
 
@@ -50,7 +51,9 @@ class SimWorker:
         self._events = events
         self._owner = owner
         self._gaps = gaps
-        self._waiting: list[tuple[tuple[int, int], Sequence]] = []
+        # By order, and for two attempts at one request by arrival.
+        self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
+        self._arrivals = itertools.count()
         self._waiting_tokens = 0
         self._prefilling: list[Sequence] = []
         self._ready: deque[Sequence] = deque()
@@ -70,7 +73,7 @@ class SimWorker:
 
     def add(self, sequence: Sequence) -> None:
         """Queues a prompt."""
-        heapq.heappush(self._waiting, (sequence.order, sequence))
+        heapq.heappush(self._waiting, (sequence.order, next(self._arrivals), sequence))
         self._waiting_tokens += sequence.num_tokens
         self._wake()
 
@@ -363,7 +366,7 @@ class SimWorker:
             else:
                 self._prefilling.remove(last)
             last.free(self.memory)
-            heapq.heappush(self._waiting, (last.order, last))
+            heapq.heappush(self._waiting, (last.order, next(self._arrivals), last))
             self._waiting_tokens += last.num_tokens
 
     def _share(self, budget: int) -> list[tuple[Sequence, int]]:
@@ -372,7 +375,7 @@ class SimWorker:
         admitting = True
         while budget > 0:
             running = self._prefilling[index] if index < len(self._prefilling) else None
-            head = self._waiting[0][1] if admitting and self._waiting else None
+            head = self._waiting[0][2] if admitting and self._waiting else None
             if head is not None and (running is None or head.order < running.order):
                 admitting = self._admit(head, index)
                 continue

@@ -260,7 +260,8 @@ def main() -> None:
     for row in rows:
         print(json.dumps(row))
     if args.json:
-        settings = vars(args) | {"load_average": os.getloadavg()}
+        settings = {name: value for name, value in vars(args).items() if name != "json"}
+        settings |= {"load_average": os.getloadavg()}
         write_results(args.json, rows, settings)
 
 

@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 from tests.gateway.fakes import FakeFleet
 
 from baton.gateway.config import GatewayConfig
+from baton.gateway.seam import ClusterControl
 from baton.gateway.server import GatewayServer
 from baton.gateway.tokenizer import Tokenizer, load_tokenizer
 from baton.protos.types import GenerateRequest
@@ -57,10 +58,12 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(fleet: FakeFleet, **config: Any) -> AsyncIterator[Served]:
+async def serving(
+    fleet: FakeFleet, control: ClusterControl | None = None, **config: Any
+) -> AsyncIterator[Served]:
     """Ends with the check that no generation was left behind."""
     full = GatewayConfig(**{"model_dir": MODEL_DIR, "http_port": 0, "grpc_port": None, **config})
-    server = GatewayServer(full, fleet, tokenizer=tokenizer())
+    server = GatewayServer(full, fleet, tokenizer=tokenizer(), control=control)
     await server.start()
     try:
         base_url = f"http://127.0.0.1:{server.http_port}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -107,3 +108,45 @@ def test_tenants_that_contradict_each_other_are_refused(fields: dict[str, Any], 
         GatewayConfig(model_dir="m", **fields)
     assert caught.value.param == param
     assert "sk-" not in caught.value.message
+
+
+class ScriptedControl:
+    """Remembers what it was told to apply."""
+
+    def __init__(self) -> None:
+        self.applied: list[Mapping[str, Any]] = []
+
+    async def config(self) -> dict[str, Any]:
+        return {"name": "baton"}
+
+    async def scaling(self) -> dict[str, Any]:
+        return {"pools": {}, "latest": [], "changes": []}
+
+    async def apply_scaling(self, pools: Mapping[str, Any]) -> dict[str, Any]:
+        self.applied.append(pools)
+        return {"changed": ["decode.max_replicas: 1 -> 2"]}
+
+
+async def test_only_admins_change_the_cluster() -> None:
+    control, wanted = ScriptedControl(), {"decode": {"max_replicas": 2}}
+    admin = TenantConfig(name="sre", keys=("sk-sre",), admin=True)
+    fleet = FakeFleet(says("hi"))
+    async with serving(fleet, control=control, tenants=(SEARCH, admin)) as served:
+        path = "/baton/scaling/apply"
+        refused = await served.http.post(path, json=wanted, headers=bearer("sk-1"))
+        error = check_error(refused, 403)
+        assert "admin: true" in error["message"]
+        check_error(await served.http.post(path, json=wanted), 401)
+        wrong = await served.http.post(path, content=b"[1]", headers=bearer("sk-sre"))
+        check_error(wrong, 400)
+        assert control.applied == []
+        answer = await served.http.post(path, json=wanted, headers=bearer("sk-sre"))
+        assert answer.json() == {"changed": ["decode.max_replicas: 1 -> 2"]}
+        assert control.applied == [wanted]
+        seen = await served.http.get("/baton/config", headers=bearer("sk-1"))
+        assert seen.json() == {"name": "baton"}
+    async with serving(fleet, control=control) as served:
+        assert (await served.http.post(path, json=wanted)).status_code == 200
+        assert (await served.http.get("/baton/scaling")).json()["latest"] == []
+    async with serving(fleet) as served:
+        check_error(await served.http.get("/baton/scaling"), 404)

@@ -50,8 +50,12 @@ class NativeProcess:
             return value
 
     def close(self) -> None:
+        """Ends the process; whoever is asking it gets a refusal at once."""
+        self._closed = True
+        process = self._process
+        if process is not None:
+            process.kill()
         with self._lock:
-            self._closed = True
             self._kill()
 
     def _ready_link(self) -> Connection:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 # A grammar that needs more fails to compile instead of taking the machine's memory.
 MAX_BYTES = 6 << 30
+MAX_SECONDS = 60
 
 
 def main() -> None:
@@ -34,12 +36,15 @@ def main() -> None:
             kind, source, whitespace = link.recv()
         except EOFError:
             return
+        # An orphan ends itself: the alarm's default is to kill, native code or not.
+        signal.alarm(MAX_SECONDS)
         try:
             link.send(("ok", compile_text(compilers, kind, source, whitespace)))
         except GrammarError as error:
             link.send(("error", error.message))
         except MemoryError:
             link.send(("error", "it needs too much memory to compile"))
+        signal.alarm(0)
 
 
 if __name__ == "__main__":

@@ -83,12 +83,14 @@ class Answer:
         return self.end.finish_reason.value
 
 
-def run(engine: Engine, requests: Sequence[GenerateRequest]) -> dict[str, Answer]:
+def run(
+    engine: Engine, requests: Sequence[GenerateRequest], hang_s: float = 120.0
+) -> dict[str, Answer]:
     """Adds all of them and steps until they have ended. Hangs end in a failure."""
     answers = {request.request_id: Answer() for request in requests}
     for request in requests:
         engine.add(request)
-    give_up = time.monotonic() + 120
+    give_up = time.monotonic() + hang_s
     while any(answer.end is None for answer in answers.values()):
         assert time.monotonic() < give_up, "no end of it"
         if not engine.has_work():

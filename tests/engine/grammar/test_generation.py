@@ -149,3 +149,30 @@ def test_real_schemas() -> None:
                 verdicts["refused"] += 1
     assert verdicts["wrong"] == 0
     assert verdicts["right"] >= 0.9 * verdicts.total()
+
+
+def test_a_matcher_goes_forth_and_back() -> None:
+    """The backend interface's contract, on a text that is forced but for one word."""
+    source = json.dumps(
+        {
+            "type": "object",
+            "properties": {"n": {"enum": ["red", "blue"]}},
+            "required": ["n"],
+            "additionalProperties": False,
+        }
+    )
+    grammar = Grammar(kind=GrammarKind.JSON_SCHEMA, source=source, whitespace=False)
+    matcher = compile_grammar(grammar, vocabulary(), limit_s=10.0).matcher()
+    said: list[int] = []
+    while not matcher.can_end():
+        forced = list(matcher.forced()) or [tokenizer().token_to_id("b")]
+        for token in forced:
+            assert matcher.accept(token)
+        said += forced
+    assert json.loads(tokenizer().decode(said)) == {"n": "blue"}
+    assert not matcher.accept(said[0])
+    matcher.rollback(len(said))
+    assert not matcher.can_end()
+    assert all(matcher.accept(token) for token in said)
+    assert matcher.can_end()
+    assert matcher.error() == ""

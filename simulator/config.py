@@ -11,6 +11,7 @@ from baton.protos.types import Role
 from baton.router.config import RouterConfig
 from baton.router.scaling_config import ScalingConfig
 from baton.router.times import H100_8B, ModelTimes
+from baton.simulator.admission import SimAdmission
 
 # What vLLM 0.26 keeps for KV on an H100 of 80 GB beside an 8B model in bfloat16.
 H100_KV_TOKENS: Final = 444_528
@@ -59,6 +60,8 @@ class SimConfig:
     window_steps: int = 2
     # Mean time between failures of one worker; 0: none fails. It is back after `startup_s`.
     mtbf_s: float = 0.0
+    # Requests wait in the gateway, or are refused there; None: every request is sent at once.
+    admission: SimAdmission | None = None
     # Pools follow their work; None: they stay as large as they begin.
     scaling: SimScaling | None = None
 

@@ -64,19 +64,19 @@ MIXES: Final[Mapping[str, Mix]] = MappingProxyType(
                 _AGENT,
             ),
         ),
-        # A quiet hour with one quarter of it at four times the load.
+        # Forty minutes, a quarter of them at four times the load.
         "burst": Mix(
-            duration_s=3600.0,
+            duration_s=2400.0,
             classes=(
                 RequestClass(
-                    rate=2.5,
-                    prompt_tokens=3_000,
-                    prompt_sigma=0.8,
+                    rate=2.0,
+                    prompt_tokens=8_000,
+                    prompt_sigma=0.6,
                     output_tokens=250,
                     output_sigma=0.7,
                 ),
             ),
-            bursts=(Burst(start_s=1500.0, end_s=2400.0, factor=4.0),),
+            bursts=(Burst(start_s=900.0, end_s=1500.0, factor=4.0, ramp_s=60.0),),
         ),
     }
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -40,7 +41,7 @@ class Arrivals:
     def finished(self, job: Job) -> None:
         self._mean_output += _NEWEST * (job.request.num_output_tokens - self._mean_output)
 
-    def tell(self, interval_s: float, parked: list[Job], config: SimConfig) -> Demand:
+    def tell(self, interval_s: float, parked: Sequence[Job], config: SimConfig) -> Demand:
         """The rates since the last call."""
         rate = self._num_requests / interval_s
         demand = Demand(
@@ -91,7 +92,7 @@ class Scalers:
     def _tick(self) -> None:
         simulation = self._simulation
         interval_s = self._scaling.config.interval_s
-        demand = simulation.arrived.tell(interval_s, list(simulation.parked), self._config)
+        demand = simulation.arrived.tell(interval_s, simulation.parked, self._config)
         for pool in self._pools:
             decision = pool.scaler.decide(self._state(pool, demand, interval_s))
             if decision.applied != pool.num_target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence as Sequence_
 from dataclasses import replace
@@ -10,6 +11,8 @@ from functools import partial
 from baton.protos.errors import BatonError, ContextLengthError, UnavailableError
 from baton.protos.types import Role
 from baton.router.plan import Plan, RouteRequest, plan
+from baton.router.view import ClusterView
+from baton.simulator.admission import WaitingRoom
 from baton.simulator.config import SimConfig
 from baton.simulator.events import Events
 from baton.simulator.failures import Failures
@@ -42,13 +45,14 @@ class Simulation:
 
     def __init__(self, trace: Trace, config: SimConfig, *, oracle: bool = False) -> None:
         self._trace = trace
-        self._config = config
+        self.config = config
         self._oracle = oracle
         self._rng = random.Random(config.seed)
         self.events = Events()
         self.gaps = GapHistogram()
         self.fleet = SimFleet(config, trace.block_tokens, self.events, self, self.gaps)
         self.jobs = [Job(request) for request in trace.requests]
+        self._orders = itertools.count()
         self._by_sequence: dict[int, Job] = {}
         # Jobs that no worker can take now, and jobs whose decode worker has no memory for them.
         self._parked: list[Job] = []
@@ -57,11 +61,12 @@ class Simulation:
         # Placed and not ended, in the order of their first placing.
         self.active: dict[Job, None] = {}
         self.arrived = Arrivals()
+        self._room = WaitingRoom(self, config.admission) if config.admission is not None else None
         self._failures = Failures(self, config) if config.mtbf_s > 0 else None
         self._scalers = Scalers(self, config) if config.scaling is not None else None
 
     def run(self) -> Outcome:
-        config = self._config
+        config = self.config
         for role, count in ((Role.PREFILL, config.prefill), (Role.DECODE, config.decode)):
             for _ in range(count):
                 self.add_worker(role)
@@ -73,7 +78,7 @@ class Simulation:
             pass
         for job in self.jobs:
             if not job.ended:
-                self._fail(job, UnavailableError("no worker could ever take it"))
+                self.fail(job, UnavailableError("no worker could ever take it"))
         for worker in self.fleet.workers.values():
             worker.check_integrity()
         return Outcome.of(self._trace, config, self.jobs, self.gaps, self.fleet.gpu_hours())
@@ -89,52 +94,67 @@ class Simulation:
         return worker
 
     @property
+    def resizes(self) -> Sequence_[tuple[float, Role, int, str]]:
+        """Every change of a pool's wanted size: when, which, to what, and why."""
+        return self._scalers.history if self._scalers is not None else ()
+
+    @property
+    def num_failures(self) -> int:
+        """Workers that died so far."""
+        return self._failures.num_failures if self._failures is not None else 0
+
+    @property
     def parked(self) -> Sequence_[Job]:
-        """Jobs that no worker can take now."""
-        return self._parked
+        """Jobs that no worker can take now, or not soon."""
+        return [*self._parked, *(self._room.waiting if self._room is not None else ())]
 
     # Placing.
 
     def _arrive(self, job: Job) -> None:
         self.active[job] = None
-        self.place(job)
+        request = job.request
+        longest = request.num_prompt_tokens + request.num_output_tokens
+        if longest > self.config.kv_capacity_tokens:
+            self.fail(
+                job, ContextLengthError(f"{longest} tokens are more than any worker can hold")
+            )
+        elif self._room is not None:
+            self._room.enter(job)
+        else:
+            self.place(job)
 
     def place(self, job: Job) -> None:
         """Plans the job, again where its worker was lost, and sends it there."""
-        request = job.request
-        longest = request.num_prompt_tokens + request.num_output_tokens
-        if longest > self._config.kv_capacity_tokens:
-            self._fail(
-                job, ContextLengthError(f"{longest} tokens are more than any worker can hold")
-            )
-            return
         try:
-            chosen = self._plan(job)
+            chosen = self.plan(job, self.fleet.view(), self.route(job))
         except UnavailableError:
             self._parked.append(job)
             return
-        if not job.attempt:
-            self.arrived.planned(job, chosen)
-        self._dispatch(job, chosen)
+        self.dispatch(job, chosen)
 
-    def _plan(self, job: Job) -> Plan:
+    def route(self, job: Job) -> RouteRequest:
+        """What routers are told of the job."""
         request = job.request
-        router = self._config.router
-        max_tokens = self._config.max_tokens
-        if self._oracle:
-            max_tokens = job.num_left
-            router = replace(router, policy="cost", expected_output_tokens=max_tokens)
-        route = RouteRequest(
+        return RouteRequest(
             request_id=str(request.index),
             num_prompt_tokens=job.num_known,
             block_hashes=request.block_hashes,
             block_size=self._trace.block_tokens,
-            max_tokens=max_tokens,
+            max_tokens=job.num_left if self._oracle else self.config.max_tokens,
             sequence=request.index,
         )
-        return plan(self.fleet.view(), self.fleet.index, route, router, self._rng)
 
-    def _dispatch(self, job: Job, chosen: Plan) -> None:
+    def plan(self, job: Job, view: ClusterView, route: RouteRequest) -> Plan:
+        """The real router's decision. Raises UnavailableError."""
+        router = self.config.router
+        if self._oracle:
+            router = replace(router, policy="cost", expected_output_tokens=job.num_left)
+        return plan(view, self.fleet.index, route, router, self._rng)
+
+    def dispatch(self, job: Job, chosen: Plan) -> None:
+        """Sends the job where the plan says."""
+        if not job.attempt:
+            self.arrived.planned(job, chosen)
         job.attempt += 1
         job.decode = self.fleet.workers[chosen.decode.worker_id]
         job.targets = list(chosen.prefill)
@@ -156,7 +176,7 @@ class Simulation:
             if worker is not None and worker.member == target:
                 job.prefill = worker
                 self.fleet.desks[target.worker_id].announce(job)
-                asked_s = self.events.now + self._config.times.handshake_s
+                asked_s = self.events.now + self.config.times.handshake_s
                 self.events.at(asked_s, partial(self._ask, job, worker, job.attempt))
                 return
         decode.num_elsewhere -= 1
@@ -168,10 +188,9 @@ class Simulation:
             self.fleet.desks[worker.member.worker_id].add(job, attempt)
 
     def _sequence(self, job: Job, *, hold: bool = False) -> Sequence:
-        request = job.request
-        sequence = Sequence(
-            (0, request.index), job.num_known, job.num_left, request.block_hashes, hold=hold
-        )
+        # Engines order by when they were given a request, not by when it came to the cluster.
+        order = (0, next(self._orders))
+        sequence = Sequence(order, job.num_known, job.num_left, job.request.block_hashes, hold=hold)
         if job.num_emitted and not hold:
             sequence.last_token_s = job.last_s
         self._by_sequence[id(sequence)] = job
@@ -219,9 +238,9 @@ class Simulation:
             job.delivered_s = max(job.delivered_s, self.events.now)
             return
         job.num_pushed = sequence.num_computed
-        num_bytes = num_new * self._config.times.kv_bytes_per_token
+        num_bytes = num_new * self.config.times.kv_bytes_per_token
         start_s = max(self.events.now, worker.wire_free_s, job.decode.wire_free_s)
-        end_s = start_s + self._config.times.transfer.predict(num_bytes)
+        end_s = start_s + self.config.times.transfer.predict(num_bytes)
         worker.wire_free_s = job.decode.wire_free_s = job.delivered_s = end_s
 
     def first_token(self, worker: SimWorker, sequence: Sequence) -> None:
@@ -276,10 +295,13 @@ class Simulation:
         self.arrived.finished(job)
         self._ended(job)
 
-    def _fail(self, job: Job, error: BatonError) -> None:
+    def fail(self, job: Job, error: BatonError) -> None:
+        """It is refused."""
         job.error = error.message
         self._ended(job)
 
     def _ended(self, job: Job) -> None:
         self.active.pop(job, None)
+        if self._room is not None:
+            self._room.ended(job)
         self._num_left -= 1

@@ -35,6 +35,7 @@ class RequestClass:
     num_prefixes: int = 1
     turns: int = 1
     think_s: float = 20.0
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         for name in ("rate", "prompt_tokens", "output_tokens"):
@@ -45,11 +46,21 @@ class RequestClass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Burst:
-    """From `start_s` to `end_s` requests begin `factor` times as often."""
+    """From `start_s` to `end_s` requests begin `factor` times as often; the rate rises and falls
+    evenly over `ramp_s` at either end.
+    """
 
     start_s: float
     end_s: float
     factor: float
+    ramp_s: float = 0.0
+
+    def factor_at(self, at_s: float) -> float:
+        inside_s = min(at_s - self.start_s, self.end_s - at_s)
+        if inside_s < 0:
+            return 1.0
+        share = min(1.0, inside_s / self.ramp_s) if self.ramp_s > 0 else 1.0
+        return 1.0 + share * (self.factor - 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +80,7 @@ class Mix:
         """How many times the usual rate holds at that moment."""
         found = 1.0
         for burst in self.bursts:
-            if burst.start_s <= at_s < burst.end_s:
-                found *= burst.factor
+            found *= burst.factor_at(at_s)
         return found
 
 
@@ -95,6 +105,7 @@ def synthesize(name: str, mix: Mix, seed: int) -> Trace:
             request.num_prompt_tokens,
             request.num_output_tokens,
             request.block_hashes,
+            request.tenant,
         )
         for index, request in enumerate(ordered)
     )
@@ -127,7 +138,9 @@ class _Maker:
                 break
             hashes += self.new_hashes((length // BLOCK_TOKENS - len(hashes)) * BLOCK_TOKENS)
             self._num_requests += 1
-            requests.append(TraceRequest(self._num_requests, at_s, length, num_output, hashes))
+            requests.append(
+                TraceRequest(self._num_requests, at_s, length, num_output, hashes, kind.tenant)
+            )
             length += num_output
             at_s += self.rng.expovariate(1 / kind.think_s) if kind.think_s > 0 else 0.0
         return requests
@@ -139,7 +152,7 @@ class _Maker:
 
 def _arrivals(mix: Mix, rate: float, rng: random.Random) -> list[float]:
     # Thinning: draws at the highest rate and keeps each with the share that holds then.
-    highest = max([1.0, *(mix.factor(burst.start_s) for burst in mix.bursts)])
+    highest = math.prod(max(1.0, burst.factor) for burst in mix.bursts)
     arrivals = []
     at_s = rng.expovariate(rate * highest)
     while at_s < mix.duration_s:

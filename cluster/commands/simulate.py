@@ -13,6 +13,7 @@ import click
 from baton.protos.errors import ConfigError
 from baton.router.config import POLICY_NAMES, RouterConfig
 from baton.router.times import H100_8B, ModelTimes
+from baton.simulator.admission import SimAdmission
 from baton.simulator.config import H100_KV_TOKENS, MAX_RUNNING, SimConfig
 from baton.simulator.mixes import MIXES
 from baton.simulator.outcome import Outcome
@@ -103,6 +104,16 @@ def fleet_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--prefill", type=int, default=2, show_default=True, help="Prefill workers.")
 @click.option("--decode", type=int, default=2, show_default=True, help="Decode workers.")
+@click.option(
+    "--admission",
+    is_flag=True,
+    help="Requests wait in the gateway while no worker can begin them soon, as in a live cluster.",
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Refuse requests whose first token cannot come within so many seconds; means --admission.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per policy, one a line.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for plots and report.html.")
 def command(
@@ -156,6 +167,8 @@ def make_config(
     *,
     prefill: int,
     decode: int,
+    admission: bool = False,
+    deadline: float | None = None,
     model_times: Path | None,
     ttft_slo: float,
     itl_slo: float,
@@ -169,6 +182,7 @@ def make_config(
         times=H100_8B if model_times is None else load_times(model_times),
         router=RouterConfig(ttft_slo_s=ttft_slo, itl_slo_s=itl_slo),
         kv_capacity_tokens=kv_tokens,
+        admission=SimAdmission(deadline_s=deadline) if admission or deadline else None,
         **options,
     )
 

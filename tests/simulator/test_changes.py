@@ -24,8 +24,7 @@ def test_failures_lose_no_request() -> None:
     fleet = config(prefill=2, decode=2, times=times(), mtbf_s=20.0, startup_s=5.0, seed=2)
     simulation = Simulation(requests, fleet)
     outcome = simulation.run()
-    assert simulation._failures is not None
-    assert simulation._failures.num_failures > 3
+    assert simulation.num_failures > 3
     assert outcome.num_failed == 0
     assert simulation.gaps.total == pytest.approx(
         sum(job.request.num_output_tokens - 1 for job in simulation.jobs)
@@ -43,9 +42,7 @@ def test_pools_follow_a_burst_and_cost_less() -> None:
     simulation = Simulation(requests, fleet)
     outcome = simulation.run()
     assert outcome.num_failed == 0
-    assert simulation._scalers is not None
-    history = simulation._scalers.history
-    sizes = [size for _, role, size, _ in history if role is Role.PREFILL]
+    sizes = [size for _, role, size, _ in simulation.resizes if role is Role.PREFILL]
     assert max(sizes) >= 2
     assert sizes[-1] < max(sizes)
     assert outcome.gpu_hours < (max(sizes) + 1) * 240 / 3600

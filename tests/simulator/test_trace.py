@@ -7,6 +7,7 @@ import pytest
 
 from baton.protos.errors import ConfigError
 from baton.simulator.mixes import MIXES
+from baton.simulator.synthetic import Burst
 from baton.simulator.trace import read_trace, scaled
 
 MOONCAKE = (
@@ -53,6 +54,7 @@ def test_a_mix_of_ones_own(tmp_path: Path) -> None:
     assert 180 < early < 330
     assert len(found.requests) - early > 3 * early
     assert len({request.block_hashes[:2] for request in found.requests}) == 1
+    assert Burst(start_s=0, end_s=9, factor=3, ramp_s=4).factor_at(2) == 2
     assert found == read_trace(written(tmp_path, json.dumps(mix)), seed=4)
     assert found != read_trace(written(tmp_path, json.dumps(mix)), seed=5)
 

@@ -11,12 +11,14 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from baton.protos.errors import OverloadedError
 from baton.router.admission_config import AdmissionConfig, TenantLimits
 from baton.router.drain_rate import DrainRate
+from baton.router.tickets import Refusal, TenantStatistics, Ticket, TicketState
 from baton.router.token_bucket import TokenBucket
+
+__all__ = ["AdmissionQueue", "Refusal", "TenantStatistics", "Ticket", "TicketState"]
 
 # Of the places that are still free, how many times as many one tenant may hold: the rest stays
 # free for others (dynamic thresholds, Choudhury and Hahne, 1998).
@@ -25,64 +27,6 @@ CROWD_FACTOR = 8.0
 _NEWEST = 0.1
 # Planning takes a moment; a request that waited less than this has not waited.
 _AT_ONCE_S = 0.005
-
-
-class Refusal(StrEnum):
-    """Why a request was turned away; also the `code` of the error."""
-
-    QUEUE_FULL = "queue_full"
-    TENANT_QUEUE_FULL = "tenant_queue_full"
-    TOKEN_RATE = "token_rate_exceeded"
-    TOO_LATE = "deadline_cannot_be_met"
-
-
-class TicketState(StrEnum):
-    """WAITING in the queue, RUNNING at a worker, ENDED for good."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    ENDED = "ended"
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Ticket:
-    """One request, from its arrival to its end. Times are the caller's clock.
-
-    `service_s` is how long its first token takes once it is sent, as the plan's estimate says;
-    `due_s` is when the first token must be there, `math.inf` where nothing says so. A smaller
-    `priority` goes first among the tenant's own requests.
-    """
-
-    tenant: str
-    num_prompt_tokens: int
-    max_tokens: int
-    priority: int = 0
-    service_s: float = 0.0
-    due_s: float = math.inf
-    # Kept by the queue.
-    state: TicketState = TicketState.WAITING
-    sequence: int = 0
-    arrived_s: float = 0.0
-    started_s: float = 0.0
-    latest_start_s: float = math.inf
-    assumed_output: float = 0.0
-    charged: float = 0.0
-
-    def order(self) -> tuple[int, int]:
-        return self.priority, self.sequence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TenantStatistics:
-    """One tenant now, and its totals since the start. `wait_s` sums over requests that started."""
-
-    name: str
-    num_waiting: int
-    num_running: int
-    num_started: int
-    wait_s: float
-    served: float
-    refused: dict[Refusal, int]
 
 
 @dataclass(slots=True)

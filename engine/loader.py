@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from baton.engine.models.weights import Source, Weights
+from baton.engine.staging import Staging
 from baton.protos.errors import ModelLoadError
 
 INDEX_NAME: Final = "model.safetensors.index.json"
@@ -22,6 +24,8 @@ SINGLE_NAME: Final = "model.safetensors"
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Buffers that old transformers releases saved; they follow from the configuration.
 HARMLESS_SUFFIXES: Final = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+# Beyond it the disk or the host's memory is the limit.
+LOADER_THREADS: Final = 8
 FLOAT_DTYPES: Final = ("F64", "F32", "F16", "BF16")
 RANDOM_STD: Final = 0.02
 # A digest reads whole files up to this size, and evenly spread samples of larger ones.
@@ -39,33 +43,65 @@ class _TensorFile(Protocol):
 
 
 def load_weights(weights: Weights, model_dir: str) -> None:
-    """Fills every tensor of `weights` from the folder, holding one checkpoint tensor at a time.
+    """Fills every tensor of `weights` from the folder, with no second copy of it on the device.
+
+    On CUDA several threads read files and send tensors at a time, else one after the other.
 
     Raises ModelLoadError for pickled or absent weights, an unreadable file, a missing tensor, a
     wrong shape or dtype (naming tensor, expected and found), and a tensor that nothing would use.
     """
-    progress = _Progress()
+    found = _found(weights, model_dir)
+    _check_complete(found, weights, model_dir)
+    on_gpu = weights.platform.is_cuda
+    threads = LOADER_THREADS if on_gpu else 1
+    with ThreadPoolExecutor(threads, thread_name_prefix="weights") as pool:
+        shares = [
+            pool.submit(_load_share, weights, path, names[first::threads])
+            for path, names in found.wanted.items()
+            for first in range(threads)
+        ]
+        for share in shares:
+            share.result()
+    for path, name in found.tied:
+        _check_tied(path, name, weights)
+
+
+def _found(weights: Weights, model_dir: str) -> _Found:
+    found = _Found()
     for path in weight_files(model_dir):
         with _opened(path) as file:
+            wanted = found.wanted.setdefault(path, [])
             for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 if name in weights.slots:
-                    _copy(file, name, weights, path)
-                    progress.filled.add(name)
+                    wanted.append(name)
                 elif name in weights.aliases:
-                    progress.tied.append((path, name))
+                    found.tied.append((path, name))
                 elif not name.endswith(HARMLESS_SUFFIXES):
-                    progress.unused.append(name)
-    missing = sorted(set(weights.slots) - progress.filled)
+                    found.unused.append(name)
+    return found
+
+
+def _check_complete(found: _Found, weights: Weights, model_dir: str) -> None:
+    there = {name for names in found.wanted.values() for name in names}
+    missing = sorted(set(weights.slots) - there)
     if missing:
         raise ModelLoadError(f"{model_dir}: missing tensors: {_listed(missing)}", param=missing[0])
-    if progress.unused:
-        unused = sorted(progress.unused)
+    if found.unused:
+        unused = sorted(found.unused)
         raise ModelLoadError(
             f"{model_dir}: tensors that this architecture does not use: {_listed(unused)}",
             param=unused[0],
         )
-    for path, name in progress.tied:
-        _check_tied(path, name, weights)
+
+
+def _load_share(weights: Weights, path: Path, names: list[str]) -> None:
+    """Through a handle of its own: those of safetensors belong to the thread that opened them."""
+    staging = Staging(weights.platform.device) if weights.platform.is_cuda and names else None
+    with _opened(path) as file:
+        for name in names:
+            _copy(file, name, weights, path, staging)
+    if staging is not None:
+        staging.finish()
 
 
 def fill_random(weights: Weights, seed: int = 0) -> None:
@@ -149,10 +185,10 @@ def _shard(folder: Path, name: str) -> Path:
 
 
 @dataclass(slots=True)
-class _Progress:
-    """Tensor names met so far: used, not used, and copies of a tied tensor, to be compared last."""
+class _Found:
+    """Names of a folder's tensors: used, by file; not used; copies of a tied one, compared last."""
 
-    filled: set[str] = field(default_factory=set)
+    wanted: dict[Path, list[str]] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     tied: list[tuple[Path, str]] = field(default_factory=list)
 
@@ -166,7 +202,9 @@ def _opened(path: Path) -> Iterator[_TensorFile]:
         raise ModelLoadError(f"{path} cannot be read: {error}", param=path.name) from error
 
 
-def _copy(file: _TensorFile, name: str, weights: Weights, path: Path) -> None:
+def _copy(
+    file: _TensorFile, name: str, weights: Weights, path: Path, staging: Staging | None
+) -> None:
     info, source = file.get_slice(name), weights.sources[name]
     found = tuple(info.get_shape())
     if found != source.shape:
@@ -180,7 +218,10 @@ def _copy(file: _TensorFile, name: str, weights: Weights, path: Path) -> None:
             f"but must be one of {', '.join(FLOAT_DTYPES)}",
             param=name,
         )
-    weights.slots[name].copy_(_read(file, name, source))
+    if staging is None:
+        weights.slots[name].copy_(_read(file, name, source))
+    else:
+        staging.copy(weights.slots[name], _read(file, name, source))
 
 
 def _read(file: _TensorFile, name: str, source: Source) -> Tensor:

@@ -217,6 +217,20 @@ def test_bfloat16_runs_on_the_same_path(folder: Path) -> None:
     assert all(0 <= token < 128 for row in tokens.values() for token in row)
 
 
+def test_fp8_keys_and_values_stay_near(folder: Path) -> None:
+    found = []
+    for dtype in ("auto", "fp8_e4m3"):
+        driver = new_driver(folder, kv_cache_dtype=dtype)
+        driver.add(prompt_of(60), SamplingParams(temperature=0.0, prompt_logprobs=0))
+        driver.generate(4, chunk=25)
+        found.append(torch.tensor([r.logprob for r in driver.prompt_logprobs["r"]]))
+        pool = driver.runner.pool
+    assert pool.layout.dtype == "float8_e4m3fn"
+    assert pool.tensor.dtype == torch.float8_e4m3fn
+    assert pool.tensor[0].nbytes == pool.layout.block_bytes
+    assert 0 < (found[1] - found[0]).abs().mean() < 0.3
+
+
 def test_the_pool_is_one_contiguous_run_per_block(folder: Path) -> None:
     driver: Driver = new_driver(folder)
     pool = driver.runner.pool

@@ -93,10 +93,7 @@ def _required(dialect: Dialect, frame: CallFrame | None, demand: CallDemand) -> 
     if frame is not None:
         return Constraint(grammar=_lark(CallRules(dialect, frame, demand).alone()))
     grammar = Grammar(
-        kind=GrammarKind.JSON_SCHEMA,
-        source=dumps(_list_schema(demand)),
-        whitespace=False,
-        param="tools",
+        kind=GrammarKind.JSON_SCHEMA, source=dumps(_list_schema(demand)), param="tools"
     )
     grammar.validate()
     return Constraint(grammar=grammar, parser=lambda: MachineParser(_JSON_LIST, ToolSchemas(None)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from baton.engine.grammar.backend import Bitmask
 from baton.protos.constraints import GrammarKind
 from baton.protos.errors import GrammarError
 
+_EXCERPT: Final = re.compile(r"\n\s*\d+ \| ")
 # Bounded, so that a model that likes white space cannot fill its context with it.
 WHITESPACE: Final = r"[\x20\x0A\x0D\x09]{1,20}"
 
@@ -121,7 +123,9 @@ def native_grammar(kind: GrammarKind, source: Any, *, whitespace: bool) -> str:
 
 
 def first_line(message: str) -> str:
-    """The library's reason without its dump of states; regex errors span several lines."""
-    head = message.split("<state>")[0].strip()
+    """The library's reason without its dump of states and its excerpt of the grammar, which a
+    gateway may have written; regex errors span several lines.
+    """
+    head = _EXCERPT.split(message.split("<state>")[0])[0].strip()
     head = head.replace("Unimplemented keys:", "no backend enforces")
     return " ".join(head.split())[:500]

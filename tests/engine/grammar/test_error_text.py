@@ -1,0 +1,25 @@
+"""What a client reads of a grammar that llguidance refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from baton.engine.grammar.guidance_backend import first_line
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            'at 2(4): failed: Unimplemented keys: ["uniqueItems"]\n   1 | start: a\n 2 | a: x\n^',
+            'at 2(4): failed: no backend enforces ["uniqueItems"]',
+        ),
+        (
+            "regex parse error:\n    [a|b\n    ^\nerror: unclosed class\n   1 | start: /[a/\n  ^\n",
+            "regex parse error: [a|b ^ error: unclosed class",
+        ),
+        ("too complex\n<state>\nrows", "too complex"),
+    ],
+)
+def test_the_reason_alone(message: str, told: str) -> None:
+    assert first_line(message) == told

@@ -22,3 +22,5 @@ class DecodeWorkerConfig(WorkerConfig):
     lease_s: float = 30.0
     # Used for requests that come without a deadline.
     max_request_s: float = 3600.0
+    # A worker that leaves serves the KV of the requests it hands back for at most this long.
+    move_s: float = 10.0

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from baton.decode_worker.config import DecodeWorkerConfig
 from baton.decode_worker.live import Live, Phase
@@ -25,6 +26,7 @@ from baton.protos.errors import (
     DeadlineError,
     OverloadedError,
     UnavailableError,
+    WorkerLeavingError,
     WorkerLostError,
 )
 from baton.protos.feed import GatewayFeed
@@ -40,6 +42,10 @@ from baton.protos.types import (
 from baton.protos.worker_pb2_grpc import WorkerServicer
 
 log = logging.getLogger(__name__)
+
+_DRAIN_POLL_S: Final = 0.05
+# A gateway sends a handed back request elsewhere, and that worker asks for its KV, within this.
+_ASKED_WITHIN_S: Final = 1.0
 
 
 class DecodeWorker:
@@ -122,17 +128,30 @@ class DecodeWorker:
     async def drain(self, grace_s: float) -> None:
         """Takes no new requests, waits for the running ones and for leased blocks.
 
-        What has not ended within `grace_s` goes back to its gateway, which replays it elsewhere.
+        What has not ended within `grace_s` goes back to its gateway, which sends it to another
+        decode worker. That one fetches the KV from here, as from a prefill worker, for at most
+        `move_s`; what it does not fetch, it computes.
         """
         self._draining = True
         end_s = self._clock.now_s() + grace_s
         while self._clock.now_s() < end_s and (self._by_handle or self._remote.num_leases):
-            await asyncio.sleep(0.05)
-        moved = WorkerLostError(f"{self.config.worker_id} is leaving")
+            await asyncio.sleep(_DRAIN_POLL_S)
+        await self._hand_over(self.config.move_s if grace_s > 0 else 0.0)
+
+    async def _hand_over(self, move_s: float) -> None:
+        """Sends every request elsewhere, and serves its KV while it is asked for."""
+        leaving = WorkerLeavingError(f"{self.config.worker_id} is leaving")
+        waits = move_s > 0 and bool(self._by_handle)
         for live in list(self._by_handle.values()):
-            self._fail(live, moved)
+            self._fail(live, leaving)
         # One more turn, so that the streams take these messages along.
         await asyncio.sleep(0.1)
+        began_s = self._clock.now_s()
+        while waits and (waited_s := self._clock.now_s() - began_s) < move_s:
+            if waited_s > _ASKED_WITHIN_S and not len(self._sender):
+                break
+            await asyncio.sleep(_DRAIN_POLL_S)
+        self._sender.fail_all(leaving)
 
     async def close(self) -> None:
         """Stops everything; requests still here are handed back to their gateways."""

@@ -16,7 +16,13 @@ from baton.gateway.fleet_track import FleetStatistics, Track, route_request
 from baton.gateway.fleet_waiting import WaitingRoom
 from baton.gateway.tenants import EVERYBODY
 from baton.protos.clock import Clock, SystemClock
-from baton.protos.errors import BatonError, DeadlineError, OverloadedError, UnavailableError
+from baton.protos.errors import (
+    BatonError,
+    DeadlineError,
+    OverloadedError,
+    UnavailableError,
+    WorkerLeavingError,
+)
 from baton.protos.types import FinishReason, GenerateRequest
 from baton.router.admission import TenantStatistics
 from baton.router.admission_config import AdmissionConfig, TenantLimits
@@ -236,6 +242,8 @@ class Fleet:
         decode = generation.plan.decode
         track.failed_by[decode.worker_id] = decode.incarnation
         track.last_error = error
+        # It leaves, but still serves what it has computed: the next worker fetches that from it.
+        track.kv_at = decode if isinstance(error, WorkerLeavingError) else None
         generation.num_replays += 1
         self._num_replayed += 1
         _log.warning(
@@ -318,7 +326,7 @@ class Fleet:
 
     def _submit(self, generation: Generation, track: Track, chosen: Plan) -> None:
         link = self._roster.link(chosen.decode)
-        handle = link.submit(generation, chosen)
+        handle = link.submit(generation, track.with_kv(chosen))
         self._unpark(generation, track)
         self._num_submitted += 1
         generation.planned(chosen)

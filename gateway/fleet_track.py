@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from baton.gateway.fleet_generation import Generation
 from baton.gateway.worker_link import WorkerLink
 from baton.protos.errors import BatonError
 from baton.protos.hashing import block_hashes
+from baton.protos.types import Member
 from baton.router.decision import Plan, RouteRequest
 from baton.router.view import ClusterView
 
@@ -39,9 +40,17 @@ class Track:
     # Workers that failed it, by the incarnation that did.
     failed_by: dict[str, str] = field(default_factory=dict)
     last_error: BatonError | None = None
+    # A worker that handed it back and serves its KV for a while.
+    kv_at: Member | None = None
     deadline: asyncio.TimerHandle | None = None
     park_timer: asyncio.TimerHandle | None = None
     parked_s: float = 0.0
+
+    def with_kv(self, chosen: Plan) -> Plan:
+        """The plan, with the worker that has this request's KV as the first to be asked for it."""
+        if self.kv_at is None:
+            return chosen
+        return replace(chosen, prefill=(self.kv_at, *chosen.prefill))
 
     def count_in_flight(self, generation: Generation, chosen: Plan, now_s: float) -> None:
         """Counts its prompt where it was sent, until that worker reports it."""

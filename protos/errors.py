@@ -13,6 +13,7 @@ BatonError                     500 INTERNAL
 ├── CancelledError             499 CANCELLED            the client went away or asked for it
 ├── UnavailableError           503 UNAVAILABLE          retryable
 │   └── WorkerLostError        503 UNAVAILABLE          its worker is gone
+│       └── WorkerLeavingError 503 UNAVAILABLE          about to be: its KV can still be had
 ├── DeadlineError              504 DEADLINE_EXCEEDED    retryable
 ├── ConfigError                500 FAILED_PRECONDITION  refused at start; names the field
 │   └── ModelLoadError         500 FAILED_PRECONDITION  a model folder; names the tensor
@@ -129,6 +130,10 @@ class UnavailableError(BatonError):
 
 class WorkerLostError(UnavailableError):
     default_code = "worker_lost"
+
+
+class WorkerLeavingError(WorkerLostError):
+    default_code = "worker_leaving"
 
 
 class DeadlineError(BatonError):

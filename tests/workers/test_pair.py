@@ -243,7 +243,7 @@ async def test_a_draining_worker_hands_its_requests_back(pair: Pair) -> None:
         await pair.decode.drain(0.1)
         answer = await gateway.wait(handle)
         assert answer.done is not None
-        assert answer.done.error_code == "worker_lost"
+        assert answer.done.error_code == "worker_leaving"
         refused = await gateway.wait(gateway.submit([5, 6, 7], GREEDY))
         assert refused.done is not None
         assert refused.done.error_code == "unavailable"

@@ -42,7 +42,7 @@ class RouterConfig:
     ttft_slo_s: float = 2.0
     itl_slo_s: float = 0.1
     # Output tokens assumed where max_tokens allows more: nobody knows the real number.
-    expected_output_tokens: int = 128
+    expected_output_tokens: int = 256
     # Price of one second that one running request waits for another one's prefill.
     itl_weight: float = 0.05
     # Decodes assumed to be running beside a local prefill on top of those already known.

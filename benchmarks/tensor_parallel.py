@@ -47,7 +47,7 @@ def echo(spec: RankSpec) -> None:
     reader = StepReader(NoRows())
     while (message := link.receive_step()) is not None:
         reader.read(message)
-        link.report(at=str(time.monotonic_ns()))
+        link.tell({"at": time.monotonic_ns()})
 
 
 def decoding(batch: int) -> list[Request]:
@@ -93,10 +93,10 @@ def message_row(batch: int, steps: int) -> dict[str, Any]:
         message = writer.write(rows)
         link.send_step(message)
         used_ns = time.thread_time_ns() - cpu_ns
-        status = link.receive_status()
+        status = link.hear()
         if step >= WARM_UPS and status is not None:
             sends.append(used_ns / 1e3)
-            arrivals.append((int(status["at"]) - began_ns) / 1e3)
+            arrivals.append((status["at"] - began_ns) / 1e3)
             size = len(message)
     link.close()
     listener.close()

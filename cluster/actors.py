@@ -68,17 +68,18 @@ WorkerConfig = PrefillWorkerConfig | DecodeWorkerConfig
 
 def make_worker(config: WorkerConfig) -> Worker:
     """The real worker for a configuration; imports torch, so it runs in the replica only."""
+    ranks = None
+    if config.engine.tensor_parallel_size > 1:
+        from baton.cluster.rank_actors import RayRanks
+
+        ranks = RayRanks(config.host)
     if isinstance(config, PrefillWorkerConfig):
         from baton.prefill_worker.worker import PrefillWorker
 
-        return PrefillWorker(config)
+        return PrefillWorker(config, ranks=ranks)
     from baton.decode_worker.worker import DecodeWorker
 
-    if config.engine.tensor_parallel_size == 1:
-        return DecodeWorker(config)
-    from baton.cluster.rank_actors import RayRanks
-
-    return DecodeWorker(config, ranks=RayRanks(config.host))
+    return DecodeWorker(config, ranks=ranks)
 
 
 def make_gateway(config: BatonConfig, directory: Directory, gateway_id: str) -> Gateway:

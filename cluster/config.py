@@ -179,15 +179,6 @@ class BatonConfig:
                 f"decode.engine.block_size ({self.decode.engine.block_size}): KV moves in blocks",
                 param="prefill.engine.block_size",
             )
-        for pool in (self.prefill, self.decode):
-            if pool.num_ranks > 1 and self.prefill.max_workers:
-                name = f"{pool.role.value}.engine.tensor_parallel_size"
-                raise ConfigError(
-                    f"{name} is {pool.num_ranks}, but KV cannot move between workers of several "
-                    "ranks yet: set prefill.min_replicas to 0 (--prefill-replicas 0), so that "
-                    "prompts are computed where they decode",
-                    param=name,
-                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

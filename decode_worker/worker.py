@@ -107,9 +107,6 @@ class DecodeWorker:
             deadline_s=now_s + limit_s,
         )
         self._by_handle[feed, message.handle] = live
-        if live.targets and self.config.engine.tensor_parallel_size > 1:
-            live.targets = []
-            live.fallback_reason = "a tensor-parallel decode worker receives no KV yet"
         error = self._refusal(live)
         if error is not None:
             self._end(live, FinishReason.ERROR, error)

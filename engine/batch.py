@@ -10,6 +10,7 @@ import torch
 
 from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.request import Request, RequestState
+from baton.kvtransfer.group import RankPool
 from baton.kvtransfer.layout import KVLayout
 from baton.protos.types import TokenLogprob
 
@@ -98,6 +99,7 @@ class BatchRunner(Protocol):
         the step that samples it was launched before. What a row says of its request is read before
         launch returns. Does not change the requests.
     overlaps: whether steps run beside the host, so that launching the next one early pays.
+    other_pools: of a tensor-parallel model's ranks other than 0; `pool` is rank 0's.
     watch: calls `on_failure` once, from any thread, if it fails between steps.
     """
 
@@ -105,6 +107,8 @@ class BatchRunner(Protocol):
     def model(self) -> ModelInfo: ...
     @property
     def pool(self) -> BlockStore: ...
+    @property
+    def other_pools(self) -> Sequence[RankPool]: ...
 
     def add_row(self, request: Request) -> None: ...
     def remove_row(self, request: Request) -> None: ...

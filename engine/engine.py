@@ -59,7 +59,7 @@ class Engine:
 
     model: what was loaded; `max_model_len` is what this engine can serve, which its KV pool may
         make shorter than the model's own: every accepted request fits the pool when alone in it.
-    pool: the KV memory, for a connector to register.
+    pool: the KV memory, for a connector to register, as are the `other_pools` of other ranks.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Engine:
         self._clock = clock or SystemClock()
         self._runner = runner or _load_runner(config, self._clock, ranks)
         self.pool: BlockStore = self._runner.pool
+        self.other_pools = self._runner.other_pools
         num_blocks = self.pool.num_blocks
         max_model_len = min(self._runner.model.max_model_len, num_blocks * config.block_size)
         self.model: ModelInfo = replace(self._runner.model, max_model_len=max_model_len)

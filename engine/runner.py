@@ -33,6 +33,7 @@ from baton.engine.sampler import Sampler
 from baton.engine.sampling_state import SamplingState
 from baton.engine.stages import Stages
 from baton.engine.transfer import Upload
+from baton.kvtransfer.group import RankPool
 from baton.kvtransfer.layout import rank_layout
 from baton.protos.clock import Clock
 from baton.protos.errors import ConfigError, ModelLoadError
@@ -146,6 +147,11 @@ class Runner:
     def run(self, rows: Sequence[ScheduledRow]) -> RunResult:
         """One step, start to end."""
         return self.launch(rows).wait()
+
+    @property
+    def other_pools(self) -> Sequence[RankPool]:
+        """This runner's pool is the only one."""
+        return ()
 
     def watch(self, on_failure: Callable[[BaseException], None]) -> None:
         """Nothing to watch: what fails here fails in a step."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from baton.engine.parallel.hosts import RankHost
 from baton.handover.config import WorkerConfig
 from baton.kvtransfer.connector import Connector, Notice, PeerKey
 from baton.kvtransfer.factory import make_connector
+from baton.kvtransfer.group import GroupConnector, OnNotice, rank_key
 from baton.kvtransfer.hello import Identity, read_identity
 from baton.kvtransfer.layout import KVLayout
 from baton.protos import worker_pb2 as pb
@@ -59,7 +61,7 @@ class Work(Protocol):
 class WorkerHost:
     """One engine on its thread, its KV connector, its reports and its server, on one event loop.
 
-    connectors: makes the KV connector; tests put their own faults into it.
+    connectors: makes rank 0's KV connector; tests put their own faults into it.
     ranks: where the other ranks of a tensor-parallel model live; None: on this machine.
     """
 
@@ -98,16 +100,7 @@ class WorkerHost:
         stack.callback(self.engine.close)
         self.loop = EngineLoop(self.engine, self._on_step, self._on_death)
         self.reporter = Reporter(self.events, self.loop.call, self._work, self.hub)
-        pool = self.engine.pool
-        self.connector = await asyncio.to_thread(
-            self._connectors,
-            config.connector,
-            pool.tensor,
-            pool.layout,
-            PeerKey(config.worker_id, config.incarnation),
-            self._on_notice,
-            config.host,
-        )
+        self.connector = await asyncio.to_thread(self._open_connector)
         stack.push_async_callback(asyncio.to_thread, self.connector.close)
         self.identity: Identity = read_identity(
             self.connector.local_info(),
@@ -170,6 +163,21 @@ class WorkerHost:
     async def check_integrity(self) -> None:
         """Proves that no block is lost; raises BatonError otherwise."""
         await asyncio.wrap_future(self.loop.call(Engine.check_integrity))
+
+    def _open_connector(self) -> Connector:
+        """One for all tensor-parallel ranks; with a single rank it adds nothing but its name."""
+        config, pool = self.config, self.engine.pool
+        name, host = config.connector, config.host
+        key = PeerKey(config.worker_id, config.incarnation)
+
+        def own(on_notice: OnNotice) -> Connector:
+            return self._connectors(name, pool.tensor, pool.layout, key, on_notice, host)
+
+        others = [
+            partial(rank.open, name, rank_key(key, index), host)
+            for index, rank in enumerate(self.engine.other_pools, 1)
+        ]
+        return GroupConnector([own, *others], on_notice=self._on_notice)
 
     def _on_step(self, step: StepOutput) -> None:
         """On the engine's thread."""

@@ -65,7 +65,8 @@ class PeerInfo:
     """What another worker must know to write into this one's pool. It travels in `PeerHello`.
 
     `agent_metadata` is the connector's own and opaque; `pool_address` is where the pool starts in
-    its process (bytes), `device_id` its GPU (0 on CPU).
+    its process (bytes), `device_id` its GPU (0 on CPU). `ranks` are those of the worker's other
+    tensor-parallel ranks, in order, each with a pool of its own.
     """
 
     key: PeerKey
@@ -74,6 +75,7 @@ class PeerInfo:
     pool_address: int
     num_blocks: int
     device_id: int
+    ranks: tuple[PeerInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,13 @@ import hmac
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 from baton import __version__
 from baton.kvtransfer.connector import PeerInfo, PeerKey
+from baton.kvtransfer.group import rank_key
 from baton.kvtransfer.layout import KVLayout
 from baton.kvtransfer.mapping import plan_map
 from baton.protos import worker_pb2 as pb
@@ -34,6 +35,7 @@ Message = TypeVar("Message", pb.Challenge, pb.PeerHello)
 
 _NONCE_BYTES: Final = 32
 _MAX_DIFFERENCES: Final = 8
+_MAX_RANKS: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,16 @@ class Identity:
             session=session,
             model_config=self.model_config,
             adapters=self.adapters,
+            ranks=[
+                pb.PeerRank(
+                    agent_metadata=rank.agent_metadata,
+                    kv_layout=rank.layout.to_json(),
+                    pool_address=rank.pool_address,
+                    num_blocks=rank.num_blocks,
+                    device_id=rank.device_id,
+                )
+                for rank in info.ranks
+            ],
         )
 
     def challenge(self) -> pb.Challenge:
@@ -147,14 +159,22 @@ class CalledHandshake:
 
 
 def peer_info_from_hello(hello: pb.PeerHello, session: int) -> PeerInfo:
-    """What the connector needs to know of the peer."""
+    """What the connector needs to know of the peer. LayoutMismatchError if it makes no sense."""
+    key = PeerKey(hello.worker_id, hello.incarnation, session)
+    if len(hello.ranks) >= _MAX_RANKS:
+        raise LayoutMismatchError(f"{hello.worker_id} has over {_MAX_RANKS} ranks", param="ranks")
+    others = tuple(_peer_info(rank, rank_key(key, i)) for i, rank in enumerate(hello.ranks, 1))
+    return replace(_peer_info(hello, key), ranks=others)
+
+
+def _peer_info(said: pb.PeerHello | pb.PeerRank, key: PeerKey) -> PeerInfo:
     return PeerInfo(
-        key=PeerKey(hello.worker_id, hello.incarnation, session),
-        agent_metadata=hello.agent_metadata,
-        layout=KVLayout.from_json(hello.kv_layout),
-        pool_address=hello.pool_address,
-        num_blocks=hello.num_blocks,
-        device_id=hello.device_id,
+        key=key,
+        agent_metadata=said.agent_metadata,
+        layout=KVLayout.from_json(said.kv_layout),
+        pool_address=said.pool_address,
+        num_blocks=said.num_blocks,
+        device_id=said.device_id,
     )
 
 

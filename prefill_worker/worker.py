@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from baton.engine.parallel.hosts import RankHost
 from baton.handover.host import MakeConnector, WorkerHost
 from baton.handover.sender import PromptSender
 from baton.handover.service import WorkerService
@@ -13,7 +14,7 @@ from baton.kvtransfer.factory import make_connector
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos import worker_pb2 as pb
 from baton.protos.clock import Clock, SystemClock
-from baton.protos.errors import ConfigError, UnavailableError, WorkerLostError
+from baton.protos.errors import UnavailableError, WorkerLostError
 from baton.protos.feed import GatewayFeed
 from baton.protos.reporter import with_queue
 from baton.protos.types import Member, Role, StepOutput, WorkerLoad
@@ -23,32 +24,29 @@ log = logging.getLogger(__name__)
 
 
 class PrefillWorker:
-    """One prefill worker on one event loop. `start` before anything else, `close` at the end."""
+    """One prefill worker on one event loop. `start` before anything else, `close` at the end.
+
+    ranks: where the other ranks of a tensor-parallel model live; None: on this machine.
+    """
 
     def __init__(
         self,
         config: PrefillWorkerConfig,
         *,
         clock: Clock | None = None,
+        ranks: RankHost | None = None,
         connectors: MakeConnector = make_connector,
     ) -> None:
         self.config = config
         self._clock = clock or SystemClock()
         self._draining = False
-        self._host = WorkerHost(config, Role.PREFILL, self, connectors=connectors)
+        self._host = WorkerHost(config, Role.PREFILL, self, ranks=ranks, connectors=connectors)
 
     async def start(self) -> Member:
         """Loads the model, registers the KV pool, binds the port.
 
         Raises ModelLoadError or ConfigError, with nothing left running.
         """
-        size = self.config.engine.tensor_parallel_size
-        if size > 1:
-            raise ConfigError(
-                f"tensor_parallel_size is {size}, but prefill workers run on 1 rank; several are "
-                "for decode workers that compute their prompts themselves",
-                param="engine.tensor_parallel_size",
-            )
         return await self._host.start()
 
     @property

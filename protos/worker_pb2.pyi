@@ -307,7 +307,7 @@ class KvEventBatch(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., cleared: bool = ..., removed: _Optional[bytes] = ..., stored: _Optional[bytes] = ...) -> None: ...
 
 class PeerHello(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "version", "model_digest", "connector", "agent_metadata", "kv_layout", "pool_address", "num_blocks", "device_id", "session", "model_config", "adapters", "mac")
+    __slots__ = ("worker_id", "incarnation", "version", "model_digest", "connector", "agent_metadata", "kv_layout", "pool_address", "num_blocks", "device_id", "session", "model_config", "adapters", "mac", "ranks")
     class AdaptersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -329,6 +329,7 @@ class PeerHello(_message.Message):
     MODEL_CONFIG_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     MAC_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     version: str
@@ -343,7 +344,22 @@ class PeerHello(_message.Message):
     model_config: str
     adapters: _containers.ScalarMap[str, str]
     mac: bytes
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[str] = ..., model_digest: _Optional[str] = ..., connector: _Optional[str] = ..., agent_metadata: _Optional[bytes] = ..., kv_layout: _Optional[str] = ..., pool_address: _Optional[int] = ..., num_blocks: _Optional[int] = ..., device_id: _Optional[int] = ..., session: _Optional[int] = ..., model_config: _Optional[str] = ..., adapters: _Optional[_Mapping[str, str]] = ..., mac: _Optional[bytes] = ...) -> None: ...
+    ranks: _containers.RepeatedCompositeFieldContainer[PeerRank]
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[str] = ..., model_digest: _Optional[str] = ..., connector: _Optional[str] = ..., agent_metadata: _Optional[bytes] = ..., kv_layout: _Optional[str] = ..., pool_address: _Optional[int] = ..., num_blocks: _Optional[int] = ..., device_id: _Optional[int] = ..., session: _Optional[int] = ..., model_config: _Optional[str] = ..., adapters: _Optional[_Mapping[str, str]] = ..., mac: _Optional[bytes] = ..., ranks: _Optional[_Iterable[_Union[PeerRank, _Mapping]]] = ...) -> None: ...
+
+class PeerRank(_message.Message):
+    __slots__ = ("agent_metadata", "kv_layout", "pool_address", "num_blocks", "device_id")
+    AGENT_METADATA_FIELD_NUMBER: _ClassVar[int]
+    KV_LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    POOL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    agent_metadata: bytes
+    kv_layout: str
+    pool_address: int
+    num_blocks: int
+    device_id: int
+    def __init__(self, agent_metadata: _Optional[bytes] = ..., kv_layout: _Optional[str] = ..., pool_address: _Optional[int] = ..., num_blocks: _Optional[int] = ..., device_id: _Optional[int] = ...) -> None: ...
 
 class Challenge(_message.Message):
     __slots__ = ("worker_id", "incarnation", "version", "nonce", "mac")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 from typing import Final
 
@@ -9,6 +10,7 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 
 from baton.engine.device import resolve_platform
+from baton.engine.parallel.connectors import ConnectorServer
 from baton.engine.parallel.group import TorchGroup
 from baton.engine.parallel.links import CONNECT_TIMEOUT_S, RankLink, RankSpec, connect
 from baton.engine.parallel.messages import StepReader
@@ -26,20 +28,20 @@ FAILED: Final = "failed"
 def follow(spec: RankSpec) -> None:
     """Returns when rank 0 is done or gone. What it raises, rank 0 is told first."""
     link = connect(spec)
-    try:
-        _run(spec, link)
-    except BaseException as error:
-        _tell(link, error)
-        raise
-    finally:
-        link.close()
+    with contextlib.ExitStack() as stack:
+        stack.callback(link.close)
+        try:
+            _run(spec, link, stack)
+        except BaseException as error:
+            _tell(link, error)
+            raise
 
 
-def _run(spec: RankSpec, link: RankLink) -> None:
+def _run(spec: RankSpec, link: RankLink, stack: contextlib.ExitStack) -> None:
     config = spec.config
     torch.set_num_threads(spec.num_threads)
     platform = resolve_platform(config.device, config.dtype)
-    link.report(state=PRESENT)
+    link.tell({"state": PRESENT})
     shards = Shards(spec.rank, config.tensor_parallel_size)
     store = TCPStore(
         spec.host,
@@ -50,13 +52,16 @@ def _run(spec: RankSpec, link: RankLink) -> None:
     )
     group = TorchGroup(store, shards, platform.device, spec.host)
     runner = Runner(config, SystemClock(), group)
-    try:
-        reader = StepReader(runner)
-        link.report(state=READY)
-        while (message := link.receive_step()) is not None:
-            runner.launch(reader.read(message))
-    finally:
-        runner.close()
+    stack.callback(runner.close)
+    connectors = ConnectorServer(link, runner.pool)
+    stack.callback(connectors.close)
+    # Its end is what the connectors' thread waits for.
+    stack.callback(link.end)
+    connectors.start()
+    reader = StepReader(runner)
+    link.tell({"state": READY})
+    while (message := link.receive_step()) is not None:
+        runner.launch(reader.read(message))
 
 
 def _tell(link: RankLink, error: BaseException) -> None:
@@ -64,7 +69,7 @@ def _tell(link: RankLink, error: BaseException) -> None:
     param = error.param or "" if isinstance(error, BatonError) else ""
     message = str(error) or type(error).__name__
     try:
-        link.report(state=FAILED, code=code, param=param, message=message)
+        link.tell({"state": FAILED, "code": code, "param": param, "message": message})
     except OSError:
         # Rank 0 is gone: it has no use for the reason.
         return

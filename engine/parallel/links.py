@@ -1,4 +1,4 @@
-"""Connections between rank 0 and the others: one for steps, one for how each of them fares.
+"""Connections between rank 0 and the others: one for steps, one for the rest.
 
 Frames are a 32-bit length and that many bytes. A rank proves with the group's token that it was
 started by rank 0. The end of a connection is the end of whoever was there.
@@ -11,9 +11,10 @@ import hmac
 import json
 import socket
 import struct
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from baton.engine.config import EngineConfig
@@ -52,6 +53,7 @@ class RankLink:
     rank: int
     steps: socket.socket
     status: socket.socket
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send_step(self, message: bytes) -> None:
         send_frame(self.steps, message)
@@ -60,16 +62,19 @@ class RankLink:
         """The next step, or None when rank 0 is done or gone."""
         return receive_frame(self.steps)
 
-    def report(self, **status: str) -> None:
-        send_frame(self.status, json.dumps(status).encode())
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Sends a message beside the steps; from any thread. Raises OSError."""
+        text = json.dumps(message).encode()
+        with self.lock:
+            send_frame(self.status, text)
 
-    def receive_status(self) -> dict[str, str] | None:
-        """The next report, or None when the rank is gone."""
+    def hear(self) -> dict[str, Any] | None:
+        """The next message beside the steps, or None when the other end is gone."""
         frame = receive_frame(self.status)
         if frame is None:
             return None
-        found: Any = json.loads(frame)
-        return {str(key): str(value) for key, value in found.items()}
+        found: dict[str, Any] = json.loads(frame)
+        return found
 
     def end(self) -> None:
         """Ends both connections at either end; whoever reads from them sees it."""
@@ -147,7 +152,8 @@ def connect(spec: RankSpec) -> RankLink:
         connection.sendall(_HELLO.pack(spec.token, spec.rank, kind))
         connections.append(_tuned(connection))
         connection.settimeout(None)
-    return RankLink(spec.rank, *connections)
+    steps, status = connections
+    return RankLink(spec.rank, steps, status)
 
 
 def send_frame(connection: socket.socket, payload: bytes) -> None:

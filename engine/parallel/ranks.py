@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch._C._distributed_c10d import TCPStore
 
 from baton.engine.config import EngineConfig
+from baton.engine.parallel.connectors import RemoteRank
 from baton.engine.parallel.follower import FAILED
 from baton.engine.parallel.hosts import RankHandle, RankHost
 from baton.engine.parallel.links import (
@@ -34,7 +35,7 @@ CAUSE_WAIT_S: Final = 2.0
 class Ranks:
     """Ranks 1 to size - 1 of a group. One that fails or vanishes ends them all, for good.
 
-    store: where the collectives of the group meet.
+    store: where the collectives of the group meet. pools: for KV connectors, in order.
     failure: what ended the group, or None.
     """
 
@@ -77,6 +78,7 @@ class Ranks:
             raise
         finally:
             listener.close()
+        self.pools = [RemoteRank(link) for link in self._links]
         self._watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
         self._watcher.start()
 
@@ -149,13 +151,16 @@ class Ranks:
     def _hear(self, link: RankLink) -> bool:
         """Takes in one report; whether there may be another."""
         try:
-            status = link.receive_status()
+            status = link.hear()
         except (OSError, ValueError) as error:
             status = None if self._closing else {"state": FAILED, "code": "", "message": str(error)}
         if status is None:
             if not self._closing:
                 self._fail(self._gone(link.rank))
             return False
+        if "op" in status:
+            self.pools[link.rank - 1].take(status)
+            return True
         if status["state"] == FAILED:
             self._fail(self._failed(link.rank, status))
             return False
@@ -164,7 +169,7 @@ class Ranks:
             self._changed.notify_all()
         return True
 
-    def _failed(self, rank: int, status: dict[str, str]) -> BatonError:
+    def _failed(self, rank: int, status: dict[str, Any]) -> BatonError:
         message = f"rank {rank} of {self._size}: {status['message']}"
         if not status["code"]:
             return WorkerLostError(message)
@@ -186,5 +191,7 @@ class Ranks:
             self.failure = error
             callbacks, self._callbacks = self._callbacks, []
             self._changed.notify_all()
+        for pool in self.pools:
+            pool.lose(error)
         for callback in callbacks:
             callback(error)

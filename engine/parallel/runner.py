@@ -20,6 +20,7 @@ from baton.engine.parallel.shards import Shards, check_shardable
 from baton.engine.request import Request
 from baton.engine.results import PendingStep
 from baton.engine.runner import Runner
+from baton.kvtransfer.group import RankPool
 from baton.protos.clock import Clock
 
 
@@ -45,6 +46,7 @@ class ParallelRunner:
     """A BatchRunner over `tensor_parallel_size` ranks.
 
     model, pool: of rank 0; the pools of all ranks have the same blocks, each its own KV heads.
+    other_pools: those of the other ranks, for a connector.
     """
 
     model: ModelInfo
@@ -77,6 +79,7 @@ class ParallelRunner:
             raise
         self.model = self._runner.model
         self.pool = self._runner.pool
+        self.other_pools: Sequence[RankPool] = tuple(self._ranks.pools)
 
     @property
     def overlaps(self) -> bool:

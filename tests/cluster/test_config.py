@@ -311,7 +311,7 @@ TWO_RANKS = "prefill: {min_replicas: 0}\ndecode:\n  engine: {tensor_parallel_siz
             "baton.yaml line 3: decode.engine: tensor_parallel_size is 3, but baton-tiny has 8 "
             "attention heads, which it does not divide; sizes that work: 1, 2, 4, 8",
         ),
-        ("engine: {tensor_parallel_size: 2}", "--prefill-replicas 0"),
+        ("engine: {tensor_parallel_size: 16}", "prefill.engine: tensor_parallel_size is 16, but"),
         (TWO_RANKS + "  num_gpus: 0.5\n", "num_gpus is 0.5, but each of 2 tensor-parallel ranks"),
         (TWO_RANKS + "  num_cpus: 0\n", "num_cpus is 0, but each of 2 tensor-parallel ranks"),
         (TWO_RANKS + "engine: {device: 'cuda:0'}\n", "decode.engine: device is 'cuda:0', but"),

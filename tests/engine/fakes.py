@@ -122,6 +122,7 @@ class FakeRunner:
         )
         self.rows: dict[int, Request] = {}
         self.overlaps = False
+        self.other_pools = ()
         self._entered: dict[int, Request] = {}
         self._tokens: dict[int, list[int]] = {}
         self._under_way: deque[FakeStep] = deque()

@@ -1,54 +1,91 @@
-"""A decode worker whose model is on two ranks."""
+"""Workers whose models are on several ranks: same tokens, KV from rank to rank, one fate."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import psutil
 import pytest
-from tests.workers.conftest import engine_config
+from tests.engine.parallel.ranks import ThreadRanks
+from tests.workers.conftest import Pair, engine_config
 from tests.workers.probe import Probe
 from tests.workers.test_pair import GREEDY, prompts, run_alone
 
 from baton.decode_worker.config import DecodeWorkerConfig
 from baton.decode_worker.worker import DecodeWorker
+from baton.engine.parallel.hosts import ProcessRanks, RankHost
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.prefill_worker.worker import PrefillWorker
-from baton.protos.errors import ConfigError
-from baton.protos.types import Member, Role, SamplingParams
+from baton.protos.types import Role, SamplingParams
 
 
-async def test_prompts_are_computed_here_and_a_lost_rank_ends_the_worker() -> None:
-    config = DecodeWorkerConfig(engine=engine_config(Role.DECODE, tensor_parallel_size=2))
-    worker = DecodeWorker(config)
-    member = await worker.start()
-    requests = [(prompt, GREEDY) for prompt in prompts(3)]
-    expected = await asyncio.to_thread(run_alone, requests)
-    elsewhere = Member(
-        worker_id="prefill-0", incarnation="i", role=Role.PREFILL, address="127.0.0.1:1", model="m"
+@asynccontextmanager
+async def pair_of(prefill_size: int, decode_size: int, ranks: RankHost) -> AsyncIterator[Pair]:
+    prefill = PrefillWorker(
+        PrefillWorkerConfig(engine=engine_config(Role.PREFILL, tensor_parallel_size=prefill_size)),
+        ranks=ranks,
     )
-    async with Probe(member) as gateway:
-        handles = [gateway.submit(*r, prefill=[elsewhere]) for r in requests]
-        answers = [await gateway.wait(handle) for handle in handles]
-        assert [a.tokens for a in answers] == expected
-        assert [a.done.fallback_reason for a in answers if a.done] == [
-            "a tensor-parallel decode worker receives no KV yet"
-        ] * 3
+    decode = DecodeWorker(
+        DecodeWorkerConfig(
+            engine=engine_config(Role.DECODE, tensor_parallel_size=decode_size),
+            prefill_timeout_s=60.0,
+            handshake_timeout_s=60.0,
+            lease_s=1.0,
+        ),
+        ranks=ranks,
+    )
+    yield Pair(prefill, decode, await prefill.start(), await decode.start())
+    await decode.close()
+    await prefill.close()
 
-        endless = SamplingParams(temperature=0.0, max_tokens=3000, ignore_eos=True)
+
+@pytest.mark.parametrize(("prefill_size", "decode_size"), [(2, 2), (1, 2), (4, 2)])
+async def test_kv_goes_from_ranks_to_ranks(prefill_size: int, decode_size: int) -> None:
+    requests = [(prompt, GREEDY) for prompt in prompts(4, seed=prefill_size)]
+    expected = await asyncio.to_thread(run_alone, requests)
+    async with (
+        pair_of(prefill_size, decode_size, ThreadRanks()) as pair,
+        Probe(pair.decode_member) as gateway,
+    ):
+        handles = [gateway.submit(*r, prefill=[pair.prefill_member]) for r in requests]
+        answers = [await gateway.wait(handle) for handle in handles]
+        assert [a.done.fallback_reason for a in answers if a.done] == [""] * 4
+        assert [a.done.prefilled_by for a in answers if a.done] == ["prefill-0"] * 4
+        assert [a.tokens for a in answers] == expected
+        await pair.check_all_free()
+
+
+def rank_processes() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if "parallel.process" in p.cmdline()[-1]]
+
+
+async def test_a_lost_rank_ends_its_worker_and_nothing_else() -> None:
+    endless = SamplingParams(temperature=0.0, max_tokens=3000, ignore_eos=True)
+    async with (
+        pair_of(2, 2, ProcessRanks()) as pair,
+        Probe(pair.decode_member) as gateway,
+    ):
+        prompt = prompts(7)[6]
+        answer = await gateway.wait(gateway.submit(prompt, GREEDY, prefill=[pair.prefill_member]))
+        assert answer.done is not None
+        assert answer.done.prefilled_by == "prefill-0"
+        # The prefill worker was started first.
+        of_prefill, of_decode = rank_processes()
+        os.kill(of_prefill.pid, signal.SIGKILL)
+        other = prompts(8)[7]
+        answer = await gateway.wait(gateway.submit(other, GREEDY, prefill=[pair.prefill_member]))
+        assert answer.done is not None
+        assert answer.done.finish_reason == "length", answer.done
+        assert answer.done.prefilled_by == ""
+        assert "rank 1 of 2 is gone: its process ended with -9" in str(pair.prefill.failure)
+
         running = gateway.submit([5, 6, 7], endless)
-        (rank,) = (p for p in psutil.Process().children() if "parallel.process" in p.cmdline()[-1])
-        os.kill(rank.pid, signal.SIGKILL)
+        os.kill(of_decode.pid, signal.SIGKILL)
         answer = await gateway.wait(running)
         assert answer.done is not None
         assert answer.done.error_code == "worker_lost"
-        assert "rank 1 of 2 is gone: its process ended with -9" in str(worker.failure)
-    await worker.close()
-
-
-async def test_a_prefill_worker_on_several_ranks_is_refused() -> None:
-    config = PrefillWorkerConfig(engine=engine_config(Role.PREFILL, tensor_parallel_size=2))
-    with pytest.raises(ConfigError, match="tensor_parallel_size is 2, but prefill workers run on"):
-        await PrefillWorker(config).start()
+        assert "rank 1 of 2 is gone: its process ended with -9" in str(pair.decode.failure)

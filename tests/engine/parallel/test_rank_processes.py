@@ -139,8 +139,8 @@ def test_nobody_gets_in_without_the_token(folder: Path) -> None:
     assert stranger.receive_step() is None
     link.send_step(b"step")
     assert own.receive_step() == b"step"
-    own.report(state="ready")
-    assert link.receive_status() == {"state": "ready"}
+    own.tell({"state": "ready"})
+    assert link.hear() == {"state": "ready"}
     link.close()
     assert own.receive_step() is None
     for end in (stranger, own):

@@ -218,3 +218,13 @@ async def test_fuzzed_bodies_are_never_a_server_error(path: str, model: Any) -> 
                 check("ErrorResponse", response.json())
 
         await asyncio.to_thread(fuzz)
+
+
+async def test_plans_are_explained_to_those_who_have_a_key() -> None:
+    async with serving(FakeFleet(says("x")), api_keys=("key-1",)) as gateway:
+        check_error(await gateway.http.get("/debug/plans/known"), 401)
+        headers = {"authorization": "Bearer key-1"}
+        known = await gateway.http.get("/debug/plans/known", headers=headers)
+        assert known.json() == {"plans": [{"request_id": "known"}]}
+        unknown = await gateway.http.get("/debug/plans/other", headers=headers)
+        check_error(unknown, 404)

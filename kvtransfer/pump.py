@@ -15,13 +15,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
 
+from baton.kvtransfer.commands import Command, Connect, Counts, Disconnect
 from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
 from baton.kvtransfer.mailbox import Mailbox
 from baton.kvtransfer.mapping import Grid, KVMap, plan_map
@@ -36,42 +35,6 @@ _SHORTEST_SLEEP_S: Final = 20e-6
 _COMMANDS_PER_ROUND: Final = 16
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Connect:
-    """Open a peer; the result comes when it is warm or failed."""
-
-    peer: PeerInfo
-    result: Future[None]
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnect:
-    """Lose a peer; the result comes when its pushes cannot be posted any more."""
-
-    key: PeerKey
-    result: Future[None]
-
-
-@dataclass(frozen=True, slots=True)
-class Wake:
-    """Only ends a sleep."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """See `ConnectorStatistics`; the pump is the only writer."""
-
-    num_done: int = 0
-    num_failed: int = 0
-    num_bytes: int = 0
-    num_notices: int = 0
-    num_bad_notices: int = 0
-    num_callback_errors: int = 0
-
-
-Command = Push | Connect | Disconnect | Wake
 
 
 class Pump:

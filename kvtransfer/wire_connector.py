@@ -9,11 +9,12 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from baton.kvtransfer.commands import Connect, Disconnect, Wake
 from baton.kvtransfer.connector import ConnectorStatistics, Notice, PeerInfo, PeerKey
 from baton.kvtransfer.layout import KVLayout
 from baton.kvtransfer.mapping import plan_map
 from baton.kvtransfer.pieces import Push
-from baton.kvtransfer.pump import Connect, Disconnect, Pump, Wake
+from baton.kvtransfer.pump import Pump
 from baton.kvtransfer.wire import ConnectorLimits, RunIds, Wire
 from baton.protos.errors import TransferError
 

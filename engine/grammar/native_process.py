@@ -75,6 +75,10 @@ class NativeProcess:
             )
         link = Connection(ours.detach())
         self._link = link
+        # close() may have come between the first look and the start, with nothing to kill then.
+        if self._closed:
+            self._kill()
+            raise UnavailableError("the engine is closing")
         try:
             if not link.poll(START_LIMIT_S):
                 raise UnavailableError(f"{self._command[-1]} was not ready in {START_LIMIT_S:g} s")

@@ -48,21 +48,7 @@ def chat_call(body: ChatBody, request_id: str, dialect: Dialect) -> Call:
     """What the service is to do for this body. Raises InvalidRequestError for what the served
     model cannot do.
     """
-    budget = body.thinking_token_budget
-    ask = ChatAsk(
-        messages=body.messages,
-        tools=body.tools or (),
-        choice=body.tool_choice,
-        parallel=body.parallel_tool_calls is not False,
-        kwargs=body.chat_template_kwargs or {},
-        effort=body.reasoning_effort,
-        budget=body.thinking_budget if budget is None else budget,
-        include_reasoning=body.include_reasoning,
-        output=body.output_grammar(),
-        add_generation_prompt=body.add_generation_prompt,
-        add_special_tokens=bool(body.add_special_tokens),
-    )
-    plan = plan_chat(ask, dialect)
+    plan = plan_chat(_ask(body), dialect)
     wanted = body.max_completion_tokens
     return Call(
         request_id=request_id,
@@ -82,6 +68,23 @@ def chat_call(body: ChatBody, request_id: str, dialect: Dialect) -> Call:
         cache_salt=body.cache_salt or "",
         reply=plan.reply,
         grammar=plan.grammar,
+    )
+
+
+def _ask(body: ChatBody) -> ChatAsk:
+    budget = body.thinking_token_budget
+    return ChatAsk(
+        messages=body.messages,
+        tools=body.tools or (),
+        choice=body.tool_choice,
+        parallel=body.parallel_tool_calls is not False,
+        kwargs=body.chat_template_kwargs or {},
+        effort=body.reasoning_effort,
+        budget=body.thinking_budget if budget is None else budget,
+        include_reasoning=body.include_reasoning,
+        output=body.output_grammar(),
+        add_generation_prompt=body.add_generation_prompt,
+        add_special_tokens=bool(body.add_special_tokens),
     )
 
 

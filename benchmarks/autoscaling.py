@@ -77,7 +77,7 @@ def main() -> None:
         }
     )
     for row in rows:
-        print(row)
+        print(row, flush=True)
     write_results(options.output, rows, {**vars(options), "output": "", "target": TARGET})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from baton.protos.errors import (
     UnavailableError,
     WorkerLostError,
 )
-from baton.protos.types import RequestOutput, StepOutput, WorkerLoad
+from baton.protos.types import PrefillProgress, RequestOutput, StepOutput, WorkerLoad
 
 Reply = Callable[[pb.PrefillMessage], None]
 
@@ -181,12 +181,17 @@ class PromptSender:
                 self._fail(job, output.error)
             elif output.token_ids:
                 self._send_first(job, output)
-        for progress in step.progress:
+        if step.progress:
+            # In the loop's next turn, after the streams have written those tokens.
+            self._host.events.call_soon(self._push_all, step.progress)
+        self.start_waiting()
+
+    def _push_all(self, steps: Sequence[PrefillProgress]) -> None:
+        for progress in steps:
             job = self._jobs.get(progress.request_id)
             if job is not None and job.state in (JobState.RUNNING, JobState.SENDING):
                 job.session.advance(progress.num_computed_tokens, progress.block_ids)
                 self._push(job)
-        self.start_waiting()
 
     def _send_first(self, job: Job, output: RequestOutput) -> None:
         message = pb.FirstToken(

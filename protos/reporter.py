@@ -56,9 +56,9 @@ class Reporter:
 
     def soon(self) -> None:
         """Reports within milliseconds that requests have come. Other gateways must know before
-        they send theirs: they see of each other only what workers say.
+        they send theirs: they see of each other only what workers say. A lone gateway knows.
         """
-        if self._soon is None:
+        if self._soon is None and len(self._hub.feeds) > 1:
             self._soon = self._events.call_later(SOON_S, self._report_soon)
 
     def given(self, num_tokens: int, taken: concurrent.futures.Future[None]) -> None:

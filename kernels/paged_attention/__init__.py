@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from torch import Tensor, float8_e4m3fn, float32, int32
+from torch import Tensor, float8_e4m3fn, int32
 
 from baton.kernels.backend import Backend, runs_triton
+from baton.kernels.kv_scale import check_kv_scale
 from baton.kernels.paged_attention.plan import AnyPlan, Pages, build_plan
 from baton.kernels.paged_attention.torch_impl import paged_attention_torch
 
@@ -61,7 +62,7 @@ def paged_attention(
         ValueError: a shape, dtype, stride or bound does not fit.
     """
     _check_tensors(q, kv)
-    _check_scale(kv, kv_scale)
+    check_kv_scale(kv, kv_scale)
     _check_rows(q, query_start, context_lens, block_tables)
     if max_context_len > block_tables.shape[1] * kv.shape[3]:
         raise ValueError(
@@ -141,21 +142,6 @@ def _check_tensors(q: Tensor, kv: Tensor) -> None:
         )
     if q.stride(2) != 1 or kv.stride(4) != 1:
         raise ValueError("head_dim of q and kv must be contiguous")
-
-
-def _check_scale(kv: Tensor, kv_scale: Tensor | None) -> None:
-    if (kv.dtype == float8_e4m3fn) != (kv_scale is not None):
-        raise ValueError(f"a kv_scale goes with float8_e4m3fn KV and no other; kv is {kv.dtype}")
-    if kv_scale is not None and (
-        kv_scale.shape != (2, kv.shape[2])
-        or kv_scale.dtype != float32
-        or kv_scale.device != kv.device
-        or not kv_scale.is_contiguous()
-    ):
-        raise ValueError(
-            f"kv_scale must be contiguous float32 [2, {kv.shape[2]}] on {kv.device}, got"
-            f" {kv_scale.dtype} {tuple(kv_scale.shape)} on {kv_scale.device}"
-        )
 
 
 def _check_rows(q: Tensor, query_start: Tensor, context_lens: Tensor, block_tables: Tensor) -> None:

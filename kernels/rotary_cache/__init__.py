@@ -1,8 +1,9 @@
 """Rotary embedding of new queries and keys, fused with the write to the paged pool."""
 
-from torch import Tensor, float8_e4m3fn, float32, int32, int64
+from torch import Tensor, float8_e4m3fn, int32, int64
 
 from baton.kernels.backend import Backend, runs_triton
+from baton.kernels.kv_scale import check_kv_scale
 from baton.kernels.rotary_cache.reference import build_cos_sin, rotary_cache_reference
 
 __all__ = ["build_cos_sin", "rotary_cache"]
@@ -57,18 +58,7 @@ def rotary_cache(
     for weight in (q_norm, k_norm):
         if weight is not None and (weight.shape != q.shape[2:] or weight.stride(0) != 1):
             raise ValueError(f"norm weight {tuple(weight.shape)} is not [{q.shape[2]}], contiguous")
-    if (kv.dtype == float8_e4m3fn) != (kv_scale is not None):
-        raise ValueError(f"a kv_scale goes with float8_e4m3fn KV and no other; kv is {kv.dtype}")
-    if kv_scale is not None and (
-        kv_scale.shape != (2, kv.shape[2])
-        or kv_scale.dtype != float32
-        or kv_scale.device != kv.device
-        or not kv_scale.is_contiguous()
-    ):
-        raise ValueError(
-            f"kv_scale must be contiguous float32 [2, {kv.shape[2]}] on {kv.device}, got"
-            f" {kv_scale.dtype} {tuple(kv_scale.shape)} on {kv_scale.device}"
-        )
+    check_kv_scale(kv, kv_scale)
     if runs_triton(q, backend):
         from baton.kernels.rotary_cache.launch import rotary_cache_triton as implementation
     else:

@@ -288,6 +288,7 @@ def attempt_request(live: Live) -> GenerateRequest:
         cache_salt=request.cache_salt,
         grammar=request.grammar,
         thought=request.thought,
+        adapter_id=request.adapter_id,
     )
 
 

@@ -7,7 +7,7 @@ from enum import Enum
 
 from baton.engine.grammar.constraint import Constraint
 from baton.protos.errors import BatonError
-from baton.protos.hashing import block_hashes
+from baton.protos.hashing import adapter_salt, block_hashes
 from baton.protos.types import GenerateRequest, SamplingParams, TokenLogprob
 
 
@@ -88,6 +88,7 @@ class Request:
     """
 
     __slots__ = (
+        "adapter_id",
         "block_hashes",
         "block_ids",
         "cache_salt",
@@ -121,7 +122,8 @@ class Request:
     ) -> None:
         self.request_id = request.request_id
         self.sampling: SamplingParams = request.sampling
-        self.cache_salt = request.cache_salt
+        self.cache_salt = adapter_salt(request.cache_salt, request.adapter_id)
+        self.adapter_id = request.adapter_id
         self.grammar = request.grammar
         self.thought = request.thought
         self.constraint: Constraint | None = None

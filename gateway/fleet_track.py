@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from baton.gateway.fleet_generation import Generation
 from baton.gateway.worker_link import WorkerLink
 from baton.protos.errors import BatonError
-from baton.protos.hashing import block_hashes
+from baton.protos.hashing import adapter_salt, block_hashes
 from baton.protos.types import Member
 from baton.router.decision import Plan, RouteRequest
 from baton.router.view import ClusterView
@@ -82,7 +82,8 @@ def route_request(
     """
     request = generation.request
     if track.hashes is None and hashed:
-        track.hashes = block_hashes(request.prompt_token_ids, block_size, salt=request.cache_salt)
+        salt = adapter_salt(request.cache_salt, request.adapter_id)
+        track.hashes = block_hashes(request.prompt_token_ids, block_size, salt=salt)
     excluded = frozenset(
         worker.member.worker_id
         for worker in view.decode

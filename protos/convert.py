@@ -135,6 +135,7 @@ def generate_to_proto(request: GenerateRequest) -> pb.Generate:
         cache_salt=request.cache_salt,
         grammar=grammar_to_proto(request.grammar),
         thought=thought_to_proto(request.thought),
+        adapter_id=request.adapter_id,
     )
 
 
@@ -149,6 +150,7 @@ def generate_from_proto(message: pb.Generate) -> GenerateRequest:
         cache_salt=message.cache_salt,
         grammar=grammar_from_proto(message.grammar) if message.HasField("grammar") else None,
         thought=thought_from_proto(message.thought) if message.HasField("thought") else None,
+        adapter_id=message.adapter_id,
     )
 
 

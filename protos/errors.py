@@ -4,10 +4,12 @@ BatonError                     500 INTERNAL
 ├── InvalidRequestError        400 INVALID_ARGUMENT     a field is wrong; `param` names it
 │   ├── ContextLengthError     400 INVALID_ARGUMENT     prompt + max_tokens are too long
 │   ├── GrammarError           400 INVALID_ARGUMENT     a grammar or schema that cannot be enforced
+│   ├── AdapterError           400 INVALID_ARGUMENT     an adapter's folder; names tensor and value
 │   └── UnprocessableError     422 INVALID_ARGUMENT     its parts contradict each other
 ├── AuthenticationError        401 UNAUTHENTICATED
 ├── PermissionError_           403 PERMISSION_DENIED
-├── NotFoundError              404 NOT_FOUND            unknown model, adapter, route
+├── NotFoundError              404 NOT_FOUND            unknown model or route
+│   └── AdapterNotFoundError   404 NOT_FOUND            an adapter that is not loaded
 ├── PayloadTooLargeError       413 RESOURCE_EXHAUSTED
 ├── OverloadedError            429 RESOURCE_EXHAUSTED   retryable, carries `retry_after_s`
 ├── CancelledError             499 CANCELLED            the client went away or asked for it
@@ -59,6 +61,10 @@ class GrammarError(InvalidRequestError):
     default_code = "invalid_grammar"
 
 
+class AdapterError(InvalidRequestError):
+    default_code = "invalid_adapter"
+
+
 class UnprocessableError(InvalidRequestError):
     http_status = 422
     default_code = "unprocessable"
@@ -83,6 +89,10 @@ class NotFoundError(BatonError):
     grpc_code = "NOT_FOUND"
     error_type = "invalid_request_error"
     default_code = "not_found"
+
+
+class AdapterNotFoundError(NotFoundError):
+    default_code = "adapter_not_found"
 
 
 class PayloadTooLargeError(BatonError):

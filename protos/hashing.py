@@ -26,6 +26,13 @@ def hash_salt(*parts: str) -> bytes:
     return digest.digest()
 
 
+def adapter_salt(cache_salt: bytes, adapter_id: str) -> bytes:
+    """A request's whole salt: its own, and the adapter that its KV goes through ("": none)."""
+    if not adapter_id:
+        return cache_salt
+    return hash_salt(cache_salt.hex(), adapter_id)
+
+
 def block_hashes(
     token_ids: Sequence[int], block_size: int, *, salt: bytes = b"", parent: bytes | None = None
 ) -> list[bytes]:

@@ -97,6 +97,8 @@ class GenerateRequest:
     output for penalties, max_tokens and seeds, and are not reported again.
     A smaller `priority` goes first; ties go by arrival. With a `thought` its tokens are counted
     and its budget kept; a `grammar` holds from after the thought (see protos/constraints.py).
+    `adapter_id` names the adapter (see protos/adapters.py) that prompt and output go through; ""
+    is the base model. KV is never shared between adapters (`hashing.adapter_salt`).
     """
 
     request_id: str
@@ -107,6 +109,7 @@ class GenerateRequest:
     cache_salt: bytes = b""
     grammar: Grammar | None = None
     thought: Thought | None = None
+    adapter_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

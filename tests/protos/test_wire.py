@@ -20,7 +20,7 @@ from baton.protos.errors import (
     error_from_code,
 )
 from baton.protos.feed import FeedHub, GatewayFeed
-from baton.protos.hashing import HASH_BYTES, block_hashes, hash_salt
+from baton.protos.hashing import HASH_BYTES, adapter_salt, block_hashes, hash_salt
 from baton.protos.types import (
     GenerateRequest,
     KvEvents,
@@ -74,13 +74,21 @@ thoughts = st.builds(
 )
 
 
-@given(samplings(), some_ids, st.binary(max_size=16), st.none() | grammars, st.none() | thoughts)
+@given(
+    samplings(),
+    some_ids,
+    st.binary(max_size=16),
+    st.none() | grammars,
+    st.none() | thoughts,
+    st.sampled_from(["", "5f"]),
+)
 def test_requests_survive_the_wire(
     sampling: SamplingParams,
     tokens: tuple[int, ...],
     salt: bytes,
     grammar: Grammar | None,
     thought: Thought | None,
+    adapter_id: str,
 ) -> None:
     request = GenerateRequest(
         request_id="r",
@@ -91,6 +99,7 @@ def test_requests_survive_the_wire(
         cache_salt=salt,
         grammar=grammar,
         thought=thought,
+        adapter_id=adapter_id,
     )
     raw = convert.generate_to_proto(request).SerializeToString()
     assert convert.generate_from_proto(pb.Generate.FromString(raw)) == request
@@ -124,6 +133,13 @@ def test_hashes_name_everything_before_them() -> None:
     assert block_hashes(tokens, 16, salt=hash_salt("tenant"))[0] != whole[0]
     assert hash_salt("ab", "c") != hash_salt("a", "bc")
     assert hash_salt("", "") == b""
+
+
+def test_salts_keep_adapters_apart() -> None:
+    salts = [adapter_salt(salt, name) for salt in (b"", b"t") for name in ("", "5f", "60")]
+    assert len(set(salts)) == 6
+    assert salts[0] == b""
+    assert salts[3] == b"t"
 
 
 def test_the_error_tree_can_be_rebuilt_from_codes() -> None:

@@ -17,6 +17,8 @@ from baton.gateway.parsers.xml_calls import attributes_of
 
 BlockKind = Literal["reasoning", "content", "calls", "skip"]
 
+_NAME = re.compile(r"[\w.-]*")
+_MAX_NAME_CHARS = 128
 _CITATION_START = ("<co>", "</co: ", "</co:")
 
 
@@ -26,7 +28,8 @@ class Blocks:
 
     `kinds` says what an opening token opens: a "skip" block is a name that the next one follows, a
     "calls" block holds JSON calls. `cited`: `<co>` marks are taken out. `begins`: what comes before
-    the first token. `raw_calls`: blocks of calls stay text.
+    the first token. `raw_calls`: blocks of calls stay text. `named`: where the prompt ended with a
+    "skip" token, the answer may begin with the name of a "calls" block, which is dropped.
     """
 
     kinds: tuple[tuple[str, BlockKind], ...]
@@ -34,6 +37,7 @@ class Blocks:
     cited: bool = False
     begins: BlockKind = "content"
     raw_calls: bool = False
+    named: bool = False
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -47,31 +51,56 @@ class Blocks:
     def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         kinds = dict(self.kinds)
         kind: BlockKind = self.begins
+        in_block = False
+        if self.named and not self.raw_calls:
+            yield from self._leading_name(reader)
         while True:
             stop = yield from self._text(reader, self._emitter(out, kind))
             if stop is None:
                 return
             if stop in self.ends:
                 reader.take(len(stop))
-                kind = "content"
+                kind, in_block = "content", False
                 continue
+            quoting = kind if in_block else None
             kind = kinds[stop]
+            in_block = kind in ("content", "reasoning")
             if kind == "calls":
                 yield from self._calls(reader, out, stop)
                 kind = "content"
             elif kind == "skip":
+                emit = self._emitter(out, quoting or "content")
                 reader.take(len(stop))
-                yield from self._skip(reader, out)
-                kind = "content"
+                if not (yield from self._skip(reader, emit, stop if quoting else "")):
+                    kind, in_block = quoting or "content", quoting is not None
+                else:
+                    kind = "content"
             else:
                 reader.take(len(stop))
 
-    def _skip(self, reader: Reader, out: Output) -> Wait[None]:
-        """A name before the next block is dropped; any other text is content."""
+    def _leading_name(self, reader: Reader) -> Wait[None]:
+        calls = tuple(opening for opening, kind in self.kinds if kind == "calls")
+        while True:
+            word = _NAME.match(reader.text)
+            rest = reader.text[word.end() if word else 0 :]
+            if word and rest.startswith(calls):
+                reader.take(word.end())
+                return
+            if rest and not any(c.startswith(rest) for c in calls):
+                return
+            if len(reader.text) > _MAX_NAME_CHARS or not (yield from reader.more()):
+                return
+
+    def _skip(self, reader: Reader, emit: Callable[[str], None], quoted: str) -> Wait[bool]:
+        """A name before the next block is dropped: True then. Any other text is the block's that it
+        is in, and if that is still open, so is the token, `quoted` there.
+        """
         hit = yield from reader.find(stops(*self.markers))
         text = reader.take(hit[0] if hit else len(reader.text))
         if hit is None or hit[1] in self.ends or any(c.isspace() for c in text):
-            out.content(text)
+            emit(quoted + text)
+            return False
+        return True
 
     def _emitter(self, out: Output, kind: BlockKind) -> Callable[[str], None]:
         return out.reasoning if kind == "reasoning" else out.content

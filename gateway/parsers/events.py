@@ -33,7 +33,9 @@ class ToolCallStart:
 
 @dataclass(frozen=True, slots=True)
 class ArgumentsDelta:
-    """More of a call's arguments; all of them together are one JSON object."""
+    """More of a call's arguments; all of them together are one JSON object, or with some formats the
+    beginning of one where the end of the text cut it off.
+    """
 
     index: int
     json_text: str

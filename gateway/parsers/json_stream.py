@@ -62,6 +62,10 @@ class JsonPrefix:
             text += " null"
         return text + "".join(reversed(self._closers))
 
+    def rest(self, text: str) -> str:
+        """What was not certain yet of what `push` read, before the `text` that it left."""
+        return self._comma + text
+
     def _string(self, text: str, at: int, said: list[str]) -> int:
         plain = _PLAIN.match(text, at) or _ESCAPE.match(text, at)
         if plain:
@@ -140,11 +144,17 @@ class JsonPrefix:
 
 
 def stream_arguments(
-    reader: Reader, out: Output, name: str, call_id: str | None = None, at: int = 0
+    reader: Reader,
+    out: Output,
+    name: str,
+    call_id: str | None = None,
+    at: int = 0,
+    *,
+    closes: bool = True,
 ) -> Wait[bool]:
     """Says a call whose arguments are the JSON object at `at` of the reader's text, as they come,
     and consumes them. False, with nothing consumed, if the object is short, wrong or cut off within
-    COMMIT_CHARS.
+    COMMIT_CHARS. `closes`: an object that the text's end cuts off is closed.
     """
     prefix = JsonPrefix()
     limit, position, start = at + COMMIT_CHARS, at, ""
@@ -168,10 +178,13 @@ def stream_arguments(
         reader.mark()
         if prefix.ended or prefix.failed or not (yield from _more(reader)):
             break
-    if not prefix.ended:
+    cut = not (prefix.ended or prefix.failed)
+    if cut and not closes:
+        out.arguments(prefix.rest(reader.text))
+    elif not prefix.ended:
         out.arguments(prefix.closing())
-        if not prefix.failed:
-            reader.take(len(reader.text))
+    if cut:
+        reader.take(len(reader.text))
     return True
 
 

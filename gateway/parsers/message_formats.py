@@ -54,6 +54,7 @@ INKLING = Blocks(
         ("<|content_tool_error|>", "content"),
     ),
     ends=("<|end_message|>", "<|content_model_end_sampling|>"),
+    named=True,
 )
 
 MESSAGE_FORMATS: tuple[ToolFormat, ...] = (

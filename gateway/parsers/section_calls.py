@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from baton.gateway.parsers.json_calls import ARGUMENT_KEYS, NAME_KEYS, call_of, stream_call
 from baton.gateway.parsers.json_stream import stream_arguments
-from baton.gateway.parsers.json_text import read_json
+from baton.gateway.parsers.json_text import Outline, read_json
 from baton.gateway.parsers.machine import ContentAndCalls
 from baton.gateway.parsers.output import Output
 from baton.gateway.parsers.reader import CutOffError, MalformedError, Reader, Stops, Wait, stops
@@ -24,7 +24,8 @@ class SectionCalls:
     `kinds`: what may stand between `call` and the name. `fences`: wrapping of the JSON. `numbered`:
     the name is `functions.NAME:N`, which is the call's id too. `name_last`: nothing separates the
     name from the JSON. `bare`: calls count outside a section too. `fused`: after `call`, JSON with
-    name and arguments may stand instead. `after`: what follows a section is content.
+    name and arguments may stand instead. `cut`: what becomes of a call that the text's end cuts
+    off; as a "call", its arguments are what was written of them.
     """
 
     sections: tuple[str, ...] = ()
@@ -103,10 +104,13 @@ class SectionCalls:
             reader.take(len(hit[1]))
             name, call_id = self._named(raw_name)
             yield from self._unfenced(reader)
-            named = bool(name) and not name.isdigit()
-            if named and (yield from stream_arguments(reader, out, name, call_id)):
-                yield from self._end(reader)
-                return
+            if name and not name.isdigit():
+                closes = self.cut == "content"
+                if (yield from stream_arguments(reader, out, name, call_id, closes=closes)):
+                    yield from self._end(reader)
+                    return
+                if not closes and (yield from self._is_cut(reader, out, name, call_id)):
+                    return
             arguments = yield from self._json(reader)
         elif not self.no_arguments:
             raise MalformedError
@@ -139,7 +143,19 @@ class SectionCalls:
         if self.cut == "call" and reader.ended and _is_part(reader.text, self.fences):
             reader.take(len(reader.text))
             return {}
-        return (yield from read_json(reader, complete=self.cut == "call"))
+        return (yield from read_json(reader))
+
+    def _is_cut(self, reader: Reader, out: Output, name: str, call_id: str | None) -> Wait[bool]:
+        """Whether the text ends inside the arguments: they are said as far as they were written,
+        for no client should take them for whole.
+        """
+        outline = Outline()
+        while reader.text[:1] == "{" and outline.end_in(reader.text) is None:
+            if not (yield from reader.more()):
+                out.begin_call(name, call_id)
+                out.arguments(reader.take(len(reader.text)))
+                return True
+        return False
 
     def _end(self, reader: Reader) -> Wait[None]:
         """Whatever stands between the JSON and the call's end is dropped, if it is short."""

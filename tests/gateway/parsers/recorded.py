@@ -28,6 +28,11 @@ class Recorded:
         return [f"{self.kind}-{name}" for name in self.row["ids"]]
 
     @property
+    def fragment(self) -> bool:
+        """One delta of a longer stream, recorded alone: equal ones have different results."""
+        return bool(self.row.get("fragment"))
+
+    @property
     def text(self) -> str:
         text: str = self.row["text"]
         return text

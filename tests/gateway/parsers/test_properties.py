@@ -47,6 +47,8 @@ STREAMING = (
     "hermes", "kimi_k2", "mistral", "deepseek_v31", "llama3_json", "qwen3_coder", "glm45",
     "deepseek_v32", "minimax_m2", "seed_oss", "step3", "hy_v3",
 )  # fmt: skip
+# Formats whose peers pass on what was written of a call that the end of the text cuts off.
+AS_WRITTEN = ("plamo3",)
 EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True)
 Form = ToolFormat | ReasoningFormat
 
@@ -95,8 +97,8 @@ def test_cuts_change_nothing_and_arguments_are_objects(form: Form, data: st.Data
     whole = collect(fed(of(form), [text]))
     assert collect(fed(of(form), cut(data, text))) == whole
     assert collect(fed(of(form), list(text))) == whole
-    for call in whole.tool_calls:
-        assert call.name
+    assert all(call.name for call in whole.tool_calls)
+    for call in whole.tool_calls[: -1 if form.names[0] in AS_WRITTEN else None]:
         assert isinstance(json.loads(call.arguments), dict)
 
 

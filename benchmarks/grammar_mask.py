@@ -4,7 +4,9 @@
 
 Fill: the masks of a batch at places all over a document, by the engine's filler for each backend
 and by xgrammar's direct call, one row after the other. Apply: Baton's kernel and xgrammar's on the
-same logits. ITL: engine steps of a full batch with and without a schema, in turns.
+same logits. ITL: seconds per token of a full batch with and without a schema, in turns. Jump:
+answers to a form whose keys leave no choice, with forced tokens taken at once, and one by one (so
+where log-probabilities are asked for, which cost next to nothing at this size).
 """
 
 from __future__ import annotations
@@ -59,6 +61,27 @@ DOCUMENT: Final = json.dumps(
         "tags": ["mathematics", "engines", "poetry"],
     }
 )
+
+
+FORM: Final = {
+    "type": "object",
+    "properties": {
+        "first_name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "favourite_colour": {"enum": ["red", "green", "blue"]},
+        "address": {
+            "type": "object",
+            "properties": {
+                "street": {"type": "string", "maxLength": 8},
+                "city": {"type": "string", "maxLength": 8},
+            },
+            "required": ["street", "city"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["first_name", "age", "favourite_colour", "address"],
+    "additionalProperties": False,
+}
 
 
 def grammar(backend: GrammarBackend) -> Grammar:
@@ -164,7 +187,8 @@ def itl_rows(engine: Engine, rows: int, rounds: int, steps: int) -> list[dict[st
                 continue
             output = engine.step()
             if output.num_decode_tokens == rows and not output.num_prefill_tokens:
-                found[name].append(output.duration_s)
+                num_tokens = sum(len(said.token_ids) for said in output.outputs)
+                found[name].append(output.duration_s * rows / num_tokens)
         print(name, len(found[name]), flush=True)
     masks = engine.statistics().masks
     middle = {name: percentiles(samples) for name, samples in found.items()}
@@ -181,6 +205,49 @@ def itl_rows(engine: Engine, rows: int, rounds: int, steps: int) -> list[dict[st
     ]
 
 
+def jump_rows(engine: Engine, rows: int, rounds: int) -> list[dict[str, Any]]:
+    """Whole answers of a batch, by how forced tokens come."""
+    results: list[dict[str, Any]] = []
+    for whitespace in (True, False):
+        form = Grammar(
+            kind=GrammarKind.JSON_SCHEMA, source=json.dumps(FORM), whitespace=whitespace
+        )
+        samples: dict[str, list[float]] = {"jumped": [], "one by one": []}
+        counts: dict[str, dict[str, int]] = {}
+        for turn in range(2 * rounds + 2):
+            name = "one by one" if turn % 2 else "jumped"
+            before = engine.statistics()
+            for i in range(rows):
+                sampling = SamplingParams(
+                    seed=i, max_tokens=300, logprobs=0 if name == "one by one" else None
+                )
+                prompt = [20 + (i + j) % 400 for j in range(16)]
+                engine.add(
+                    GenerateRequest(
+                        request_id=f"{turn}-{i}",
+                        prompt_token_ids=prompt,
+                        sampling=sampling,
+                        grammar=form,
+                    )
+                )
+            started_s, num_tokens = time.perf_counter(), 0
+            while engine.has_work() or engine.num_compiling:
+                num_tokens += sum(len(said.token_ids) for said in engine.step().outputs)
+            # The first of each is to warm up.
+            if turn > 1:
+                samples[name].append(time.perf_counter() - started_s)
+            after = engine.statistics()
+            counts[name] = {
+                "tokens": num_tokens,
+                "jumped_tokens": after.num_jumped_tokens - before.num_jumped_tokens,
+                "steps": after.num_steps - before.num_steps,
+            }
+        for name, seconds in samples.items():
+            row = {"what": "jump", "by": name, "rows": rows, "whitespace": whitespace}
+            results.append(row | counts[name] | {"batch_s": percentiles(seconds)})
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
@@ -191,8 +258,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1, help="Of torch, on a CPU.")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     rows = fill_rows(arguments.model, arguments.rows, arguments.repeats)
     rows += apply_rows(arguments.vocab, arguments.rows, arguments.repeats, device)
@@ -202,11 +271,13 @@ def main() -> None:
             model_dir=str(arguments.model),
             device=arguments.device,
             max_running=largest,
-            num_blocks=largest * (arguments.steps // 16 + 4),
+            num_blocks=largest * max(arguments.steps // 16 + 4, 12),
             random_weights=arguments.random_weights,
         )
     )
     rows += itl_rows(engine, largest, arguments.rounds, arguments.steps)
+    for size in arguments.rows:
+        rows += jump_rows(engine, size, arguments.rounds)
     engine.close()
     for row in rows:
         print(json.dumps(row))

@@ -12,7 +12,7 @@ from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.request import Request, RequestState
 from baton.kvtransfer.group import RankPool
 from baton.kvtransfer.layout import KVLayout
-from baton.protos.types import TokenLogprob
+from baton.protos.types import PrefillProgress, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,7 @@ class ScheduledRow:
     `num_computed_tokens` when the row is made.
     samples: the share reaches the last known token, so the next token is sampled.
     decodes: the request was decoding by then; otherwise the share is part of a prompt.
+    given: of a decode, its first tokens, if no step sampled them: the runner does not know them.
     """
 
     request: Request
@@ -45,14 +46,27 @@ class ScheduledRow:
     samples: bool
     start: int = field(init=False)
     decodes: bool = field(init=False)
+    given: Sequence[int] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        self.start = self.request.num_computed_tokens
-        self.decodes = self.request.state is RequestState.DECODING
+        request = self.request
+        self.start = request.num_computed_tokens
+        self.decodes = request.state is RequestState.DECODING
+        if self.decodes and self.start < request.given_until:
+            self.given = request.token_ids[self.start : min(self.end, request.given_until)]
 
     @property
     def end(self) -> int:
         return self.start + self.num_new_tokens
+
+    @property
+    def progress(self) -> PrefillProgress:
+        """How far its request is with this share."""
+        return PrefillProgress(
+            request_id=self.request.request_id,
+            num_computed_tokens=self.end,
+            block_ids=self.request.block_ids,
+        )
 
 
 @dataclass(slots=True, kw_only=True)

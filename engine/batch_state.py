@@ -82,11 +82,13 @@ class StepArrays:
 
 @dataclass(slots=True, kw_only=True)
 class StepDraft:
-    """First and last place of a step's arrays in its upload, and the bounds that the host knows."""
+    """First and last place of a step's arrays in its upload, the places of what the device does not
+    know yet, and the bounds that the host knows."""
 
     token_places: int
     slots: int
     new_blocks: int | None
+    given: int | None
     max_query_len: int
     max_context_len: int
 
@@ -172,6 +174,7 @@ class BatchState:
             token_places=first_place,
             slots=first_place + 5,
             new_blocks=None if new_blocks is None else upload.add(new_blocks),
+            given=self._give(rows, upload),
             max_query_len=max_query_len,
             max_context_len=max_context_len,
         )
@@ -194,8 +197,11 @@ class BatchState:
         )
         arrays.padded(bucket).add_to(upload)
 
-    def take_blocks(self, draft: StepDraft, tensors: list[Tensor]) -> None:
-        """Writes the step's new blocks into the device's tables."""
+    def take_news(self, draft: StepDraft, tensors: list[Tensor]) -> None:
+        """Writes the step's new blocks and given tokens into the device's tables."""
+        if draft.given is not None:
+            places, tokens = tensors[draft.given]
+            self.tokens.view(-1)[places] = tokens.to(torch.int32)
         if draft.new_blocks is not None:
             slots, columns, blocks = tensors[draft.new_blocks]
             self.block_tables.index_put_((slots, columns), blocks.to(torch.int32))
@@ -234,6 +240,17 @@ class BatchState:
                 for window in windows
             },
         )
+
+    def _give(self, rows: Sequence[ScheduledRow], upload: Upload) -> int | None:
+        """Queues the tokens that no step sampled, with their places, [2, n]."""
+        pairs = [
+            (row.request.slot * self.width + row.start + i, token_id)
+            for row in rows
+            for i, token_id in enumerate(row.given)
+        ]
+        if not pairs:
+            return None
+        return upload.add(np.ascontiguousarray(np.array(pairs, dtype=np.int64).T))
 
     def _take_new_blocks(self, rows: Sequence[ScheduledRow]) -> Ints | None:
         """Brings the host's tables up to date; block lists only grow while a request is in.

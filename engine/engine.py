@@ -34,7 +34,8 @@ __all__ = ["Engine", "EngineStatistics", "Reservation"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatistics:
-    """Where requests and blocks are, and counts since the engine was built."""
+    """Where requests and blocks are, and counts since the engine was built; of tokens, those of
+    prompts, those sampled, and those that a grammar left no choice about."""
 
     requests: SchedulerStatistics
     blocks: BlockPoolStatistics
@@ -43,6 +44,7 @@ class EngineStatistics:
     num_steps: int
     num_prefill_tokens: int
     num_decode_tokens: int
+    num_jumped_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class Engine:
         self.model: ModelInfo = replace(self._runner.model, max_model_len=max_model_len)
         self.config = config
         self._blocks = BlockPool(num_blocks, prefix_cache=config.prefix_cache)
-        rules = RequestRules(self.model, max_model_len)
+        rules = self._rules = RequestRules(self.model, max_model_len)
         eos_token_ids = self.model.eos_token_ids
         vocabulary = Vocabulary(config.model_dir, self.model.vocab_size, eos_token_ids)
         self._gate = GrammarGate(GrammarCompiler(vocabulary, self._clock), eos_token_ids)
@@ -242,6 +244,7 @@ class Engine:
             num_steps=self._num_steps,
             num_prefill_tokens=self._num_prefill_tokens,
             num_decode_tokens=self._num_decode_tokens,
+            num_jumped_tokens=self._rules.num_jumped_tokens,
         )
 
     def check_integrity(self) -> None:

@@ -80,6 +80,10 @@ class Request:
         before the step runs.
     num_computed_tokens: KV of tokens [0, num_computed_tokens) is in the pool, or will be once the
         steps that were launched have run.
+    given_until: tokens below it may be there without a step having sampled them: the grammar left no
+        choice. The row that computes them gives them to the runner.
+    num_redundant: tokens that launched steps sample though they are in `token_ids` already.
+    unsaid: output tokens that no output has told of.
     num_pending: tokens that launched steps sample, and that are not in `token_ids` yet.
     num_launched: steps under way that hold a row of it.
     slot: row of the batch state, -1 outside the batch. It does not change between the runner's
@@ -94,6 +98,7 @@ class Request:
         "cache_salt",
         "constraint",
         "epoch",
+        "given_until",
         "grammar",
         "hold",
         "last",
@@ -105,6 +110,7 @@ class Request:
         "num_preemptions",
         "num_prompt_tokens",
         "num_published_blocks",
+        "num_redundant",
         "order",
         "prompt_logprobs",
         "prompt_logprobs_done",
@@ -115,6 +121,7 @@ class Request:
         "stop_ids",
         "thought",
         "token_ids",
+        "unsaid",
     )
 
     def __init__(
@@ -140,6 +147,9 @@ class Request:
         self.block_hashes: list[bytes] = []
         self.num_computed_tokens = 0
         self.num_pending = 0
+        self.num_redundant = 0
+        self.given_until = 0
+        self.unsaid: list[int] = []
         self.num_launched = 0
         self.num_cached_tokens = 0
         self.num_published_blocks = 0

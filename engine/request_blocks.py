@@ -35,13 +35,17 @@ class RequestBlocks:
         return True
 
     def without_room(self, requests: Iterable[Request]) -> list[Request]:
-        """Those whose next token to compute has no block yet."""
+        """Those of whose known tokens the last has no block yet."""
         size = self._block_size
         return [
             r
             for r in requests
-            if r.num_computed_tokens == len(r.block_ids) * size and not r.ends_with_pending
+            if r.num_tokens > len(r.block_ids) * size and not r.ends_with_pending
         ]
+
+    def num_missing(self, request: Request) -> int:
+        """How many blocks its known tokens lack."""
+        return -(-request.num_tokens // self._block_size) - len(request.block_ids)
 
     def grow(self, request: Request) -> bool:
         """One more block, if there is one."""

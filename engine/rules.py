@@ -23,6 +23,8 @@ class RequestRules:
         self._vocab_size = model.vocab_size
         self._eos_token_ids = frozenset(model.eos_token_ids)
         self._max_model_len = max_model_len
+        # How many tokens grammars left no choice about, so that no step sampled them.
+        self.num_jumped_tokens = 0
 
     def validate(self, request: GenerateRequest) -> None:
         """Raises InvalidRequestError, or ContextLengthError if not one token more would fit."""
@@ -64,11 +66,18 @@ class RequestRules:
         constraint = request.constraint
         if constraint is not None:
             constraint.take(token_id)
+        reason = self._finish_reason(request)
+        said = [token_id]
+        if constraint is not None and reason is None and constraint.jumps:
+            request.unsaid.append(token_id)
+            self.jump(request)
+            said, request.unsaid = request.unsaid, []
+            reason = self._finish_reason(request)
         output = RequestOutput(
             request_id=request.request_id,
-            token_ids=[token_id],
+            token_ids=said,
             logprobs=None if logprob is None else [logprob],
-            finish_reason=self._finish_reason(request),
+            finish_reason=reason,
             num_cached_tokens=request.num_cached_tokens,
         )
         if constraint is not None and output.finish_reason is not None:
@@ -76,6 +85,25 @@ class RequestRules:
         if not request.prompt_logprobs_done:
             output.prompt_logprobs = request.take_prompt_logprobs()
         return output
+
+    def jump(self, request: Request) -> None:
+        """Appends the tokens that its grammar leaves no choice about; an output is still to say so.
+
+        A step under way samples the first of them then, for its mask allowed nothing else.
+        """
+        constraint = request.constraint
+        if constraint is None or not constraint.jumps or request.hold:
+            return
+        if not request.num_pending:
+            constraint.plan()
+        forced = constraint.jump(request.max_total_tokens - len(request.token_ids))
+        if forced:
+            self.num_jumped_tokens += len(forced)
+            request.token_ids += forced
+            request.unsaid += forced
+            request.given_until = len(request.token_ids)
+            request.num_redundant += request.num_pending
+            request.num_pending = 0
 
     def refused(self, request: Request, error: BatonError) -> RequestOutput:
         """The only output of a request that cannot run."""
@@ -91,7 +119,8 @@ class RequestRules:
         reason = self._finish_reason(request)
         if reason is None:
             return None
-        output = RequestOutput(request_id=request.request_id, token_ids=[], finish_reason=reason)
+        said, request.unsaid = request.unsaid, []
+        output = RequestOutput(request_id=request.request_id, token_ids=said, finish_reason=reason)
         if request.constraint is not None:
             request.constraint.report(output)
         elif request.thought is not None:

@@ -183,7 +183,7 @@ class Runner:
         sent = upload.send(None if bucket is None else self._graphs.staging)
         self._masks.begin(rows, sampling)
 
-        self._batch.take_blocks(draft, sent)
+        self._batch.take_news(draft, sent)
         inputs = draft.inputs(sent)
         if bucket is None:
             hidden = self._hidden_of(inputs, (draft.max_query_len, draft.max_context_len))

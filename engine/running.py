@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import Protocol
 
+from baton.engine.batch import ScheduledRow
 from baton.engine.request import Request
 from baton.protos.errors import BatonError
 
@@ -60,6 +61,23 @@ class RunningBatch:
         self._rows.remove_row(request)
         heapq.heappush(self._slots, request.slot)
         request.slot = -1
+
+    def decode_rows(self, budget: int) -> list[ScheduledRow]:
+        """A row for each decode that has a token to compute: that one, and as far as the budget of
+        tokens goes those that are known beyond it.
+        """
+        spare = max(budget - len(self.decoding), 0)
+        rows = []
+        for request in self.decoding.values():
+            if request.ends_with_pending:
+                continue
+            wanted = request.num_uncomputed_tokens
+            granted = min(wanted, 1 + spare)
+            spare -= granted - 1
+            rows.append(
+                ScheduledRow(request=request, num_new_tokens=granted, samples=granted == wanted)
+            )
+        return rows
 
     def last_in_order(self) -> Request | None:
         """Who gives way first. A held request does not: a peer is being sent its blocks."""

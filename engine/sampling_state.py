@@ -229,11 +229,7 @@ def _features(sampling: SamplingParams) -> int:
         features |= RANDOM
         if sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0:
             features |= FILTER
-    if (
-        sampling.repetition_penalty != 1.0
-        or sampling.presence_penalty != 0.0
-        or sampling.frequency_penalty != 0.0
-    ):
+    if sampling.penalizes:
         features |= PENALTY
     if sampling.logit_bias:
         features |= BIAS

@@ -34,7 +34,6 @@ from baton.protos.errors import (
 from baton.protos.types import (
     FinishReason,
     GenerateRequest,
-    PrefillProgress,
     RequestOutput,
     StepOutput,
 )
@@ -125,8 +124,7 @@ class Scheduler:
         self._blocks.publish(request, request.num_computed_tokens)
         request.token_ids += first.token_ids
         if request.constraint is not None:
-            for token_id in first.token_ids:
-                request.constraint.take(token_id)
+            request.constraint.replay(first.token_ids)
         if first.finish_reason is not None:
             self._gate.drop(request)
             self._end(request, RequestState.FINISHED, "ended by its first token")
@@ -135,8 +133,7 @@ class Scheduler:
         elif request in self._gate:
             self._advance(request, RequestState.COMPILING, "received before its grammar")
         else:
-            self._advance(request, RequestState.READY, "received")
-            self._ready.add(request)
+            self._make_ready(request, "received")
 
     def abort(self, request_id: str, *, quarantine: bool = False) -> bool:
         """Ends it in any state; see Engine.abort. No step that holds it may be under way."""
@@ -178,7 +175,8 @@ class Scheduler:
         """
         self._join_ready()
         decoding = self._batch.decoding.values()
-        return len(self._blocks.without_room(decoding)) <= self._pool.num_available
+        needy = self._blocks.without_room(decoding)
+        return sum(map(self._blocks.num_missing, needy)) <= self._pool.num_available
 
     def schedule(self) -> list[ScheduledRow]:
         """What to compute now. Requests enter and leave the batch here."""
@@ -186,14 +184,11 @@ class Scheduler:
         self._join_compiled()
         self._join_ready()
         self._grow_decodes()
-        rows = [
-            ScheduledRow(request=request, num_new_tokens=1, samples=True)
-            for request in self._batch.decoding.values()
-            if not request.ends_with_pending
-        ]
+        rows = self._batch.decode_rows(self._max_step_tokens)
+        budget = self._max_step_tokens - sum(row.num_new_tokens for row in rows)
         # What a preemption freed is for the decodes that needed it, not for the next prompt.
         admitting = self._num_preemptions == before
-        self._share_prefills(rows, self._max_step_tokens - len(rows), admitting=admitting)
+        self._share_prefills(rows, budget, admitting=admitting)
         self._stalled = not rows and admitting
         return rows
 
@@ -233,16 +228,12 @@ class Scheduler:
             request.num_launched -= 1
             self._blocks.publish(request, row.end)
             if request.hold:
-                output.progress.append(
-                    PrefillProgress(
-                        request_id=request.request_id,
-                        num_computed_tokens=row.end,
-                        block_ids=request.block_ids,
-                    )
-                )
+                output.progress.append(row.progress)
             if not request.prompt_logprobs_done:
                 request.prompt_logprobs += result.prompt_logprobs.get(request.request_id, ())
-            if token is not None:
+            if token is not None and request.num_redundant:
+                request.num_redundant -= 1
+            elif token is not None:
                 request.num_pending -= 1
                 output.outputs.append(self._rules.accept(request, *token))
                 self._settle(request, output.outputs[-1].finish_reason)
@@ -286,11 +277,17 @@ class Scheduler:
                 self._end(request, RequestState.FINISHED, "its grammar was refused")
                 self._ended.append(self._rules.refused(request, error))
             elif request.num_computed_tokens:
-                self._advance(request, RequestState.READY, "its grammar is compiled")
-                self._ready.add(request)
+                self._make_ready(request, "its grammar is compiled")
             else:
                 self._advance(request, RequestState.QUEUED, "its grammar is compiled")
                 self._queue.add(request)
+
+    def _make_ready(self, request: Request, cause: str) -> None:
+        """Its KV is here, and so is its grammar."""
+        self._rules.jump(request)
+        if not self._end_if_complete(request, cause):
+            self._advance(request, RequestState.READY, cause)
+            self._ready.add(request)
 
     def _join_ready(self) -> None:
         while self._batch.has_slot and (request := self._ready.first) is not None:
@@ -299,13 +296,14 @@ class Scheduler:
             self._advance(request, RequestState.DECODING, "joined")
 
     def _grow_decodes(self) -> None:
-        """Gives a block to every decode whose next token needs one, the first in order first."""
+        """Gives every decode the blocks that its tokens need, the first in order first."""
         needy = self._blocks.without_room(self._batch.decoding.values())
         needy.sort(key=lambda request: request.order)
         for request in needy:
             # It may have given way itself, to an earlier one or as the last of all.
-            while request.slot >= 0 and not self._blocks.grow(request):
-                self._preempt(self._batch.last_in_order() or request)
+            while request.slot >= 0 and self._blocks.num_missing(request) > 0:
+                if not self._blocks.grow(request):
+                    self._preempt(self._batch.last_in_order() or request)
 
     def _preempt(self, request: Request) -> None:
         self._batch.leave(request)

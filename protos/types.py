@@ -53,6 +53,15 @@ class SamplingParams:
     prompt_logprobs: int | None = None
 
     @property
+    def penalizes(self) -> bool:
+        """Whether tokens that came before change the odds."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
 from enum import Enum
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,11 @@ from baton.engine.grammar.backend import CompiledGrammar, allow, forbid, has_tok
 from baton.engine.grammar.thought import ThoughtTracker
 from baton.protos.errors import BatonError, GrammarError
 from baton.protos.types import RequestOutput
+
+
+# A text that must come can be begun by so many tokens at most: one for each of its beginnings, up
+# to the longest that vocabularies hold.
+MAX_WHEN_FORCED: Final = 128
 
 
 class Wanted(Enum):
@@ -32,6 +39,8 @@ class Constraint:
 
     ends: the tokens that end the output: eos and the request's stop ids. They are allowed where the
         grammar is complete, and never in a thought that a grammar follows.
+    jumps: whether tokens that the grammar forces are taken without being sampled, by `jump`. If not,
+        they are sampled under masks that allow nothing else, so that the output is the same.
     keep_going: how many output tokens come before any of these, and whether they are wanted at
         all (ignore_eos); a grammar that allows nothing else ends the output all the same.
     """
@@ -46,9 +55,12 @@ class Constraint:
         "_min_tokens",
         "_num_foreseen",
         "_num_output",
+        "_planned",
+        "_run",
         "_thought",
         "ended",
         "error",
+        "jumps",
     )
 
     def __init__(
@@ -59,6 +71,7 @@ class Constraint:
         eos_token_ids: Sequence[int],
         stop_ids: Collection[int],
         min_tokens: int = 0,
+        jumps: bool = False,
     ) -> None:
         self._grammar = grammar
         self._matcher = grammar.matcher() if grammar is not None else None
@@ -69,6 +82,10 @@ class Constraint:
         self._min_tokens = min_tokens
         self._num_output = 0
         self._num_foreseen = 0
+        self.jumps = jumps
+        # The tokens that must come next, and whether that was found out for where it stands.
+        self._run: deque[int] = deque()
+        self._planned = False
         # A thought may begin with the output's first token, if the prompt did not open one.
         self._at_start = thought is not None and not thought.busy
         # The grammar saw its end; what went wrong in it.
@@ -105,6 +122,35 @@ class Constraint:
         else:
             self.advance(token_id)
 
+    def replay(self, token_ids: Iterable[int]) -> None:
+        """Takes in output that was made elsewhere, by the same rules."""
+        for token_id in token_ids:
+            self.plan()
+            self.take(token_id)
+
+    def plan(self) -> None:
+        """Finds out which tokens must come next. A grammar that forces a text leaves only the
+        choice of how to split it; it is split as the tokenizer would (llguidance's fast-forward
+        tokens; SGLang's jump-forward decoding retokenizes to the same end), up to where the text
+        after it could change the split.
+        """
+        if self._planned:
+            return
+        self._planned = True
+        if self._matcher is None or self._at_start or self.wanted() is not Wanted.GRAMMAR:
+            return
+        for token_id in self._matcher.forced():
+            if token_id in self._ends:
+                break
+            self._run.append(token_id)
+
+    def jump(self, limit: int) -> list[int]:
+        """Takes in the tokens that are known to come next, at most `limit`, and returns them."""
+        taken = list(islice(self._run, limit)) if self.jumps else []
+        for token_id in taken:
+            self.advance(token_id)
+        return taken
+
     def report(self, output: RequestOutput) -> None:
         """What the last output says of thoughts and grammar."""
         output.num_reasoning_tokens = self.num_reasoning_tokens
@@ -114,6 +160,12 @@ class Constraint:
     def advance(self, token_id: int) -> None:
         """Takes in an output token. What cannot be sets `error`, once."""
         self._num_output += 1
+        run = self._run
+        if run and run[0] == token_id:
+            run.popleft()
+        else:
+            run.clear()
+        self._planned = bool(run)
         thought, matcher = self._thought, self._matcher
         if thought is not None:
             if matcher is None or thought.busy:
@@ -147,6 +199,8 @@ class Constraint:
                 return Wanted.NOTHING
             if thought.inside:
                 return Wanted.NO_END
+        if self._run:
+            return Wanted.FORCED
         return Wanted.NOTHING if self._matcher is None else Wanted.GRAMMAR
 
     def write(self, words: npt.NDArray[np.int32], wanted: Wanted) -> None:
@@ -159,12 +213,21 @@ class Constraint:
             for token_id in self._ends:
                 forbid(words, token_id)
 
-    def settle(self, words: npt.NDArray[np.int32]) -> None:
-        """Corrects a row that the grammar filled: ends, and the start of a thought."""
+    def settle(self, words: npt.NDArray[np.int32], num_allowed: int) -> None:
+        """Corrects a row that the grammar filled: what it forces, ends, and the start of a thought.
+
+        num_allowed: how many tokens it allows.
+        """
         if self._matcher is not None and (problem := self._matcher.error()):
             self.error = GrammarError(f"the grammar cannot be followed any further: {problem}")
             words[:] = 0
             allow(words, self._eos[0])
+            return
+        if num_allowed <= MAX_WHEN_FORCED:
+            self.plan()
+        self._planned = True
+        if self._run:
+            self.write(words, Wanted.FORCED)
             return
         if self._at_start and self._thought is not None:
             first = self._thought.first_start_id
@@ -185,9 +248,9 @@ class Constraint:
                 allow(words, token_id)
 
     def _forced_id(self) -> int:
-        if self._thought is None:
-            raise AssertionError("only a thought forces tokens by a mask")
-        return self._thought.forced[-1]
+        if self._thought is not None and self._thought.forced:
+            return self._thought.forced[-1]
+        return self._run[0]
 
     def _allows(self, token_id: int) -> bool:
         matcher = self._matcher

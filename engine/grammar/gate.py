@@ -99,9 +99,9 @@ class GrammarGate:
             eos_token_ids=self._eos_token_ids,
             stop_ids=request.stop_ids,
             min_tokens=request.sampling.min_tokens,
+            jumps=request.sampling.logprobs is None and not request.sampling.penalizes,
         )
-        for token_id in request.token_ids[request.num_prompt_tokens :]:
-            constraint.advance(token_id)
+        constraint.replay(request.token_ids[request.num_prompt_tokens :])
         return constraint
 
 

@@ -86,7 +86,9 @@ class MaskFiller:
                 constraint.write(bitmask[index], wanted)
         for filler, indices in by_filler.items():
             filler.fill([pairs[index][0].native for index in indices], bitmask, indices)
-            for index in indices:
-                pairs[index][0].settle(bitmask[index])
+            filled = bitmask if len(indices) == len(bitmask) else bitmask[indices]
+            num_allowed = np.bitwise_count(filled.view(np.uint32)).sum(axis=1, dtype=np.int64)
+            for index, count in zip(indices, num_allowed.tolist(), strict=True):
+                pairs[index][0].settle(bitmask[index], count)
             self._num_filled += len(indices)
         self._fill_s += time.perf_counter() - started_s

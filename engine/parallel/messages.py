@@ -18,8 +18,8 @@ from baton.protos.types import GenerateRequest, SamplingParams
 HEADER: Final = 2
 # Per entered request: slot, prompt tokens, all tokens, whether it wants prompt log-probabilities.
 ENTERED: Final = 4
-# Per row: slot, first new position, new tokens, flags, new blocks.
-ROW: Final = 5
+# Per row: slot, first new position, new tokens, flags, new blocks, given tokens.
+ROW: Final = 6
 SAMPLES: Final = 1
 DECODES: Final = 2
 
@@ -44,6 +44,7 @@ class StepWriter:
         # Plain lists and one array: for a few hundred small numbers numpy's conversions cost more.
         table: list[int] = []
         blocks: list[int] = []
+        given: list[int] = []
         known = self._num_blocks
         for row in rows:
             request = row.request
@@ -53,13 +54,16 @@ class StepWriter:
                 known[slot] += added
                 blocks += block_ids[-added:]
             flags = SAMPLES * row.samples + DECODES * row.decodes
-            table += (slot, row.start, row.num_new_tokens, flags, added)
+            if row.given:
+                given += row.given
+            table += (slot, row.start, row.num_new_tokens, flags, added, len(row.given))
         message = array("i", (len(self._entered), len(rows)))
         for entered in self._entered:
             message += entered
         self._entered = []
         message.extend(table)
         message.extend(blocks)
+        message.extend(given)
         return message.tobytes()
 
 
@@ -83,8 +87,9 @@ class StepReader:
             place += self._enter(values, place)
         end = place + ROW * num_rows
         step = []
+        given = len(values) - sum(values[place + ROW - 1 : end : ROW])
         for at in range(place, end, ROW):
-            slot, start, count, flags, added = values[at : at + ROW]
+            slot, start, count, flags, added, num_given = values[at : at + ROW]
             row = self._by_slot[slot]
             request = row.request
             request.num_computed_tokens = row.start = start
@@ -94,6 +99,8 @@ class StepReader:
             if added:
                 request.block_ids += values[end : end + added]
                 end += added
+            row.given = values[given : given + num_given]
+            given += num_given
             step.append(row)
         return step
 

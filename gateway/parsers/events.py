@@ -33,8 +33,8 @@ class ToolCallStart:
 
 @dataclass(frozen=True, slots=True)
 class ArgumentsDelta:
-    """More of a call's arguments; all of them together are one JSON object, or with some formats the
-    beginning of one where the end of the text cut it off.
+    """More of a call's arguments; all of them together are one JSON object, or with some formats
+    the beginning of one where the end of the text cut it off.
     """
 
     index: int

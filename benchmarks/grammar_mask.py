@@ -209,43 +209,44 @@ def jump_rows(engine: Engine, rows: int, rounds: int) -> list[dict[str, Any]]:
     """Whole answers of a batch, by how forced tokens come."""
     results: list[dict[str, Any]] = []
     for whitespace in (True, False):
-        form = Grammar(
-            kind=GrammarKind.JSON_SCHEMA, source=json.dumps(FORM), whitespace=whitespace
-        )
         samples: dict[str, list[float]] = {"jumped": [], "one by one": []}
         counts: dict[str, dict[str, int]] = {}
+        # The first turn of each is to warm up.
         for turn in range(2 * rounds + 2):
             name = "one by one" if turn % 2 else "jumped"
-            before = engine.statistics()
-            for i in range(rows):
-                sampling = SamplingParams(
-                    seed=i, max_tokens=300, logprobs=0 if name == "one by one" else None
-                )
-                prompt = [20 + (i + j) % 400 for j in range(16)]
-                engine.add(
-                    GenerateRequest(
-                        request_id=f"{turn}-{i}",
-                        prompt_token_ids=prompt,
-                        sampling=sampling,
-                        grammar=form,
-                    )
-                )
-            started_s, num_tokens = time.perf_counter(), 0
-            while engine.has_work() or engine.num_compiling:
-                num_tokens += sum(len(said.token_ids) for said in engine.step().outputs)
-            # The first of each is to warm up.
-            if turn > 1:
-                samples[name].append(time.perf_counter() - started_s)
-            after = engine.statistics()
-            counts[name] = {
-                "tokens": num_tokens,
-                "jumped_tokens": after.num_jumped_tokens - before.num_jumped_tokens,
-                "steps": after.num_steps - before.num_steps,
-            }
-        for name, seconds in samples.items():
+            seconds, counts[name] = _fill_forms(engine, rows, whitespace, reported=turn % 2 == 1)
+            samples[name] += [seconds] if turn > 1 else []
+        for name, seconds_of in samples.items():
             row = {"what": "jump", "by": name, "rows": rows, "whitespace": whitespace}
-            results.append(row | counts[name] | {"batch_s": percentiles(seconds)})
+            results.append(row | counts[name] | {"batch_s": percentiles(seconds_of)})
     return results
+
+
+def _fill_forms(
+    engine: Engine, rows: int, whitespace: bool, *, reported: bool
+) -> tuple[float, dict[str, int]]:
+    """Seconds for a form in each row, and what that took."""
+    source = json.dumps(FORM)
+    form = Grammar(kind=GrammarKind.JSON_SCHEMA, source=source, whitespace=whitespace)
+    before = engine.statistics()
+    for i in range(rows):
+        engine.add(
+            GenerateRequest(
+                request_id=f"form-{i}",
+                prompt_token_ids=[20 + (i + j) % 400 for j in range(16)],
+                sampling=SamplingParams(seed=i, max_tokens=300, logprobs=0 if reported else None),
+                grammar=form,
+            )
+        )
+    started_s, num_tokens = time.perf_counter(), 0
+    while engine.has_work() or engine.num_compiling:
+        num_tokens += sum(len(said.token_ids) for said in engine.step().outputs)
+    seconds, after = time.perf_counter() - started_s, engine.statistics()
+    return seconds, {
+        "tokens": num_tokens,
+        "jumped_tokens": after.num_jumped_tokens - before.num_jumped_tokens,
+        "steps": after.num_steps - before.num_steps,
+    }
 
 
 def main() -> None:

@@ -80,8 +80,8 @@ class Request:
         before the step runs.
     num_computed_tokens: KV of tokens [0, num_computed_tokens) is in the pool, or will be once the
         steps that were launched have run.
-    given_until: tokens below it may be there without a step having sampled them: the grammar left no
-        choice. The row that computes them gives them to the runner.
+    given_until: tokens below it may be there without a step having sampled them: the grammar left
+        no choice. The row that computes them gives them to the runner.
     num_redundant: tokens that launched steps sample though they are in `token_ids` already.
     unsaid: output tokens that no output has told of.
     num_pending: tokens that launched steps sample, and that are not in `token_ids` yet.

@@ -16,7 +16,6 @@ from baton.engine.grammar.thought import ThoughtTracker
 from baton.protos.errors import BatonError, GrammarError
 from baton.protos.types import RequestOutput
 
-
 # A text that must come can be begun by so many tokens at most: one for each of its beginnings, up
 # to the longest that vocabularies hold.
 MAX_WHEN_FORCED: Final = 128
@@ -39,8 +38,8 @@ class Constraint:
 
     ends: the tokens that end the output: eos and the request's stop ids. They are allowed where the
         grammar is complete, and never in a thought that a grammar follows.
-    jumps: whether tokens that the grammar forces are taken without being sampled, by `jump`. If not,
-        they are sampled under masks that allow nothing else, so that the output is the same.
+    jumps: whether tokens that the grammar forces are taken without being sampled, by `jump`. If
+        not, they are sampled under masks that allow nothing else: the output is the same.
     keep_going: how many output tokens come before any of these, and whether they are wanted at
         all (ignore_eos); a grammar that allows nothing else ends the output all the same.
     """

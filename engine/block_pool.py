@@ -13,9 +13,10 @@ their own copies, and only the first one published is found by others.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from baton.protos.errors import BatonError
@@ -51,6 +52,32 @@ class BlockPool:
         self._stored: dict[bytes, None] = {}
         self._removed: dict[bytes, None] = {}
         self._num_evictions = 0
+        # How often each block was evicted: a copy of it is good if that did not change meanwhile.
+        self._ages = [0] * num_blocks
+        # Counts whatever may change which blocks are evicted next.
+        self.num_changes = 0
+        # Told of each hash that is evicted.
+        self.on_evict: Callable[[bytes], None] | None = None
+
+    def __contains__(self, block_hash: bytes) -> bool:
+        """Whether a block can be found under this hash."""
+        return block_hash in self._by_hash
+
+    @property
+    def num_free(self) -> int:
+        """Blocks with nothing of worth in them."""
+        return len(self._free)
+
+    def oldest_cached(self, count: int) -> Iterator[tuple[int, bytes]]:
+        """Ids and hashes of the cached blocks that would be evicted next, the first one first."""
+        for block_id in itertools.islice(self._evictable, count):
+            block_hash = self._hashes[block_id]
+            if block_hash is not None:
+                yield block_id, block_hash
+
+    def age(self, block_id: int) -> int:
+        """Changes when the block loses its content."""
+        return self._ages[block_id]
 
     @property
     def num_available(self) -> int:
@@ -85,6 +112,7 @@ class BlockPool:
         """
         if count > self.num_available:
             raise BatonError(f"{count} KV blocks wanted, but only {self.num_available} available")
+        self.num_changes += count
         taken: list[int] = []
         for _ in range(count):
             block_id = self._free.pop() if self._free else self._evict()
@@ -107,6 +135,7 @@ class BlockPool:
                     self._free.append(block_id)
                 else:
                     self._evictable[block_id] = None
+                    self.num_changes += 1
 
     def publish(self, block_id: int, block_hash: bytes) -> None:
         """The block's tokens are all computed: lets later prompts find it under `block_hash`.
@@ -184,6 +213,9 @@ class BlockPool:
         del self._by_hash[block_hash]
         self._xored ^= short_hash(block_hash)
         self._num_evictions += 1
+        self._ages[block_id] += 1
+        if self.on_evict is not None:
+            self.on_evict(block_hash)
         if block_hash in self._stored:
             del self._stored[block_hash]
         else:

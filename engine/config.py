@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from baton.kvtransfer.tiers.config import TierConfig
 from baton.protos.errors import ConfigError
 from baton.protos.types import Role
 
@@ -26,6 +27,7 @@ class EngineConfig:
         decodes, are padded to the next of a few shapes, which CUDA captures as graphs when it
         starts. 0: none; None: 512 rows and 2,048 tokens on CUDA, none on CPU, where they would only
         be padded.
+    kv_tiers: where blocks are kept that the pool evicts, see docs/kv_tiers.md.
     overlap: launch a step before the one before it is read, which hides the host's work behind the
         device's; None: where steps run beside the host, on CUDA.
     tensor_parallel_size: ranks that share the model, each on a GPU of its own (device auto or
@@ -50,6 +52,7 @@ class EngineConfig:
     graph_max_rows: int | None = None
     graph_max_tokens: int | None = None
     prefix_cache: bool = True
+    kv_tiers: TierConfig = field(default_factory=TierConfig)
     overlap: bool | None = None
     tensor_parallel_size: int = 1
     random_weights: bool = False
@@ -83,6 +86,8 @@ class EngineConfig:
                 " at most 1",
                 param="gpu_memory_utilization",
             )
+        if self.kv_tiers.cpu_gib:
+            self._check_tiers()
         for name in ("graph_max_rows", "graph_max_tokens"):
             value = getattr(self, name)
             if value is not None:
@@ -92,6 +97,18 @@ class EngineConfig:
                 f"dtype is {self.dtype!r}, but must be auto, float32, bfloat16 or float16",
                 param="dtype",
             )
+
+    def _check_tiers(self) -> None:
+        for name, value, works in (
+            ("tensor_parallel_size", self.tensor_parallel_size, 1),
+            ("prefix_cache", self.prefix_cache, True),
+        ):
+            if value != works:
+                raise ConfigError(
+                    f"kv_tiers.cpu_gib is {self.kv_tiers.cpu_gib:g}, but with {name} {value} no KV"
+                    f" is kept below the pool: use {name} {works}, or cpu_gib 0",
+                    param="kv_tiers.cpu_gib",
+                )
 
 
 def _at_least(name: str, value: int, low: int) -> None:

@@ -25,6 +25,9 @@ from baton.engine.parallel.hosts import RankHost
 from baton.engine.rules import RequestRules
 from baton.engine.scheduler import Scheduler
 from baton.engine.scheduler_statistics import SchedulerStatistics
+from baton.engine.tiers.build import MakeLane, build_tiers
+from baton.engine.tiers.lane import ThreadLane
+from baton.engine.tiers.statistics import TierStatistics
 from baton.protos.clock import Clock, SystemClock
 from baton.protos.errors import OverloadedError
 from baton.protos.types import GenerateRequest, KvEvents, RequestOutput, StepOutput, WorkerLoad
@@ -41,6 +44,7 @@ class EngineStatistics:
     blocks: BlockPoolStatistics
     grammars: CompilerStatistics
     masks: MaskStatistics
+    tiers: TierStatistics | None
     num_steps: int
     num_prefill_tokens: int
     num_decode_tokens: int
@@ -71,8 +75,11 @@ class Engine:
         clock: Clock | None = None,
         runner: BatchRunner | None = None,
         ranks: RankHost | None = None,
+        lanes: MakeLane = ThreadLane,
     ) -> None:
         """Loads the model, unless a runner is given. Raises ModelLoadError or ConfigError.
+
+        lanes: makes what moves KV between tiers; threads, but in tests.
 
         ranks: where the other ranks of a tensor-parallel model are started; None: as processes of
             this machine.
@@ -86,14 +93,18 @@ class Engine:
         self.model: ModelInfo = replace(self._runner.model, max_model_len=max_model_len)
         self.config = config
         self._blocks = BlockPool(num_blocks, prefix_cache=config.prefix_cache)
+        self._meter = StepMeter()
+        # From here on there is something to close.
+        self._tiers = build_tiers(
+            config, self.pool, self.model.digest, self._blocks, self._clock, self._compute_s, lanes
+        )
         rules = self._rules = RequestRules(self.model, max_model_len)
         eos_token_ids = self.model.eos_token_ids
         vocabulary = Vocabulary(config.model_dir, self.model.vocab_size, eos_token_ids)
         self._gate = GrammarGate(GrammarCompiler(vocabulary, self._clock), eos_token_ids)
         self._scheduler = Scheduler(
-            config, rules, self._blocks, self._runner, self._clock, self._gate
+            config, rules, self._blocks, self._runner, self._clock, self._gate, self._tiers
         )
-        self._meter = StepMeter()
         overlap = self._runner.overlaps if config.overlap is None else config.overlap
         self._runs_ahead = overlap
         self._under_way: _Launched | None = None
@@ -156,13 +167,21 @@ class Engine:
     def has_work(self) -> bool:
         """Whether step() would do something now.
 
-        Only a command can make it true again, or a grammar that was compiled: see `on_wake`.
+        Only a command can make it true again, or what `on_wake` and `idle_s` tell of: a grammar
+        that was compiled, KV that came from a slower tier.
         """
         return self._under_way is not None or self._scheduler.has_work()
 
     def on_wake(self, call: Callable[[], None]) -> None:
         """`call` runs on some thread whenever has_work() may have become true by itself."""
         self._gate.wake = call
+        self._tiers.wake_with(call)
+
+    @property
+    def idle_s(self) -> float | None:
+        """has_work() may become true by itself after so many seconds; None: only as above."""
+        deadline_s = self._tiers.next_deadline_s
+        return None if deadline_s is None else max(0.0, deadline_s - self._clock.now_s())
 
     @property
     def num_compiling(self) -> int:
@@ -220,12 +239,15 @@ class Engine:
         """`load()` for gateways: with the steps sampled since the last report, and the digest of
         the prefix cache, which belongs with the events drained up to now."""
         return replace(
-            self.load(), steps=self._meter.take_samples(), kv_digest=self._blocks.digest()
+            self.load(),
+            steps=self._meter.take_samples(),
+            kv_digest=self._blocks.digest(),
+            tiers=self._tiers.report(),
         )
 
     def drain_kv_events(self) -> KvEvents:
-        """Net changes of the prefix cache since the last call."""
-        return self._blocks.drain_events()
+        """Net changes of the prefix cache, and of what is kept below it, since the last call."""
+        return self._tiers.drain(self._blocks.drain_events())
 
     def snapshot_kv(self) -> KvEvents:
         """`cleared`, then everything that is stored now.
@@ -233,7 +255,7 @@ class Engine:
         What drain_kv_events() has not handed out yet stays pending. To a reader of the snapshot it
         repeats facts: a hash stored that is stored already, a hash removed that was not there.
         """
-        return self._blocks.snapshot()
+        return self._tiers.snapshot(self._blocks.snapshot())
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
@@ -241,6 +263,7 @@ class Engine:
             blocks=self._blocks.statistics(),
             grammars=self._gate.statistics(),
             masks=self._runner.mask_statistics(),
+            tiers=self._tiers.statistics(),
             num_steps=self._num_steps,
             num_prefill_tokens=self._num_prefill_tokens,
             num_decode_tokens=self._num_decode_tokens,
@@ -258,7 +281,12 @@ class Engine:
     def close(self) -> None:
         """Frees the model and the pool. The engine cannot be used afterwards."""
         self._gate.close()
+        self._tiers.close()
         self._runner.close()
+
+    def _compute_s(self, num_blocks: int) -> float | None:
+        rate = self._meter.prefill_tokens_per_s
+        return num_blocks * self.config.block_size / rate if rate > 0 else None
 
     def _queue_s(self) -> float:
         rate = self._meter.prefill_tokens_per_s

@@ -111,7 +111,8 @@ class EngineLoop:
             self._engine.check_integrity()
         with self._wakeup:
             while wait and not (self._commands or self._stopping or self._failure or self._woken):
-                self._wakeup.wait()
+                if not self._wakeup.wait(self._engine.idle_s):
+                    break
             self._woken = False
             if self._failure is not None and not self._stopping:
                 raise self._failure

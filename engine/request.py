@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from baton.engine.grammar.constraint import Constraint
-from baton.protos.errors import BatonError
+from baton.protos.errors import BatonError, InvalidRequestError
 from baton.protos.hashing import adapter_salt, block_hashes
-from baton.protos.types import GenerateRequest, SamplingParams, TokenLogprob
+from baton.protos.types import GenerateRequest, RequestOutput, SamplingParams, TokenLogprob
 
 
 class RequestState(Enum):
@@ -16,9 +16,12 @@ class RequestState(Enum):
 
         add() ◄──► COMPILING: its grammar is compiled   reserve()
           │        (also between TRANSFERRING and READY)   │
-          ▼                                                ▼
+          │ FETCHING: blocks come from lower tiers         │
+          ▼    ▼                                           ▼
         QUEUED ──────► PREFILLING ──────► PREFILLED   TRANSFERRING   its KV is written by another
-          ▲ ▲              │  │ hold=True     │            │         worker
+          ▲ ▲ └► LOADING ► │  │ hold=True     │            │         worker
+          │ │  (has blocks, which host        │            │
+          │ │   memory fills) │  │            │            │
           │ └──────────────┘  │               │ release()  │ receive()
           │    preempted      ▼               │            ▼
           └─────────────── DECODING ◄─────────┼───────── READY       its KV is complete, it waits
@@ -34,7 +37,9 @@ class RequestState(Enum):
     """
 
     COMPILING = "compiling"
+    FETCHING = "fetching"
     QUEUED = "queued"
+    LOADING = "loading"
     PREFILLING = "prefilling"
     PREFILLED = "prefilled"
     TRANSFERRING = "transferring"
@@ -49,7 +54,11 @@ TERMINAL = frozenset({RequestState.FINISHED, RequestState.CANCELLED})
 _S = RequestState
 _ALLOWED: dict[RequestState, frozenset[RequestState]] = {
     _S.COMPILING: frozenset({_S.QUEUED, _S.READY, _S.FINISHED, _S.CANCELLED}),
-    _S.QUEUED: frozenset({_S.COMPILING, _S.PREFILLING, _S.FINISHED, _S.CANCELLED}),
+    _S.QUEUED: frozenset(
+        {_S.COMPILING, _S.FETCHING, _S.LOADING, _S.PREFILLING, _S.FINISHED, _S.CANCELLED}
+    ),
+    _S.FETCHING: frozenset({_S.QUEUED, _S.CANCELLED}),
+    _S.LOADING: frozenset({_S.PREFILLING, _S.CANCELLED}),
     _S.PREFILLING: frozenset({_S.DECODING, _S.PREFILLED, _S.QUEUED, _S.FINISHED, _S.CANCELLED}),
     _S.PREFILLED: frozenset({_S.FINISHED, _S.CANCELLED}),
     _S.TRANSFERRING: frozenset({_S.COMPILING, _S.READY, _S.FINISHED, _S.CANCELLED}),
@@ -195,6 +204,22 @@ class Request:
             )
         self.state = to
         self.last = Transition(to, cause, now_s)
+
+    def take_first(self, first: RequestOutput) -> None:
+        """Another worker computed all of its KV, and sampled `first`. Raises InvalidRequestError
+        if that is not one token."""
+        if len(first.token_ids) != 1 and first.finish_reason is None:
+            raise InvalidRequestError(
+                f"request {self.request_id}: a handover brings one token, not"
+                f" {len(first.token_ids)}",
+                param="first",
+            )
+        self.num_computed_tokens = self.num_tokens
+        self.num_cached_tokens = first.num_cached_tokens
+        self.prompt_logprobs_done = True
+        self.token_ids += first.token_ids
+        if self.constraint is not None:
+            self.constraint.replay(first.token_ids)
 
     def take_prompt_logprobs(self) -> list[TokenLogprob | None]:
         """All of them, once; raises BatonError if some are missing."""

@@ -34,6 +34,13 @@ class RequestBlocks:
             request.num_cached_tokens = request.num_computed_tokens
         return True
 
+    def loaded(self, request: Request, num_tokens: int) -> None:
+        """The blocks of so many tokens, after those that it shares, were filled."""
+        request.num_computed_tokens += num_tokens
+        if not request.num_preemptions:
+            request.num_cached_tokens = request.num_computed_tokens
+        self.publish(request, request.num_computed_tokens)
+
     def without_room(self, requests: Iterable[Request]) -> list[Request]:
         """Those of whose known tokens the last has no block yet."""
         size = self._block_size

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+from bisect import insort
+from operator import attrgetter
 from typing import Protocol
 
 from baton.engine.batch import ScheduledRow
@@ -35,13 +37,14 @@ class RunningBatch:
         return len(self.prefilling) + len(self.decoding)
 
     @property
-    def has_slot(self) -> bool:
-        return bool(self._slots)
+    def num_slots(self) -> int:
+        """How many requests may enter."""
+        return len(self._slots)
 
-    def enter_prefill(self, request: Request, index: int) -> None:
-        """`index`: its place in the order of `prefilling`."""
+    def enter_prefill(self, request: Request) -> None:
+        """It takes its place in the order of `prefilling`."""
         self._take_slot(request)
-        self.prefilling.insert(index, request)
+        insort(self.prefilling, request, key=attrgetter("order"))
 
     def enter_decode(self, request: Request) -> None:
         self._take_slot(request)

@@ -18,11 +18,13 @@ from baton.engine.config import EngineConfig
 from baton.engine.grammar.gate import GrammarGate
 from baton.engine.handover import Quarantine, Reservation
 from baton.engine.integrity import check_requests
+from baton.engine.prompt_shares import share_prefills
 from baton.engine.request import TERMINAL, Request, RequestState
 from baton.engine.request_blocks import RequestBlocks
 from baton.engine.rules import RequestRules
 from baton.engine.running import BatchRows, RunningBatch
 from baton.engine.scheduler_statistics import SchedulerStatistics
+from baton.engine.tiers.seam import Tiers
 from baton.engine.waiting import WaitingQueue
 from baton.protos.clock import Clock
 from baton.protos.errors import (
@@ -50,11 +52,13 @@ class Scheduler:
         rows: BatchRows,
         clock: Clock,
         gate: GrammarGate,
+        tiers: Tiers,
     ) -> None:
         self._max_step_tokens = config.max_step_tokens
         self._rules = rules
         self._clock = clock
         self._gate = gate
+        self._tiers = tiers
         self._pool = pool
         self._blocks = RequestBlocks(pool, config.block_size, prefix_cache=config.prefix_cache)
         self._batch = RunningBatch(config.max_running, rows)
@@ -88,7 +92,7 @@ class Scheduler:
         elif new in self._gate:
             self._advance(new, RequestState.COMPILING, "its grammar is compiled")
         else:
-            self._queue.add(new)
+            self._enqueue(new)
 
     def reserve(self, request: GenerateRequest) -> Reservation | None:
         """Blocks for all its known tokens, or None (and nothing kept) when there is no room now."""
@@ -113,18 +117,8 @@ class Scheduler:
             or request.epoch != epoch
         ):
             raise StaleEpochError(f"request {request_id}: its reservation {epoch} is over")
-        if len(first.token_ids) != 1 and first.finish_reason is None:
-            raise InvalidRequestError(
-                f"request {request_id}: a handover brings one token, not {len(first.token_ids)}",
-                param="first",
-            )
-        request.num_computed_tokens = request.num_tokens
-        request.num_cached_tokens = first.num_cached_tokens
-        request.prompt_logprobs_done = True
+        request.take_first(first)
         self._blocks.publish(request, request.num_computed_tokens)
-        request.token_ids += first.token_ids
-        if request.constraint is not None:
-            request.constraint.replay(first.token_ids)
         if first.finish_reason is not None:
             self._gate.drop(request)
             self._end(request, RequestState.FINISHED, "ended by its first token")
@@ -164,7 +158,8 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether the next step would do something."""
         # What is ready has its blocks: it waits for slots only, which an empty batch has.
-        if self._ended or self._batch or self._ready or self._gate.has_done:
+        is_done = self._gate.has_done or self._tiers.has_done
+        if self._ended or self._batch or self._ready or is_done:
             return True
         return bool(self._queue) and not self._stalled
 
@@ -183,12 +178,14 @@ class Scheduler:
         before = self._num_preemptions
         self._join_compiled()
         self._join_ready()
+        self._join_from_tiers()
         self._grow_decodes()
         rows = self._batch.decode_rows(self._max_step_tokens)
         budget = self._max_step_tokens - sum(row.num_new_tokens for row in rows)
         # What a preemption freed is for the decodes that needed it, not for the next prompt.
         admitting = self._num_preemptions == before
-        self._share_prefills(rows, budget, admitting=admitting)
+        admit = self._admit if admitting else None
+        rows += share_prefills(self._batch.prefilling, self._queue, budget, admit)
         self._stalled = not rows and admitting
         return rows
 
@@ -239,6 +236,7 @@ class Scheduler:
                 self._settle(request, output.outputs[-1].finish_reason)
         if next(sampled, None) is not None:
             raise BatonError(f"{len(result.sampled)} tokens sampled, more than rows that sample")
+        self._tiers.advance()
         return output
 
     def _settle(self, request: Request, reason: FinishReason | None) -> None:
@@ -254,7 +252,7 @@ class Scheduler:
 
     @property
     def num_queued(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + self._tiers.num_fetching
 
     def statistics(self) -> SchedulerStatistics:
         return SchedulerStatistics.of(
@@ -263,10 +261,11 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Proves that no request, slot or block is lost; raises BatonError that says what is."""
-        check_requests(self._requests.values(), self._queue, self._ready, self._batch)
+        check_requests(self._requests, self._queue, self._ready, self._batch, self._tiers)
         holders = [*self._requests.values(), *self._leaving.values()]
         owners = [request.block_ids for request in holders]
-        self._pool.check_integrity([*owners, *self._quarantine])
+        self._pool.check_integrity([*owners, *self._quarantine, *self._tiers.orphans])
+        self._tiers.check_integrity()
 
     # The parts of schedule().
 
@@ -280,7 +279,26 @@ class Scheduler:
                 self._make_ready(request, "its grammar is compiled")
             else:
                 self._advance(request, RequestState.QUEUED, "its grammar is compiled")
-                self._queue.add(request)
+                self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        """A new request waits for its turn, or first for blocks that lower tiers may have."""
+        if self._tiers.fetch(request):
+            self._advance(request, RequestState.FETCHING, "lower tiers are asked")
+        else:
+            self._queue.add(request)
+
+    def _join_from_tiers(self) -> None:
+        """Those whose blocks came, or did not come in time, go on."""
+        if self._tiers.take_in():
+            self._stalled = False
+        for fetched in self._tiers.take_fetched():
+            self._advance(fetched, RequestState.QUEUED, "lower tiers were asked")
+            self._queue.add(fetched)
+        while self._batch.num_slots and (loaded := self._tiers.first_loaded) is not None:
+            self._blocks.loaded(loaded, self._tiers.take_loaded(loaded))
+            self._batch.enter_prefill(loaded)
+            self._advance(loaded, RequestState.PREFILLING, "loaded")
 
     def _make_ready(self, request: Request, cause: str) -> None:
         """Its KV is here, and so is its grammar."""
@@ -290,7 +308,7 @@ class Scheduler:
             self._ready.add(request)
 
     def _join_ready(self) -> None:
-        while self._batch.has_slot and (request := self._ready.first) is not None:
+        while self._batch.num_slots and (request := self._ready.first) is not None:
             self._ready.remove(request)
             self._batch.enter_decode(request)
             self._advance(request, RequestState.DECODING, "joined")
@@ -315,36 +333,18 @@ class Scheduler:
         self._advance(request, RequestState.QUEUED, "preempted: no KV block is free")
         self._queue.add(request)
 
-    def _share_prefills(self, rows: list[ScheduledRow], budget: int, *, admitting: bool) -> None:
-        """Appends chunks of prompts, those in the batch and those waiting, in one order."""
-        prefilling = self._batch.prefilling
-        index = 0
-        while budget > 0:
-            request = prefilling[index] if index < len(prefilling) else None
-            head = self._queue.first if admitting else None
-            if head is not None and (request is None or head.order < request.order):
-                admitting = self._admit(head, index)
-                continue
-            if request is None:
-                return
-            index += 1
-            if request.ends_with_pending:
-                continue
-            wanted = request.num_uncomputed_tokens
-            granted = min(wanted, budget)
-            rows.append(
-                ScheduledRow(request=request, num_new_tokens=granted, samples=granted == wanted)
-            )
-            budget -= granted
-
-    def _admit(self, request: Request, index: int) -> bool:
-        """Moves the head of the queue into the batch, if there is a slot and room."""
+    def _admit(self, request: Request) -> bool:
+        """Moves the queue's head into the batch, or to be loaded, if there is a slot and room."""
         # Every decode may ask for a block next: one left for each keeps admissions from thrashing.
         headroom = len(self._batch.decoding)
-        if not self._batch.has_slot or not self._blocks.take(request, headroom):
+        has_slot = self._batch.num_slots > self._tiers.num_loading
+        if not has_slot or not self._blocks.take(request, headroom):
             return False
         self._queue.remove(request)
-        self._batch.enter_prefill(request, index)
+        if self._tiers.load(request):
+            self._advance(request, RequestState.LOADING, "its blocks are loaded")
+            return True
+        self._batch.enter_prefill(request)
         self._advance(request, RequestState.PREFILLING, "admitted")
         return True
 
@@ -373,6 +373,8 @@ class Scheduler:
             self._queue.remove(request)
         elif request.state is RequestState.READY:
             self._ready.remove(request)
+        elif request.state in (RequestState.FETCHING, RequestState.LOADING):
+            self._tiers.drop(request)
         else:
             self._gate.drop(request)
 

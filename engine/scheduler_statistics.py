@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Final
 
 from baton.engine.request import Request, RequestState
+
+_WAITS_FOR_BATCH: Final = (RequestState.FETCHING, RequestState.QUEUED, RequestState.LOADING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,15 +33,14 @@ class SchedulerStatistics:
         """Counts the requests that a scheduler knows."""
         states = Counter(request.state for request in requests)
         queued = sum(
-            request.num_tokens
-            if request.state is RequestState.QUEUED
-            else request.num_uncomputed_tokens
+            request.num_uncomputed_tokens
             for request in requests
-            if request.state in (RequestState.QUEUED, RequestState.PREFILLING)
+            if request.state in _WAITS_FOR_BATCH or request.state is RequestState.PREFILLING
         )
         return cls(
             num_running=states[RequestState.PREFILLING] + states[RequestState.DECODING],
-            num_waiting=states[RequestState.QUEUED] + states[RequestState.READY],
+            num_waiting=sum(states[state] for state in _WAITS_FOR_BATCH)
+            + states[RequestState.READY],
             num_reserved=states[RequestState.TRANSFERRING],
             num_held=states[RequestState.PREFILLED],
             num_preemptions=num_preemptions,

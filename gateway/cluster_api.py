@@ -104,10 +104,11 @@ def _worker(view: WorkerView) -> dict[str, Any]:
 
 def _figures(load: WorkerLoad) -> dict[str, Any]:
     """The load without the samples that models are learned from."""
-    bare = dataclasses.replace(load, steps=(), transfers=(), kv_digest=None)
-    return {
+    bare = dataclasses.replace(load, steps=(), transfers=(), kv_digest=None, tiers=())
+    figures = {
         name: value for name, value in dataclasses.asdict(bare).items() if value not in ((), None)
     }
+    return figures | {"tiers": [tier._asdict() for tier in load.tiers]} if load.tiers else figures
 
 
 def _state(view: WorkerView) -> str:

@@ -18,6 +18,7 @@ from prometheus_client.core import (
     Metric,
 )
 
+from baton.gateway.metrics_tiers import tier_figures
 from baton.gateway.seam import Fleet, Plan, WorkerView
 from baton.protos.clock import Clock
 from baton.protos.errors import BatonError, CancelledError
@@ -166,6 +167,7 @@ class Metrics:
             "baton_requests_in_flight", "Requests being served.", self._in_flight()
         )
         yield from self._worker_gauges()
+        yield from tier_figures(self._fleet.workers())
         yield from self._fleet_gauges()
         yield from self._tenant_figures()
 

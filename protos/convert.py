@@ -18,6 +18,7 @@ from baton.protos.types import (
     RequestOutput,
     SamplingParams,
     StepSample,
+    TierLoad,
     TokenLogprob,
     TransferSample,
     WorkerLoad,
@@ -26,7 +27,7 @@ from baton.protos.types import (
 _LOAD_FIGURES: Final = tuple(
     field.name
     for field in dataclasses.fields(WorkerLoad)
-    if field.name not in ("steps", "transfers", "kv_digest")
+    if field.name not in ("steps", "transfers", "kv_digest", "tiers")
 )
 
 
@@ -193,6 +194,8 @@ def load_to_proto(load: WorkerLoad) -> pb.Load:
         message.steps.add(**step._asdict())
     for transfer in load.transfers:
         message.transfers.add(**transfer._asdict())
+    for tier in load.tiers:
+        message.tiers.add(**tier._asdict())
     return message
 
 
@@ -207,6 +210,9 @@ def load_from_proto(message: pb.Load) -> WorkerLoad:
         ),
         transfers=tuple(
             TransferSample(t.decode, t.num_bytes, t.seconds) for t in message.transfers
+        ),
+        tiers=tuple(
+            TierLoad(*(getattr(tier, name) for name in TierLoad._fields)) for tier in message.tiers
         ),
         **{name: getattr(message, name) for name in _LOAD_FIGURES},
     )
@@ -236,6 +242,8 @@ def kv_events_to_proto(sequence: int, events: KvEvents) -> pb.KvEventBatch:
         cleared=events.cleared,
         removed=b"".join(events.removed),
         stored=b"".join(events.stored),
+        kept=b"".join(events.kept),
+        lost=b"".join(events.lost),
     )
 
 
@@ -245,6 +253,8 @@ def kv_events_from_proto(message: pb.KvEventBatch) -> KvEvents:
         stored=_unpack_hashes(message.stored),
         removed=_unpack_hashes(message.removed),
         cleared=message.cleared,
+        kept=_unpack_hashes(message.kept),
+        lost=_unpack_hashes(message.lost),
     )
 
 

@@ -48,7 +48,7 @@ class GatewayFeed:
         self._wake.set()
 
     def kv_events(self, batch: pb.KvEventBatch) -> None:
-        self._kv_bytes += len(batch.stored) + len(batch.removed)
+        self._kv_bytes += sum(map(len, (batch.stored, batch.removed, batch.kept, batch.lost)))
         self._pending.kv_events.append(batch)
         self._wake.set()
 

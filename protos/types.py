@@ -177,14 +177,20 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvEvents:
-    """Changes of a worker's prefix cache, in order: `cleared` first, then removed, then stored."""
+    """Changes of a worker's prefix cache, in order: `cleared` first, then removed, then stored.
+
+    A worker that keeps blocks beyond its pool tells of both together, too: `kept` are there in some
+    place now, `lost` in none any more.
+    """
 
     stored: tuple[bytes, ...] = ()
     removed: tuple[bytes, ...] = ()
     cleared: bool = False
+    kept: tuple[bytes, ...] = ()
+    lost: tuple[bytes, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.stored or self.removed or self.cleared)
+        return bool(self.stored or self.removed or self.cleared or self.kept or self.lost)
 
 
 class KvDigest(NamedTuple):
@@ -216,6 +222,26 @@ class TransferSample(NamedTuple):
     seconds: float
 
 
+class TierLoad(NamedTuple):
+    """One place where a worker keeps KV blocks; counts are blocks since its start.
+
+    Of `num_wanted` blocks that prompts looked for here `num_hits` were found and used.
+    `num_dropped` should have been kept here, but came too late; `num_errors` counts calls that
+    failed. `load_s_per_token` is the time from here to the pool; 0 where it is not known.
+    `max_blocks` 0: no limit of its own.
+    """
+
+    name: str
+    num_blocks: int
+    max_blocks: int
+    num_wanted: int
+    num_hits: int
+    num_stored: int
+    num_dropped: int
+    num_errors: int
+    load_s_per_token: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLoad:
     """A worker's own figures, reported after steps and at least once a second.
@@ -225,6 +251,7 @@ class WorkerLoad:
     a running request, with the steps that also computed other prompts. `steps` and `transfers` are
     samples since the last report; `max_step_tokens` and `kv_bytes_per_token` are facts of the
     worker, 0 where it does not say. `kv_digest` is of its prefix cache as of the events before.
+    `tiers`: the pool and what is below it, nearest first; empty without such tiers.
     """
 
     num_running: int = 0
@@ -242,6 +269,7 @@ class WorkerLoad:
     max_step_tokens: int = 0
     kv_bytes_per_token: int = 0
     kv_digest: KvDigest | None = None
+    tiers: tuple[TierLoad, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

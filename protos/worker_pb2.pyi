@@ -237,7 +237,7 @@ class Done(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., finish_reason: _Optional[str] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., prefilled_by: _Optional[str] = ..., fallback_reason: _Optional[str] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., num_reasoning_tokens: _Optional[int] = ..., grammar_backend: _Optional[str] = ..., error_param: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "queued_prefill_tokens", "running_kv_tokens", "total_blocks", "free_blocks", "prefill_tokens_per_s", "decode_step_s", "draining", "itl_s", "steps", "transfers", "max_step_tokens", "kv_bytes_per_token", "kv_digest", "kv_num_blocks")
+    __slots__ = ("num_running", "num_waiting", "queued_prefill_tokens", "running_kv_tokens", "total_blocks", "free_blocks", "prefill_tokens_per_s", "decode_step_s", "draining", "itl_s", "steps", "transfers", "max_step_tokens", "kv_bytes_per_token", "kv_digest", "kv_num_blocks", "tiers")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -254,6 +254,7 @@ class Load(_message.Message):
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     KV_DIGEST_FIELD_NUMBER: _ClassVar[int]
     KV_NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     queued_prefill_tokens: int
@@ -270,7 +271,30 @@ class Load(_message.Message):
     kv_bytes_per_token: int
     kv_digest: int
     kv_num_blocks: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., running_kv_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., draining: bool = ..., itl_s: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[StepSample, _Mapping]]] = ..., transfers: _Optional[_Iterable[_Union[TransferSample, _Mapping]]] = ..., max_step_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., kv_digest: _Optional[int] = ..., kv_num_blocks: _Optional[int] = ...) -> None: ...
+    tiers: _containers.RepeatedCompositeFieldContainer[TierLoad]
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., running_kv_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., draining: bool = ..., itl_s: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[StepSample, _Mapping]]] = ..., transfers: _Optional[_Iterable[_Union[TransferSample, _Mapping]]] = ..., max_step_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., kv_digest: _Optional[int] = ..., kv_num_blocks: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierLoad, _Mapping]]] = ...) -> None: ...
+
+class TierLoad(_message.Message):
+    __slots__ = ("name", "num_blocks", "max_blocks", "num_wanted", "num_hits", "num_stored", "num_dropped", "num_errors", "load_s_per_token")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_WANTED_FIELD_NUMBER: _ClassVar[int]
+    NUM_HITS_FIELD_NUMBER: _ClassVar[int]
+    NUM_STORED_FIELD_NUMBER: _ClassVar[int]
+    NUM_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    NUM_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    num_blocks: int
+    max_blocks: int
+    num_wanted: int
+    num_hits: int
+    num_stored: int
+    num_dropped: int
+    num_errors: int
+    load_s_per_token: float
+    def __init__(self, name: _Optional[str] = ..., num_blocks: _Optional[int] = ..., max_blocks: _Optional[int] = ..., num_wanted: _Optional[int] = ..., num_hits: _Optional[int] = ..., num_stored: _Optional[int] = ..., num_dropped: _Optional[int] = ..., num_errors: _Optional[int] = ..., load_s_per_token: _Optional[float] = ...) -> None: ...
 
 class StepSample(_message.Message):
     __slots__ = ("num_new_tokens", "num_pairs", "num_rows", "kv_tokens", "seconds")
@@ -297,16 +321,20 @@ class TransferSample(_message.Message):
     def __init__(self, decode: _Optional[str] = ..., num_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class KvEventBatch(_message.Message):
-    __slots__ = ("sequence", "cleared", "removed", "stored")
+    __slots__ = ("sequence", "cleared", "removed", "stored", "kept", "lost")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CLEARED_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     cleared: bool
     removed: bytes
     stored: bytes
-    def __init__(self, sequence: _Optional[int] = ..., cleared: bool = ..., removed: _Optional[bytes] = ..., stored: _Optional[bytes] = ...) -> None: ...
+    kept: bytes
+    lost: bytes
+    def __init__(self, sequence: _Optional[int] = ..., cleared: bool = ..., removed: _Optional[bytes] = ..., stored: _Optional[bytes] = ..., kept: _Optional[bytes] = ..., lost: _Optional[bytes] = ...) -> None: ...
 
 class PeerHello(_message.Message):
     __slots__ = ("worker_id", "incarnation", "version", "model_digest", "connector", "agent_metadata", "kv_layout", "pool_address", "num_blocks", "device_id", "session", "model_config", "adapters", "mac", "ranks")

@@ -127,7 +127,7 @@ def _inputs(raw: Mapping[str, Any]) -> Inputs:
 
 
 def _worker(worker: WorkerView) -> dict[str, Any]:
-    bare = asdict(replace(worker.load, steps=(), transfers=(), kv_digest=None))
+    bare = asdict(replace(worker.load, steps=(), transfers=(), kv_digest=None, tiers=()))
     return {
         "member": asdict(worker.member),
         "load": {name: value for name, value in bare.items() if value not in ((), [], None)},

@@ -38,6 +38,9 @@ KEYS = {
     "decode_tensor_parallel_size": "decode.engine.tensor_parallel_size",
     "max_model_len": "engine.max_model_len",
     "kv_cache_bytes": "engine.kv_cache_bytes",
+    "kv_cpu_gib": "engine.kv_tiers.cpu_gib",
+    "kv_disk_path": "engine.kv_tiers.disk_path",
+    "kv_disk_gib": "engine.kv_tiers.disk_gib",
     "policy": "router.policy",
     "tool_call_parser": "gateway.tool_call_parser",
     "reasoning_parser": "gateway.reasoning_parser",
@@ -84,6 +87,13 @@ KEYS = {
     "--max-model-len", type=int, help="Tokens of prompt and output. Default: the model's."
 )
 @click.option("--kv-cache-bytes", type=int, help="KV pool of each worker on CPU, in bytes.")
+@click.option(
+    "--kv-cpu-gib",
+    type=float,
+    help="Host memory of each worker for KV that its pool evicts, in GiB (docs/kv_tiers.md).",
+)
+@click.option("--kv-disk-path", help="Folder for such KV; needs --kv-cpu-gib too.")
+@click.option("--kv-disk-gib", type=float, help="What each worker may keep there, in GiB.")
 @click.option("--policy", help="cost, always_remote, always_local or round_robin. Default cost.")
 @click.option(
     "--tool-call-parser",

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from baton.cluster.commands.config import as_document
+from baton.cluster.commands.serve import overrides
 from baton.cluster.config import (
     BatonConfig,
     PoolConfig,
@@ -16,6 +17,7 @@ from baton.cluster.config import (
     with_gpus,
 )
 from baton.cluster.schema import MAX_CONFIG_BYTES, Document, parse_document
+from baton.kvtransfer.tiers.config import TierConfig
 from baton.protos.errors import ConfigError
 from baton.protos.types import Role
 
@@ -72,6 +74,33 @@ def test_options_win_over_the_file(model: str, tmp_path: Path) -> None:
     config = load_config(path, {"gateway.http_port": (9001, "--port")})
     assert config.gateway.http_port == 9001
     assert config.prefill.min_replicas == 2
+
+
+def test_tiers_below_the_pool_by_file_and_by_option(model: str) -> None:
+    text = "engine: {kv_tiers: {cpu_gib: 2, disk_path: /d, disk_gib: 3.5}}\n"
+    text += "decode: {engine: {kv_tiers: {cpu_gib: 1}}}\n"
+    config = read(text, model)
+    assert config.prefill.engine.kv_tiers == TierConfig(cpu_gib=2, disk_path="/d", disk_gib=3.5)
+    assert config.decode.engine.kv_tiers == TierConfig(cpu_gib=1)
+    options = {"kv_cpu_gib": 4.0, "kv_disk_path": None, "kv_disk_gib": None}
+    config = load_config(None, overrides({"model_dir": model, **options}, no_grpc=False))
+    assert config.decode.engine.kv_tiers == TierConfig(cpu_gib=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("engine: {kv_tiers: {cpu_gib: -1}}", "engine.kv_tiers.cpu_gib"),
+        ("engine: {kv_tiers: {disk_path: /d, disk_gib: 1}}", "engine.kv_tiers.cpu_gib"),
+        ("decode: {engine: {kv_tiers: {cpu_gib: 1, disk_gib: 1}}}", "kv_tiers.disk_path"),
+        ("engine: {prefix_cache: false, kv_tiers: {cpu_gib: 1}}", "engine.kv_tiers.cpu_gib"),
+        ("engine: {kv_tiers: {ram_gib: 1}}", "engine.kv_tiers.ram_gib"),
+    ],
+)
+def test_tiers_that_cannot_be_are_refused_by_name(model: str, text: str, field: str) -> None:
+    error = refusal(text, model)
+    assert str(error.param).endswith(field)
+    assert field.rpartition(".")[2] in error.message
 
 
 @pytest.mark.parametrize(

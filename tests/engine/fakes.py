@@ -13,6 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+
 from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
 from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
@@ -85,7 +88,7 @@ def generate(
 
 
 class FakePool:
-    """Cells in place of a tensor: [num_blocks][block_size] of fake KV."""
+    """Cells of fake KV, int64 [num_blocks, block_size], that share a real tensor's memory."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
@@ -93,14 +96,15 @@ class FakePool:
         self.layout = KVLayout(
             num_layers=1, kv_heads=1, block_size=block_size, head_dim=1, dtype="float32"
         )
-        self.cells: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self.tensor = torch.zeros(num_blocks, *self.layout.block_shape)
+        self.cells = self.tensor.view(num_blocks, -1).numpy().view(np.int64)
 
     def write(self, block_ids: Sequence[int], position: int, kv: int) -> None:
-        self.cells[block_ids[position // self.block_size]][position % self.block_size] = kv
+        self.cells[block_ids[position // self.block_size], position % self.block_size] = kv
 
-    def read(self, block_ids: Sequence[int], num_tokens: int) -> list[int | None]:
-        size = self.block_size
-        return [self.cells[block_ids[i // size]][i % size] for i in range(num_tokens)]
+    def read(self, block_ids: Sequence[int], num_tokens: int) -> list[int]:
+        found: list[int] = self.cells[list(block_ids)].reshape(-1)[:num_tokens].tolist()
+        return found
 
 
 class FakeRunner:

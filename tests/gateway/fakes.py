@@ -15,6 +15,7 @@ from baton.protos.types import (
     GenerateRequest,
     Member,
     Role,
+    TierLoad,
     TokenLogprob,
     WorkerLoad,
 )
@@ -148,7 +149,12 @@ class FakeFleet:
         return []
 
     def workers(self) -> list[WorkerView]:
-        load = WorkerLoad(num_running=len(self.running), total_blocks=64, free_blocks=32)
+        load = WorkerLoad(
+            num_running=len(self.running),
+            total_blocks=64,
+            free_blocks=32,
+            tiers=(TierLoad("disk", 5, 9, 8, 6, 5, 1, 0, 0.001),),
+        )
         return [WorkerView(DECODE, load, 0.1), WorkerView(PREFILL, WorkerLoad(), 0.2)]
 
 

@@ -181,6 +181,8 @@ async def test_metrics() -> None:
             "baton_e2e_seconds_count 1.0",
             "baton_requests_in_flight 0.0",
             'baton_worker_kv_blocks{role="decode",worker="d0"} 64.0',
+            'baton_worker_tier_hit_blocks_total{role="decode",tier="disk",worker="d0"} 6.0',
+            'baton_worker_tier_blocks{role="decode",tier="disk",worker="d0"} 5.0',
         ):
             assert line in text, line
         num_tokens = gateway.server.service.metrics.num_generated_tokens

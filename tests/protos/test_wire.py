@@ -25,6 +25,7 @@ from baton.protos.types import (
     GenerateRequest,
     KvEvents,
     SamplingParams,
+    TierLoad,
     TokenLogprob,
     WorkerLoad,
 )
@@ -109,12 +110,17 @@ def test_requests_survive_the_wire(
 def test_kv_events_survive_the_wire(
     stored: tuple[bytes, ...], removed: tuple[bytes, ...], cleared: bool
 ) -> None:
-    events = KvEvents(stored=stored, removed=removed, cleared=cleared)
+    events = KvEvents(
+        stored=stored, removed=removed, cleared=cleared, kept=removed[1:], lost=stored[:1]
+    )
     assert convert.kv_events_from_proto(convert.kv_events_to_proto(7, events)) == events
 
 
 def test_loads_and_logprobs_survive_the_wire() -> None:
-    load = WorkerLoad(num_running=3, free_blocks=5, decode_step_s=0.25, draining=True)
+    tier = TierLoad("disk", 7, 9, 20, 11, 8, 1, 2, 0.125)
+    load = WorkerLoad(
+        num_running=3, free_blocks=5, decode_step_s=0.25, draining=True, tiers=(tier, tier)
+    )
     assert convert.load_from_proto(convert.load_to_proto(load)) == load
     value = TokenLogprob(4, -0.5, 2, ((9, -0.25), (4, -0.5)))
     messages = [convert.logprob_to_proto(v) for v in (None, value)]

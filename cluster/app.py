@@ -63,10 +63,11 @@ def _worker_deployment(pool: PoolConfig, config: BatonConfig) -> serve.Deploymen
 
 def placement(pool: PoolConfig) -> dict[str, Any]:
     """What Ray is to reserve for a worker: the replica is rank 0, each rank has a bundle."""
-    actor = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or 0}
+    custom = dict(pool.resources)
+    actor = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or 0, "resources": custom}
     options: dict[str, Any] = {"ray_actor_options": actor}
     if pool.num_gpus or pool.num_ranks > 1:
-        wanted = {"GPU": pool.num_gpus or 0, "CPU": pool.num_cpus}
+        wanted = {"GPU": pool.num_gpus or 0, "CPU": pool.num_cpus, **custom}
         bundle = {name: amount for name, amount in wanted.items() if amount}
         options["placement_group_bundles"] = [bundle] * pool.num_ranks
         options["placement_group_strategy"] = "STRICT_PACK"
@@ -77,7 +78,7 @@ def _gateway_deployment(config: BatonConfig) -> serve.Deployment:
     return serve.deployment(GatewayReplica).options(
         name="gateway",
         num_replicas=config.gateway_replicas,
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": 1, "resources": dict(config.gateway_resources)},
         graceful_shutdown_timeout_s=config.gateway.drain_grace_s + CLOSING_S,
         **_common(config),
     )

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": ("plan", "Find the cheapest pools that serve a trace within its SLOs."),
     "scaling": ("scaling", "Show how large the pools are, and why."),
     "config": ("config", "Show or check a configuration, or apply it to a running cluster."),
+    "drain": ("drain", "Take a Ray node out of service: what a Kubernetes pod does last."),
     "schema": ("schema", "Say whether a JSON schema can be honoured, and by which backend."),
     "tools": ("tools", "Try a parser of tool calls on recorded answers."),
     "reasoning": ("reasoning", "Try a parser of thoughts on recorded answers."),

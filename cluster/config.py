@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from baton.cluster.ranks import check_model_ranks, check_rank_resources
+from baton.cluster.ranks import check_model_ranks, check_rank_resources, check_resources
 from baton.cluster.schema import Document, build, dotted, load_document, read_fields, unknown_key
+from baton.cluster.secret_files import secret_file, tenants_file
 from baton.decode_worker.config import DecodeWorkerConfig
 from baton.engine.config import EngineConfig
 from baton.gateway.config import GatewayConfig
 from baton.gateway.dialect import check_parsers
 from baton.gateway.fleet_config import FleetConfig
-from baton.gateway.tenants import TenantConfig
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos.errors import ConfigError
 from baton.protos.types import Role
@@ -77,7 +77,8 @@ class PoolConfig:
 
     `num_cpus` is both what Ray reserves for a worker and the number of its compute threads.
     `num_gpus` None: an equal share of the GPUs that Ray has, at most one; see `with_gpus`. Both are
-    for each rank of a worker with several (`engine.tensor_parallel_size`).
+    for each rank of a worker with several (`engine.tensor_parallel_size`), and so are `resources`,
+    custom Ray resources that keep workers to the nodes which offer them.
     `drain_s`: a worker that is told to leave finishes its requests for at most this long.
     """
 
@@ -86,6 +87,7 @@ class PoolConfig:
     max_replicas: int | None = None
     num_cpus: float = 1.0
     num_gpus: float | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
     drain_s: float = 30.0
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
 
@@ -99,6 +101,7 @@ class PoolConfig:
         if self.num_gpus is not None:
             _at_least("num_gpus", self.num_gpus, 0)
         _at_least("drain_s", self.drain_s, 0)
+        check_resources("resources", self.resources)
         check_rank_resources(self.num_ranks, self.num_cpus, self.num_gpus)
 
     @property
@@ -145,7 +148,9 @@ class BatonConfig:
 
     `worker_host` is the address that workers bind and publish; "auto" is 127.0.0.1 in a private Ray
     and the node's own address in a cluster. `secret` is what workers prove to each other that they
-    know before they exchange KV; empty stands for a random one.
+    know before they exchange KV; empty stands for a random one. Gateways are kept to nodes which
+    offer `gateway_resources`; those of one node take ports `gateway_port_step` apart, and with 0
+    each waits for its own.
     """
 
     model: str
@@ -155,6 +160,8 @@ class BatonConfig:
     gateway: GatewayConfig
     name: str = "baton"
     gateway_replicas: int = 1
+    gateway_resources: Mapping[str, float] = field(default_factory=dict)
+    gateway_port_step: int = 10
     worker_host: str = "auto"
     secret: str = field(default="", repr=False)
     router: RouterConfig = field(default_factory=RouterConfig)
@@ -164,6 +171,8 @@ class BatonConfig:
 
     def __post_init__(self) -> None:
         _at_least("gateway_replicas", self.gateway_replicas, 1)
+        _at_least("gateway_port_step", self.gateway_port_step, 0)
+        check_resources("gateway_resources", self.gateway_resources)
         if not self.name.replace("-", "").isalnum():
             raise ConfigError(
                 f"name is {self.name!r}, but must be letters, digits and dashes", param="name"
@@ -179,11 +188,6 @@ class BatonConfig:
                 f"decode.engine.block_size ({self.decode.engine.block_size}): KV moves in blocks",
                 param="prefill.engine.block_size",
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _TenantsFile:
-    tenants: tuple[TenantConfig, ...] = ()
 
 
 def with_gpus(config: BatonConfig, num_gpus: float) -> BatonConfig:
@@ -233,6 +237,7 @@ def load_config(path: Path | None, overrides: Mapping[str, tuple[Any, str]]) -> 
 
 def resolve(document: Document) -> BatonConfig:
     """Checks a document and composes the configuration. Raises ConfigError."""
+    document = secret_file(document)
     values = document.values
     known = [f.name for f in dataclasses.fields(BatonConfig)]
     for key in values:
@@ -288,7 +293,7 @@ def _pool(role: Role, model: Path, model_name: str, document: Document) -> PoolC
 
 def _gateway(model: Path, model_name: str, document: Document) -> GatewayConfig:
     path = ("gateway",)
-    section, tenants = _tenants_file(document)
+    section, tenants = tenants_file(document)
     fields = read_fields(GatewayConfig, section, document, path, GATEWAY_FIXED)
     if tenants:
         fields["tenants"] = (*fields.get("tenants", ()), *tenants)
@@ -307,26 +312,6 @@ def _gateway(model: Path, model_name: str, document: Document) -> GatewayConfig:
         where = (*path, error.param) if error.param else path
         raise document.error(where, error.message) from error
     return gateway
-
-
-def _tenants_file(document: Document) -> tuple[Any, tuple[TenantConfig, ...]]:
-    """The gateway's section without `tenants_file`, and the tenants of that file: keys are kept
-    apart from the configuration.
-    """
-    section = document.values.get("gateway")
-    if not isinstance(section, Mapping) or section.get("tenants_file") is None:
-        return section, ()
-    name = section["tenants_file"]
-    if not isinstance(name, str):
-        raise document.error(("gateway", "tenants_file"), "gateway.tenants_file must be a path")
-    try:
-        secrets = load_document(Path(name).expanduser())
-    except ConfigError as error:
-        problem = f"gateway.tenants_file: {error.message}"
-        raise document.error(("gateway", "tenants_file"), problem) from error
-    fields = read_fields(_TenantsFile, secrets.values, secrets, ())
-    left = {key: value for key, value in section.items() if key != "tenants_file"}
-    return left, fields.get("tenants", ())
 
 
 def _model_dir(wanted: str, document: Document) -> Path:

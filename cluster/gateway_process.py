@@ -25,18 +25,23 @@ from baton.router.scaling_signals import Demand
 
 T = TypeVar("T")
 PORTS = ("http_port", "grpc_port")
-# Between the ports of two gateways of one node: 8000 and 8001, then 8010 and 8011.
-PORT_STEP = 10
 BIND_WAIT_S = 5.0
 
 
-def with_port_offset(config: GatewayConfig, number: int) -> GatewayConfig:
-    """The configuration of a node's gateway `number`, counted from 0; free and absent ports
-    stay so.
-    """
+def with_port_offset(config: GatewayConfig, offset: int) -> GatewayConfig:
+    """The configuration with its ports moved; free and absent ports stay so."""
     ports = {name: getattr(config, name) for name in PORTS}
-    moved = {name: port + number * PORT_STEP if port else port for name, port in ports.items()}
+    moved = {name: port + offset if port else port for name, port in ports.items()}
     return dataclasses.replace(config, **moved)
+
+
+def port_choices(config: BatonConfig) -> list[GatewayConfig]:
+    """What one of a node's gateways may bind, first choice first: 8000 and 8001, then 8010 and
+    8011.
+    """
+    step = config.gateway_port_step
+    offsets = [k * step for k in range(config.gateway_replicas)] if step else [0]
+    return [with_port_offset(config.gateway, offset) for offset in offsets]
 
 
 class GatewayProcess:
@@ -112,8 +117,7 @@ class GatewayProcess:
 
         A gateway that this one replaces may hold them for a moment still. Raises ConfigError.
         """
-        gateways = range(self._config.gateway_replicas)
-        choices = [with_port_offset(self._config.gateway, k) for k in gateways]
+        choices = port_choices(self._config)
         deadline_s = time.monotonic() + BIND_WAIT_S
         for config in itertools.cycle(choices):
             server = GatewayServer(config, fleet, control=self._control)

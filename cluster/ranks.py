@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Mapping
+
 from baton.engine.config import EngineConfig
 from baton.protos.errors import ConfigError
 
@@ -24,9 +27,22 @@ def check_rank_resources(num_ranks: int, num_cpus: float, num_gpus: float | None
         )
 
 
+def check_resources(name: str, resources: Mapping[str, float]) -> None:
+    """Raises ConfigError unless these can be custom resources of Ray."""
+    for resource, amount in resources.items():
+        if resource in ("CPU", "GPU", "memory", "object_store_memory") or not amount > 0:
+            raise ConfigError(
+                f"{name} has {resource}: {amount:g}, but holds custom Ray resources with amounts "
+                "above 0; CPUs and GPUs are num_cpus and num_gpus",
+                param=name,
+            )
+
+
 def check_model_ranks(engine: EngineConfig) -> None:
     """Raises ConfigError unless the model can be split over `tensor_parallel_size` ranks."""
-    if engine.tensor_parallel_size == 1:
+    if engine.tensor_parallel_size == 1 or importlib.util.find_spec("torch") is None:
+        # A node without torch, such as a head that runs the gateways' image, cannot read a model's
+        # shape; the workers check it when they load it.
         return
     # Imported here: reading a model's shape loads torch, which this process does without.
     from baton.engine.model_info import read_model_spec

@@ -361,7 +361,11 @@ def test_each_rank_has_a_bundle_of_its_own() -> None:
     assert on_cpu["placement_group_bundles"] == [{"CPU": 1.0}] * 2
     on_gpu = placement(with_gpus(config, 2).decode)
     assert on_gpu["placement_group_bundles"] == [{"GPU": 1.0, "CPU": 1.0}] * 2
-    assert on_gpu["ray_actor_options"] == {"num_cpus": 1.0, "num_gpus": 1.0}
+    assert on_gpu["ray_actor_options"] == {
+        "num_cpus": 1.0,
+        "num_gpus": 1.0,
+        "resources": {},
+    }
 
 
 def test_every_key_is_documented(model: str) -> None:
@@ -378,3 +382,44 @@ def test_every_key_is_documented(model: str) -> None:
         if f"`{key}`" not in page
     ]
     assert not missing
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_workers_and_gateways_are_kept_to_nodes_with_their_resources() -> None:
+    from baton.cluster.app import placement
+
+    text = """
+gateway_resources: {baton-gateway: 1}
+decode:
+  num_gpus: 1
+  resources: {baton-decode: 0.001}
+  engine: {tensor_parallel_size: 2}
+"""
+    config = read(text, str(shipped_model("baton-tiny")))
+    assert config.gateway_resources == {"baton-gateway": 1}
+    wanted = placement(config.decode)
+    assert wanted["ray_actor_options"]["resources"] == {"baton-decode": 0.001}
+    assert wanted["placement_group_bundles"] == [{"GPU": 1, "CPU": 1, "baton-decode": 0.001}] * 2
+    assert placement(config.prefill)["ray_actor_options"]["resources"] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("decode: {resources: {GPU: 1}}\n", "decode: resources has GPU: 1, but holds custom"),
+        ("gateway_resources: {a: 0}\n", "gateway_resources has a: 0"),
+        ("gateway_port_step: -1\n", "gateway_port_step is -1"),
+        ("secret_file: 3\n", "secret_file must be a path"),
+        ("secret_file: /no/such\n", "line 1: secret_file: cannot read /no/such"),
+        ("secret_file: /no/such\nsecret: x\n", "secret and secret_file exclude each other"),
+    ],
+)
+def test_wrong_places_and_secrets(model: str, text: str, said: str) -> None:
+    assert said in refusal(text, model).message
+
+
+def test_the_secret_may_be_in_a_file(model: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("abc\n")
+    assert read(f"secret_file: {tmp_path / 'secret'}\n", model).secret == "abc"
+    (tmp_path / "empty").write_text("\n")
+    assert "must hold 1 to" in refusal(f"secret_file: {tmp_path / 'empty'}\n", model).message

@@ -14,7 +14,7 @@ import pytest
 from baton.cluster.commands.serve import StopSignals, welcome
 from baton.cluster.config import load_config
 from baton.cluster.directory import GatewayMember, Listing
-from baton.cluster.gateway_process import with_port_offset
+from baton.cluster.gateway_process import port_choices, with_port_offset
 from baton.cluster.local_ray import (
     MAX_STATE_DIR_CHARS,
     available_bytes,
@@ -166,10 +166,14 @@ def test_the_welcome_never_shows_a_key() -> None:
 def test_gateways_of_one_node_have_their_own_ports() -> None:
     gateway = load_config(None, {}).gateway
     assert with_port_offset(gateway, 0) == gateway
-    moved = with_port_offset(gateway, 2)
+    moved = with_port_offset(gateway, 20)
     assert (moved.http_port, moved.grpc_port) == (8020, 8021)
-    free = with_port_offset(replace(gateway, http_port=0, grpc_port=None), 2)
+    free = with_port_offset(replace(gateway, http_port=0, grpc_port=None), 20)
     assert (free.http_port, free.grpc_port) == (0, None)
+    config = load_config(None, {"gateway_replicas": (2, "test")})
+    assert [g.http_port for g in port_choices(config)] == [8000, 8010]
+    alone = replace(config, gateway_port_step=0)
+    assert [g.http_port for g in port_choices(alone)] == [8000]
 
 
 def test_the_terminal_restores_descriptors(tmp_path: Path) -> None:

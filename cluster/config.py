@@ -34,7 +34,7 @@ DEFAULT_MODEL = "baton-tiny"
 WAKE_WAIT_S = 300.0
 _BY_MODEL = "cannot be set here: it follows from `model`"
 _BY_BATON = "cannot be set here: every worker gets its own from the cluster"
-_ENGINE_FIXED = {"model_dir": _BY_MODEL, "role": "cannot be set here: it follows from the pool"}
+ENGINE_FIXED = {"model_dir": _BY_MODEL, "role": "cannot be set here: it follows from the pool"}
 WORKER_FIXED = {
     "engine": "belongs one level up, beside `worker`",
     "worker_id": _BY_BATON,
@@ -274,11 +274,11 @@ def _pool(role: Role, model: Path, model_name: str, document: Document) -> PoolC
             raise unknown_key(document, (*path, key), known)
     engine_values, worker_values = section.pop("engine", None), section.pop("worker", None)
     common = document.values.get("engine")
-    engine_fields = read_fields(EngineConfig, common, document, ("engine",), _ENGINE_FIXED)
+    engine_fields = read_fields(EngineConfig, common, document, ("engine",), ENGINE_FIXED)
     base = {"model_dir": str(model), "role": role}
     build(EngineConfig, base | engine_fields, document, ("engine",))
     engine_fields |= read_fields(
-        EngineConfig, engine_values, document, (*path, "engine"), _ENGINE_FIXED
+        EngineConfig, engine_values, document, (*path, "engine"), ENGINE_FIXED
     )
     engine = build(EngineConfig, base | engine_fields, document, (*path, "engine"))
     worker_cls = PrefillWorkerConfig if role is Role.PREFILL else DecodeWorkerConfig

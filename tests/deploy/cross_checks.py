@@ -87,7 +87,7 @@ def _references(found: list[Object], pods: Mapping[str, Object]) -> Iterator[str
 
 
 def _grace(found: list[Object], pods: Mapping[str, Object]) -> Iterator[str]:
-    """A pod is told to drain in time before Kubernetes kills it, and longer than its drain takes."""
+    """A pod is told to drain in time before it is killed, and for longer than its drain takes."""
     args: dict[str, Any] = serve_config(found)["applications"][0]["args"]
     drains = {
         "gateway": args["gateway"].get("drain_grace_s", 30.0),

@@ -1,4 +1,7 @@
-"""Where the tools and schemas of the chart's tests are. What is missing skips a test and says why; under CI it fails."""
+"""Where the tools and schemas of the chart's tests are.
+
+What is missing skips a test and says why; under CI it fails.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,10 @@ def crd_folder() -> Path:
     """The folder with the definitions of KubeRay, Gateway API and prometheus-operator."""
     given = os.environ.get("BATON_CRDS")
     places = [Path(given)] if given else [p / "shared/kubernetes/crds" for p in ROOT.parents]
-    for place in places:
-        if place.is_dir():
-            return place
-    missing(f"no CRDs in {' or '.join(map(str, places))}: set BATON_CRDS to a folder of them")
+    found = next((place for place in places if place.is_dir()), None)
+    return found or missing(
+        f"no CRDs in {' or '.join(map(str, places))}: set BATON_CRDS to a folder of them"
+    )
 
 
 def missing(reason: str) -> NoReturn:

@@ -1,4 +1,6 @@
-"""What KubeRay 1.7's operator refuses although its schema allows it (its controllers' validation, by the facts), for a RayService."""
+"""What KubeRay 1.7's operator refuses of a RayService although its schema allows it: the rules of
+its controllers, `controllers/ray/utils/validation.go` and `common/service.go`.
+"""
 
 from __future__ import annotations
 

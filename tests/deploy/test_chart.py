@@ -1,4 +1,4 @@
-"""Every example of the chart: as it was (goldens), as Kubernetes and KubeRay take it, as Baton reads it."""
+"""Every example of the chart: as it was (goldens), as Kubernetes, KubeRay and Baton take it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ examples = pytest.mark.parametrize("values", EXAMPLES, ids=lambda path: path.ste
 
 
 def resolved(values: Path, folder: Path) -> BatonConfig:
-    """The configuration that the workers of a render would have, with stand-ins for what is mounted."""
+    """The configuration that a render leads to, with stand-ins for what pods mount."""
     args: dict[str, Any] = serve_config(objects(render(values)))["applications"][0]["args"]
     if "model" in args:
         # The model is not here: one rank needs only its folder.
@@ -139,13 +139,11 @@ def test_serve_and_baton_read_its_configuration(values: Path, tmp_path: Path) ->
 def test_pods_have_few_rights(values: Path) -> None:
     found = objects(render(values))
     tests = {o["metadata"]["name"]: o for o in of_kind(found, "Pod")}
+    scaled = ray_service(found)["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"]
     for name, pod in {**pod_templates(found), **tests}.items():
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"]
-        assert spec["automountServiceAccountToken"] is (
-            name == "head"
-            and ray_service(found)["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"]
-        )
+        assert spec["automountServiceAccountToken"] is (name == "head" and scaled)
         for container in spec["containers"] + spec.get("initContainers", []):
             context = container["securityContext"]
             assert context["readOnlyRootFilesystem"]

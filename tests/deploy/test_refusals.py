@@ -1,4 +1,4 @@
-"""Values that are wrong are refused by name; renders that are wrong are caught by the checks of these tests."""
+"""Wrong values are refused by name; wrong renders are caught by the checks of these tests."""
 
 from __future__ import annotations
 

@@ -14,17 +14,19 @@ KEY = os.environ.get("BATON_API_KEY", "")
 CONTEXT = ssl._create_unverified_context()
 
 
-def call(path, body=None):
+def call(path, body):
+    """POSTs a body and returns headers and document of the answer."""
     headers = {"content-type": "application/json", "x-baton-explain": "1"}
     if KEY:
         headers["authorization"] = f"Bearer {KEY}"
-    data = None if body is None else json.dumps(body).encode()
+    data = json.dumps(body).encode()
     request = urllib.request.Request(URL + path, data=data, headers=headers)
     with urllib.request.urlopen(request, timeout=30, context=CONTEXT) as answer:
         return answer.headers, json.load(answer)
 
 
 def main():
+    """Asks until an answer comes; returns what is wrong, or None."""
     end_s = time.monotonic() + float(os.environ["BATON_TIMEOUT_S"])
     body = {"prompt": os.environ["BATON_PROMPT"], "max_tokens": 8, "temperature": 0}
     while True:

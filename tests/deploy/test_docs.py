@@ -1,5 +1,5 @@
-"""Every command of the Kubernetes pages: run as far as it can be without a cluster, and else checked
-against the render.
+"""Every command of the Kubernetes pages: run as far as it can be without a cluster, otherwise
+checked against the render.
 """
 
 from __future__ import annotations

@@ -196,19 +196,18 @@ def test_routers_hear_what_is_kept_anywhere(tmp_path: Path) -> None:
 class Served:
     """A real engine on real threads, on a pool that holds one of the prompts at a time."""
 
-    def __init__(self, folder: Path, tiers: TierConfig) -> None:
-        self.engine = Engine(
-            EngineConfig(
-                model_dir=str(folder),
-                device="cpu",
-                block_size=8,
-                num_blocks=14,
-                max_running=4,
-                max_step_tokens=32,
-                self_check=True,
-                kv_tiers=tiers,
-            )
-        )
+    def __init__(self, folder: Path, tiers: TierConfig, **config: object) -> None:
+        values: dict[str, object] = {
+            "model_dir": str(folder),
+            "device": "cpu",
+            "block_size": 8,
+            "num_blocks": 14,
+            "max_running": 4,
+            "max_step_tokens": 32,
+            "self_check": True,
+            "kv_tiers": tiers,
+        }
+        self.engine = Engine(EngineConfig(**{**values, **config}))  # type: ignore[arg-type]
         self._tokens: dict[str, list[int]] = {}
         self._finished: set[str] = set()
         self._changed = threading.Condition()

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 import triton
 from tests.kernels.attention_cases import AttentionCase, AttentionInputs
+from tests.kernels.lora_cases import batch_of, pool_of
 from tests.kernels.rotary_cases import RotaryCase, RotaryInputs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from baton.kernels.fused_linear import Norm, fused_linear, normed_linear
+from baton.kernels.lora import LoraWeights, lora_embed, lora_linear
 from baton.kernels.paged_attention import paged_attention
 from baton.kernels.rms_norm import add_rms_norm
 from baton.kernels.rotary_cache import rotary_cache
@@ -92,6 +94,7 @@ def served_calls() -> list[Callable[[], object]]:
         *fp8_calls(attention, rotary),
         *linear_calls(),
         *draw_calls(),
+        *lora_calls(),
     ]
 
 
@@ -139,6 +142,38 @@ def linear_calls() -> list[Callable[[], object]]:
             lambda x=x: normed_linear(x, x, norm, weight, swiglu=True, backend="triton"),
             lambda x=x: fused_linear(x, weight, backend="triton"),
         ]
+    return calls
+
+
+def embedding_of(max_rank: int) -> LoraWeights:
+    sizes = ((4096,), 32, [[max_rank]])
+    return pool_of(*sizes, torch.bfloat16, "cpu", max_rank=max_rank, embedding=True)[0]
+
+
+def lora_calls() -> list[Callable[[], object]]:
+    """Decodes and prompts; slices, one slice, SwiGLU, an embedding; a small and a large rank."""
+    calls: list[Callable[[], object]] = []
+    for max_rank, num_tokens in ((16, 16), (64, 64)):
+        ranks = [[max_rank] * 3]
+        x = torch.zeros(num_tokens, 4096, dtype=torch.bfloat16)
+        batch = batch_of([0] * num_tokens, num_tokens, "cpu")
+        for heights in ((256, 128, 128), (256,), (256, 256)):
+            sizes = (heights, 4096, [row[: len(heights)] for row in ranks])
+            lora, _ = pool_of(*sizes, torch.bfloat16, "cpu", max_rank=max_rank)
+            weight = torch.zeros(sum(heights), 4096, dtype=torch.bfloat16)
+            swiglu = len(heights) == 2
+            calls.append(
+                lambda x=x, w=weight, lora=lora, batch=batch, swiglu=swiglu: lora_linear(
+                    x, w, None, lora, batch, swiglu=swiglu, backend="triton"
+                )
+            )
+        ids = torch.zeros(num_tokens, dtype=torch.int32)
+        head = embedding_of(max_rank)
+        calls.append(
+            lambda x=x, ids=ids, head=head, batch=batch: lora_embed(
+                x, ids, head, batch, backend="triton"
+            )
+        )
     return calls
 
 

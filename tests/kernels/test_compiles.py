@@ -31,6 +31,10 @@ def test_kernels_compile_for_hopper_without_spills(tmp_path: Path) -> None:
         "draw_kernel",
         "filtered_kernel",
         "small_matmul_kernel",
+        "shrink_kernel",
+        "gather_kernel",
+        "expand_kernel",
+        "expand_swiglu_kernel",
     }
     spills = {name: spilled for name, spilled, *_ in lines if spilled != "0"}
     assert not spills

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from baton.engine.adapters.memory import AdapterMemory
 from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.request import Request, RequestState
 from baton.kvtransfer.group import RankPool
@@ -114,6 +115,7 @@ class BatchRunner(Protocol):
         launch returns. Does not change the requests.
     overlaps: whether steps run beside the host, so that launching the next one early pays.
     other_pools: of a tensor-parallel model's ranks other than 0; `pool` is rank 0's.
+    adapters: reads and moves adapters; None: it can have none.
     watch: calls `on_failure` once, from any thread, if it fails between steps.
     """
 
@@ -123,6 +125,8 @@ class BatchRunner(Protocol):
     def pool(self) -> BlockStore: ...
     @property
     def other_pools(self) -> Sequence[RankPool]: ...
+    @property
+    def adapters(self) -> AdapterMemory | None: ...
 
     def add_row(self, request: Request) -> None: ...
     def remove_row(self, request: Request) -> None: ...

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from baton.engine.adapters.step import NUM_ARRAYS as NUM_ADAPTER_ARRAYS
+from baton.engine.adapters.step import StepAdapters
 from baton.engine.batch import ScheduledRow
 from baton.engine.graphs import Bucket
 from baton.engine.kv_pool import KVPool
@@ -19,6 +22,8 @@ from baton.engine.transfer import Upload, to_device
 from baton.kernels.paged_attention import plan_attention
 
 Ints = npt.NDArray[np.int64]
+# Of StepArrays in an upload; those of the adapters follow, where there are any.
+NUM_ARRAYS: Final = 6
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,11 +87,11 @@ class StepArrays:
 
 @dataclass(slots=True, kw_only=True)
 class StepDraft:
-    """First and last place of a step's arrays in its upload, the places of what the device does not
+    """Where a step's arrays are in its upload, half-open, the places of what the device does not
     know yet, and the bounds that the host knows."""
 
-    token_places: int
-    slots: int
+    first: int
+    end: int
     new_blocks: int | None
     given: int | None
     max_query_len: int
@@ -94,7 +99,7 @@ class StepDraft:
 
     def inputs(self, tensors: list[Tensor]) -> list[Tensor]:
         """What `BatchState.forward_batch` takes, of what `Upload.send` returned."""
-        return tensors[self.token_places : self.slots + 1]
+        return tensors[self.first : self.end]
 
 
 class BatchState:
@@ -114,9 +119,14 @@ class BatchState:
         block_size: int,
         device: torch.device,
         *,
+        adapter_slots: int = 0,
         mirrored: bool | None = None,
     ) -> None:
-        """`mirrored` False lets host and device share the block tables (None: if they can)."""
+        """`mirrored` False lets host and device share the block tables (None: if they can).
+
+        adapter_slots: of the pool of adapters; 0: there is none.
+        """
+        self.adapters = StepAdapters(max_running, adapter_slots, device)
         self.width = max_model_len + 1
         self.tokens = torch.zeros((max_running, self.width), dtype=torch.int32, device=device)
         self._block_size = block_size
@@ -134,6 +144,7 @@ class BatchState:
         tokens = to_device(np.array(request.token_ids, dtype=np.int32), self._device)
         self.tokens[request.slot, : len(request.token_ids)] = tokens
         self._num_blocks[request.slot] = 0
+        self.adapters.write(request.slot, request.adapter_slot)
 
     def draft(
         self,
@@ -170,9 +181,15 @@ class BatchState:
             arrays = arrays.padded(bucket)
             max_query_len, max_context_len = self.bounds(bucket)
         first_place = arrays.add_to(upload)
+        num_arrays = NUM_ARRAYS
+        adapter_slots = self.adapters.of(shape.slots)
+        if adapter_slots is not None:
+            by_token = np.repeat(adapter_slots, shape.lens)
+            self.adapters.plan(by_token, len(arrays.positions), upload)
+            num_arrays += NUM_ADAPTER_ARRAYS
         return StepDraft(
-            token_places=first_place,
-            slots=first_place + 5,
+            first=first_place,
+            end=first_place + num_arrays,
             new_blocks=None if new_blocks is None else upload.add(new_blocks),
             given=self._give(rows, upload),
             max_query_len=max_query_len,
@@ -196,6 +213,8 @@ class BatchState:
             slots=none,
         )
         arrays.padded(bucket).add_to(upload)
+        if bucket.adapters:
+            self.adapters.plan(none, bucket.num_tokens, upload)
 
     def take_news(self, draft: StepDraft, tensors: list[Tensor]) -> None:
         """Writes the step's new blocks and given tokens into the device's tables."""
@@ -214,7 +233,7 @@ class BatchState:
         windows: Collection[int | None],
     ) -> ForwardBatch:
         """The step's batch, of `StepDraft.inputs` and the host's bounds; for layers' `windows`."""
-        _, positions, slot_mapping, query_start, context_lens, slots = inputs
+        _, positions, slot_mapping, query_start, context_lens, slots = inputs[:NUM_ARRAYS]
         max_query_len, max_context_len = bounds
         columns = -(-max_context_len // self._block_size)
         tables = self.block_tables[:, :columns].index_select(0, slots)
@@ -228,6 +247,7 @@ class BatchState:
             block_tables=tables,
             max_query_len=max_query_len,
             max_context_len=max_context_len,
+            lora=self.adapters.batch(inputs, NUM_ARRAYS) if len(inputs) > NUM_ARRAYS else None,
             plans={
                 window: plan_attention(
                     pool.layers[0],

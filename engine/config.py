@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from baton.kvtransfer.tiers.config import TierConfig
 from baton.protos.errors import ConfigError
 from baton.protos.types import Role
+
+MAX_LORA_RANK: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,8 @@ class EngineConfig:
         device's; None: where steps run beside the host, on CUDA.
     tensor_parallel_size: ranks that share the model, each on a GPU of its own (device auto or
         cuda); what divides the model's heads works, see docs/tensor_parallel.md.
+    max_loras: adapters on the device at a time, each with room for one of `max_lora_rank` (up to
+        256); 0: none can be loaded. max_cpu_loras: that can be loaded, in CPU memory.
     random_weights: random weights of the right shapes instead of the folder's, for benchmarks.
     self_check: prove that no block is lost whenever the engine becomes idle (tests, debugging).
     """
@@ -55,6 +60,9 @@ class EngineConfig:
     kv_tiers: TierConfig = field(default_factory=TierConfig)
     overlap: bool | None = None
     tensor_parallel_size: int = 1
+    max_loras: int = 0
+    max_cpu_loras: int = 128
+    max_lora_rank: int = 16
     random_weights: bool = False
     self_check: bool = False
 
@@ -70,6 +78,13 @@ class EngineConfig:
                 f"device is {self.device!r}, but tensor_parallel_size "
                 f"{self.tensor_parallel_size} needs a device for each rank: use auto, cuda or cpu",
                 param="device",
+            )
+        _at_least("max_loras", self.max_loras, 0)
+        _at_least("max_cpu_loras", self.max_cpu_loras, max(self.max_loras, 1))
+        if not 1 <= self.max_lora_rank <= MAX_LORA_RANK:
+            raise ConfigError(
+                f"max_lora_rank is {self.max_lora_rank}, but must be from 1 to {MAX_LORA_RANK}",
+                param="max_lora_rank",
             )
         if self.num_blocks is not None:
             _at_least("num_blocks", self.num_blocks, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from baton.engine.adapters.adapters import Adapters, AdapterStatistics
 from baton.engine.batch import (
     BatchRunner,
     BlockStore,
@@ -15,6 +16,7 @@ from baton.engine.batch import (
 )
 from baton.engine.block_pool import BlockPool, BlockPoolStatistics
 from baton.engine.config import EngineConfig
+from baton.engine.gates import Gates
 from baton.engine.grammar.compiler import CompilerStatistics, GrammarCompiler
 from baton.engine.grammar.gate import GrammarGate
 from baton.engine.grammar.statistics import MaskStatistics
@@ -45,6 +47,7 @@ class EngineStatistics:
     grammars: CompilerStatistics
     masks: MaskStatistics
     tiers: TierStatistics | None
+    adapters: AdapterStatistics
     num_steps: int
     num_prefill_tokens: int
     num_decode_tokens: int
@@ -65,6 +68,7 @@ class Engine:
 
     model: what was loaded; `max_model_len` is what this engine can serve, which its KV pool may
         make shorter than the model's own: every accepted request fits the pool when alone in it.
+    adapters: those that requests may name; `load` and `unload` are for any thread.
     pool: the KV memory, for a connector to register, as are the `other_pools` of other ranks.
     """
 
@@ -102,8 +106,10 @@ class Engine:
         eos_token_ids = self.model.eos_token_ids
         vocabulary = Vocabulary(config.model_dir, self.model.vocab_size, eos_token_ids)
         self._gate = GrammarGate(GrammarCompiler(vocabulary, self._clock), eos_token_ids)
+        self.adapters = Adapters(self._runner.adapters, config, self._clock)
+        gates = Gates(self._gate, self.adapters.gate)
         self._scheduler = Scheduler(
-            config, rules, self._blocks, self._runner, self._clock, self._gate, self._tiers
+            config, rules, self._blocks, self._runner, self._clock, gates, self._tiers
         )
         overlap = self._runner.overlaps if config.overlap is None else config.overlap
         self._runs_ahead = overlap
@@ -122,7 +128,8 @@ class Engine:
         part of it.
 
         Raises ContextLengthError or InvalidRequestError for what can never run, OverloadedError
-        when `max_waiting` requests wait, or for a hold of an id that is in quarantine.
+        when `max_waiting` requests wait, or for a hold of an id that is in quarantine, and
+        AdapterNotFoundError for an adapter that is not loaded.
         """
         waiting = self._scheduler.num_queued
         if waiting >= self.config.max_waiting:
@@ -168,13 +175,13 @@ class Engine:
         """Whether step() would do something now.
 
         Only a command can make it true again, or what `on_wake` and `idle_s` tell of: a grammar
-        that was compiled, KV that came from a slower tier.
+        that was compiled, an adapter that came to the device, KV that came from a slower tier.
         """
         return self._under_way is not None or self._scheduler.has_work()
 
     def on_wake(self, call: Callable[[], None]) -> None:
         """`call` runs on some thread whenever has_work() may have become true by itself."""
-        self._gate.wake = call
+        self._gate.wake = self.adapters.slots.wake = call
         self._tiers.wake_with(call)
 
     @property
@@ -264,6 +271,7 @@ class Engine:
             grammars=self._gate.statistics(),
             masks=self._runner.mask_statistics(),
             tiers=self._tiers.statistics(),
+            adapters=self.adapters.resident(),
             num_steps=self._num_steps,
             num_prefill_tokens=self._num_prefill_tokens,
             num_decode_tokens=self._num_decode_tokens,

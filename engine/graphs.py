@@ -25,10 +25,14 @@ STAGING_BYTES: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True, order=True)
 class Bucket:
-    """A shape to pad to. A step of decodes alone has as many tokens as rows."""
+    """A shape to pad to. A step of decodes alone has as many tokens as rows.
+
+    adapters: some row has one. Steps without have graphs of their own, which know of none.
+    """
 
     num_tokens: int
     num_rows: int
+    adapters: bool = False
 
     @property
     def decodes(self) -> bool:
@@ -67,21 +71,31 @@ class StepGraphs:
         device: torch.device,
     ) -> None:
         self._body = body
-        self._decodes = sorted(bucket for bucket in buckets if bucket.decodes)
-        self._mixed = sorted(bucket for bucket in buckets if not bucket.decodes)
+        ordered = sorted(buckets)
+        self._decodes = {
+            adapters: [b for b in ordered if b.decodes and b.adapters == adapters]
+            for adapters in (False, True)
+        }
+        self._mixed = [bucket for bucket in ordered if not bucket.decodes]
+        self._buckets = ordered
         self._device = device
         self._graphs: dict[Bucket, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.staging: Tensor | None = None
-        if device.type == "cuda" and (self._decodes or self._mixed):
+        if device.type == "cuda" and ordered:
             self.staging = torch.empty(STAGING_BYTES, dtype=torch.uint8, device=device)
 
-    def fit(self, num_rows: int, num_tokens: int) -> Bucket | None:
+    def fit(self, num_rows: int, num_tokens: int, *, adapters: bool = False) -> Bucket | None:
         """The smallest bucket that holds such a step, or None."""
         if num_rows == num_tokens:
-            at = bisect_left(self._decodes, Bucket(num_tokens, num_rows))
-            return self._decodes[at] if at < len(self._decodes) else None
+            decodes = self._decodes[adapters]
+            at = bisect_left(decodes, Bucket(num_tokens, num_rows, adapters))
+            return decodes[at] if at < len(decodes) else None
         for bucket in self._mixed:
-            if bucket.num_tokens >= num_tokens and bucket.num_rows >= num_rows:
+            if (
+                bucket.num_tokens >= num_tokens
+                and bucket.num_rows >= num_rows
+                and bucket.adapters == adapters
+            ):
                 return bucket
         return None
 
@@ -103,7 +117,7 @@ class StepGraphs:
         """
         if self._device.type != "cuda":
             return
-        buckets: Sequence[Bucket] = sorted([*self._decodes, *self._mixed], reverse=True)
+        buckets: Sequence[Bucket] = self._buckets[::-1]
         for bucket in buckets:
             self._body(bucket, draft(bucket))
         torch.cuda.synchronize(self._device)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from baton.engine.request import Request
+from baton.protos.errors import OverloadedError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
@@ -19,6 +22,16 @@ class Reservation:
     epoch: int
     block_ids: tuple[int, ...]
     num_cached_tokens: int
+
+    @classmethod
+    def of(cls, request: Request) -> Reservation:
+        """Of a request that has its blocks."""
+        return cls(
+            request_id=request.request_id,
+            epoch=request.epoch,
+            block_ids=tuple(request.block_ids),
+            num_cached_tokens=request.num_cached_tokens,
+        )
 
 
 class Quarantine:
@@ -36,6 +49,14 @@ class Quarantine:
     def __iter__(self) -> Iterator[list[int]]:
         """Each aborted request's block ids."""
         return (block_ids for held in self._held.values() for _, block_ids in held)
+
+    def check_free(self, request_id: str) -> None:
+        """Raises OverloadedError while blocks of that id are here."""
+        if request_id in self:
+            raise OverloadedError(
+                f"blocks of an earlier request {request_id} are still being sent",
+                param="request_id",
+            )
 
     def add(self, request_id: str, epoch: int, block_ids: list[int]) -> None:
         self._held.setdefault(request_id, []).append((epoch, block_ids))

@@ -59,7 +59,8 @@ def _measured_blocks(
     tokens, rows = graph_tokens(config, platform), graph_rows(config, platform)
     if tokens or rows:
         graphs = _activation_bytes(max(tokens, rows), config, layout, model)
-        graphs += BYTES_A_GRAPH * (len(decode_buckets(rows)) + 20)
+        ladders = 2 if config.max_loras else 1
+        graphs += BYTES_A_GRAPH * (len(decode_buckets(rows)) + 20) * ladders
         graphs += max(rows, 1) * model.spec.vocab_size * 2
     counts = config.max_running * model.spec.vocab_size * torch.int32.itemsize
     torch.cuda.empty_cache()
@@ -109,4 +110,13 @@ def _activation_bytes(
     # As the sampler does for rows with penalties.
     model.logits(hidden[: config.max_running]).float()
     torch.cuda.synchronize()
-    return int(torch.cuda.max_memory_allocated()) - before - pool.tensor.nbytes
+    peak = int(torch.cuda.max_memory_allocated()) - before - pool.tensor.nbytes
+    return peak + _shrunk_bytes(num_tokens, config)
+
+
+def _shrunk_bytes(num_tokens: int, config: EngineConfig) -> int:
+    """What adapters keep of a projection's tokens: float32, three slices, up to 16 parts of few."""
+    if not config.max_loras:
+        return 0
+    parts = max(16 * min(num_tokens, 256), 4 * num_tokens)
+    return parts * 3 * (config.max_lora_rank + 8) * torch.float32.itemsize

@@ -30,15 +30,17 @@ class RequestState(Enum):
                            FINISHED ◄──────────            ▼
                                           abort() in any state: CANCELLED
 
-    QUEUED and TRANSFERRING may also finish at once: a replay whose last token already ended the
-    request, a handover whose first token did, a grammar that cannot be compiled. Other failures are
-    never one request's alone: an exception in a step ends the engine, and the worker that owns it
-    fails all of its requests.
+    QUEUED and READY lead to COLD and back where the request's turn has come, but its adapter is not
+    on the device. QUEUED and TRANSFERRING may also finish at once: a replay whose last token
+    already ended the request, a handover whose first token did, a grammar that cannot be compiled.
+    Other failures are never one request's alone: an exception in a step ends the engine, and the
+    worker that owns it fails all of its requests.
     """
 
     COMPILING = "compiling"
     FETCHING = "fetching"
     QUEUED = "queued"
+    COLD = "cold"
     LOADING = "loading"
     PREFILLING = "prefilling"
     PREFILLED = "prefilled"
@@ -55,14 +57,15 @@ _S = RequestState
 _ALLOWED: dict[RequestState, frozenset[RequestState]] = {
     _S.COMPILING: frozenset({_S.QUEUED, _S.READY, _S.FINISHED, _S.CANCELLED}),
     _S.QUEUED: frozenset(
-        {_S.COMPILING, _S.FETCHING, _S.LOADING, _S.PREFILLING, _S.FINISHED, _S.CANCELLED}
+        {_S.COMPILING, _S.FETCHING, _S.COLD, _S.LOADING, _S.PREFILLING, _S.FINISHED, _S.CANCELLED}
     ),
+    _S.COLD: frozenset({_S.QUEUED, _S.READY, _S.CANCELLED}),
     _S.FETCHING: frozenset({_S.QUEUED, _S.CANCELLED}),
     _S.LOADING: frozenset({_S.PREFILLING, _S.CANCELLED}),
     _S.PREFILLING: frozenset({_S.DECODING, _S.PREFILLED, _S.QUEUED, _S.FINISHED, _S.CANCELLED}),
     _S.PREFILLED: frozenset({_S.FINISHED, _S.CANCELLED}),
     _S.TRANSFERRING: frozenset({_S.COMPILING, _S.READY, _S.FINISHED, _S.CANCELLED}),
-    _S.READY: frozenset({_S.DECODING, _S.CANCELLED}),
+    _S.READY: frozenset({_S.COLD, _S.DECODING, _S.CANCELLED}),
     _S.DECODING: frozenset({_S.QUEUED, _S.FINISHED, _S.CANCELLED}),
     _S.FINISHED: frozenset(),
     _S.CANCELLED: frozenset(),
@@ -97,11 +100,14 @@ class Request:
     num_launched: steps under way that hold a row of it.
     slot: row of the batch state, -1 outside the batch. It does not change between the runner's
         add_row and remove_row; after a preemption the request may come back in another one.
+    adapter_slot: where its adapter is on the device, which it holds there while it is in the batch
+        or about to be; -1: none.
     constraint: what its output must be, once its grammar is compiled; None if it may be anything.
     """
 
     __slots__ = (
         "adapter_id",
+        "adapter_slot",
         "block_hashes",
         "block_ids",
         "cache_salt",
@@ -140,6 +146,7 @@ class Request:
         self.sampling: SamplingParams = request.sampling
         self.cache_salt = adapter_salt(request.cache_salt, request.adapter_id)
         self.adapter_id = request.adapter_id
+        self.adapter_slot = -1
         self.grammar = request.grammar
         self.thought = request.thought
         self.constraint: Constraint | None = None

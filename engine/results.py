@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from baton.engine.adapters.step import StepAdapters
 from baton.engine.batch import RunResult, ScheduledRow
 from baton.engine.models.layers import CausalLM
 from baton.engine.sampler import Logprobs, token_logprobs
@@ -28,6 +29,7 @@ class PromptShare:
     first: int
     count: int
     num_top: int
+    adapter_slot: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +89,18 @@ def prompt_shares(rows: Sequence[ScheduledRow]) -> list[PromptShare]:
             count = min(row.num_new_tokens, left)
             if count > 0:
                 num_top = request.sampling.prompt_logprobs or 0
-                shares.append(PromptShare(request.request_id, first, count, num_top))
+                slot = request.adapter_slot
+                shares.append(PromptShare(request.request_id, first, count, num_top, slot))
         first += row.num_new_tokens
     return shares
 
 
 def prompt_tensors(
-    model: CausalLM, hidden: Tensor, following: Tensor, shares: Sequence[PromptShare]
+    model: CausalLM,
+    hidden: Tensor,
+    following: Tensor,
+    shares: Sequence[PromptShare],
+    adapters: StepAdapters,
 ) -> list[Tensor]:
     """Per share its tokens and Logprobs, flat; logits are made for a slice of positions at a time.
 
@@ -103,7 +110,13 @@ def prompt_tensors(
     for share in shares:
         stop = share.first + share.count
         parts = [
-            token_logprobs(model.logits(hidden[at]), following[at], share.num_top)
+            token_logprobs(
+                model.logits(
+                    hidden[at], lora=adapters.uniform(share.adapter_slot, at.stop - at.start)
+                ),
+                following[at],
+                share.num_top,
+            )
             for at in (
                 slice(start, min(start + SLICE_POSITIONS, stop))
                 for start in range(share.first, stop, SLICE_POSITIONS)

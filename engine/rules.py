@@ -7,12 +7,7 @@ from collections.abc import Iterable
 from baton.engine.batch import ModelInfo
 from baton.engine.grammar.thought import ThoughtTracker
 from baton.engine.request import Request
-from baton.protos.errors import (
-    AdapterNotFoundError,
-    BatonError,
-    ContextLengthError,
-    InvalidRequestError,
-)
+from baton.protos.errors import BatonError, ContextLengthError, InvalidRequestError
 from baton.protos.types import FinishReason, GenerateRequest, RequestOutput, TokenLogprob
 
 
@@ -39,10 +34,6 @@ class RequestRules:
                 f"the prompt has {given}, which leaves no room to answer in a context of "
                 f"{self._max_model_len} tokens",
                 param="prompt",
-            )
-        if request.adapter_id:
-            raise AdapterNotFoundError(
-                f"adapter {request.adapter_id} is not loaded here", param="model"
             )
         self._check_ids("prompt", request.prompt_token_ids)
         self._check_ids("output_token_ids", request.output_token_ids)

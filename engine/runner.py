@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from baton.engine.adapters.pool import AdapterPool
 from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
 from baton.engine.batch_state import BatchState, StepShape
 from baton.engine.config import EngineConfig
@@ -22,6 +24,7 @@ from baton.engine.kv_pool import KVPool
 from baton.engine.loader import fill_random, load_weights, model_digest
 from baton.engine.memory import graph_rows, graph_tokens, pool_blocks
 from baton.engine.model_info import ModelSpec, read_model_spec
+from baton.engine.models.forward_batch import ForwardBatch
 from baton.engine.models.layers import CausalLM
 from baton.engine.models.registry import build_model
 from baton.engine.models.weights import Weights
@@ -68,11 +71,21 @@ class Runner:
         self._device = device
         # Kernels launch on the thread's current device, and steps run on a thread of their own.
         self._on_device = torch.cuda.device(device) if platform.is_cuda else nullcontext()
+        weights = Weights(platform, group)
         with self.stages.stage("weights"):
-            self._model = _load(config, spec, Weights(platform, group), max_model_len)
+            self._model = _load(config, spec, weights, max_model_len)
+        self.adapters: AdapterPool | None = None
+        if config.max_loras:
+            self.adapters = AdapterPool(weights, spec, config.max_loras, config.max_lora_rank)
         num_ranks = group.shards.size
         self.model = _model_info(config, spec, platform, max_model_len, num_ranks)
-        self._batch = BatchState(config.max_running, max_model_len, config.block_size, device)
+        self._batch = BatchState(
+            config.max_running,
+            max_model_len,
+            config.block_size,
+            device,
+            adapter_slots=config.max_loras,
+        )
         self._sampling = SamplingState(
             config.max_running, spec.vocab_size, spec.eos_token_ids, device
         )
@@ -106,7 +119,10 @@ class Runner:
         spec, empty = self._model.spec, self._model.embed.new_empty
         self._logits = empty(rows, spec.vocab_size)
         self._hidden = empty(max((b.num_tokens for b in mixed), default=0), spec.hidden_size)
-        graphs = StepGraphs(self._forward, [*decodes, *mixed], self._device)
+        buckets = [*decodes, *mixed]
+        if self.adapters is not None:
+            buckets += [replace(bucket, adapters=True) for bucket in buckets]
+        graphs = StepGraphs(self._forward, buckets, self._device)
 
         def nothing(bucket: Bucket) -> list[Tensor]:
             upload = Upload(self._device)
@@ -119,6 +135,8 @@ class Runner:
 
     def add_row(self, request: Request) -> None:
         """The request entered the batch in `request.slot`, with its blocks and tokens known."""
+        if self.adapters is not None and request.adapter_slot >= 0:
+            self.adapters.wait(request.adapter_slot)
         self._batch.write(request)
         self._sampling.write(request)
         self._masks.add_row(request)
@@ -163,6 +181,8 @@ class Runner:
     def close(self) -> None:
         """Waits for work under way on the device."""
         self._masks.close()
+        if self.adapters is not None:
+            self.adapters.close()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
@@ -170,7 +190,9 @@ class Runner:
         upload = Upload(self._device)
         shape = StepShape.of(rows)
         shares = prompt_shares(rows)
-        bucket = self._graphs.fit(len(rows), int(shape.ends[-1]))
+        adapter_slots = self._batch.adapters.of(shape.slots)
+        adapters = adapter_slots is not None
+        bucket = self._graphs.fit(len(rows), int(shape.ends[-1]), adapters=adapters)
         if bucket is not None and bucket.decodes and shares:
             # Prompt log-probabilities need the hidden states, of which such a graph leaves none.
             bucket = None
@@ -180,21 +202,26 @@ class Runner:
         plan = self._sampling.plan(slots, next_positions, upload)
         last_tokens = upload.add(shape.ends[sampling] - 1)
         write_places = upload.add(slots * self._batch.width + next_positions)
+        is_logits = bucket is not None and bucket.decodes
+        head_plan = None
+        if adapter_slots is not None and len(sampling) and not is_logits:
+            head_plan = self._batch.adapters.plan(adapter_slots[sampling], len(sampling), upload)
         sent = upload.send(None if bucket is None else self._graphs.staging)
         self._masks.begin(rows, sampling)
 
         self._batch.take_news(draft, sent)
         inputs = draft.inputs(sent)
         if bucket is None:
-            hidden = self._hidden_of(inputs, (draft.max_query_len, draft.max_context_len))
+            bounds = (draft.max_query_len, draft.max_context_len)
+            hidden, _ = self._hidden_of(inputs, bounds)
         else:
             hidden = self._graphs.run(bucket, inputs)
         results: list[Tensor] = []
         if len(sampling):
-            is_logits = bucket is not None and bucket.decodes
             all_sample = len(sampling) == len(rows) == shape.ends[-1]
             last = hidden[: len(rows)] if all_sample else hidden[sent[last_tokens]]
-            logits = last if is_logits else self._model.logits(last)
+            lora = None if head_plan is None else self._batch.adapters.batch(sent, head_plan)
+            logits = last if is_logits else self._model.logits(last, lora=lora)
             plan_sent = plan.finish(sent, self._masks.finish())
             chosen, logprobs = self._sampler.sample(logits, plan_sent)
             tokens = self._batch.tokens.view(-1)
@@ -202,7 +229,7 @@ class Runner:
             results += [chosen, *(logprobs or ())]
         if shares:
             following = self._batch.tokens.view(-1)[inputs[0] + 1].long()
-            results += prompt_tensors(self._model, hidden, following, shares)
+            results += prompt_tensors(self._model, hidden, following, shares, self._batch.adapters)
         num_top = tuple(rows[i].request.sampling.logprobs for i in sampling)
         step = PendingStep(Asked(num_top=num_top, shares=tuple(shares)), results)
         self._masks.launched(step)
@@ -210,14 +237,17 @@ class Runner:
 
     def _forward(self, bucket: Bucket, inputs: list[Tensor]) -> Tensor:
         """What a graph of this bucket holds: logits of a step of decodes, else hidden states."""
-        hidden = self._hidden_of(inputs, self._batch.bounds(bucket))
+        hidden, batch = self._hidden_of(inputs, self._batch.bounds(bucket))
         if bucket.decodes:
-            return self._model.logits(hidden, out=self._logits[: bucket.num_rows])
+            out = self._logits[: bucket.num_rows]
+            return self._model.logits(hidden, out=out, lora=batch.lora)
         return self._hidden[: bucket.num_tokens].copy_(hidden)
 
-    def _hidden_of(self, inputs: list[Tensor], bounds: tuple[int, int]) -> Tensor:
+    def _hidden_of(
+        self, inputs: list[Tensor], bounds: tuple[int, int]
+    ) -> tuple[Tensor, ForwardBatch]:
         batch = self._batch.forward_batch(inputs, bounds, self.pool, self._model.windows)
-        return self._model.forward(self._batch.tokens.view(-1)[inputs[0]], batch)
+        return self._model.forward(self._batch.tokens.view(-1)[inputs[0]], batch), batch
 
 
 def _load(config: EngineConfig, spec: ModelSpec, weights: Weights, max_model_len: int) -> CausalLM:

@@ -7,6 +7,7 @@ from bisect import insort
 from operator import attrgetter
 from typing import Protocol
 
+from baton.engine.adapters.gate import AdapterGate
 from baton.engine.batch import ScheduledRow
 from baton.engine.request import Request
 from baton.protos.errors import BatonError
@@ -22,14 +23,16 @@ class BatchRows(Protocol):
 class RunningBatch:
     """At most `max_running` requests, each in a slot: `prefilling` in order, `decoding` by slot.
 
-    A request is in one of the two; whoever moves it changes its state too.
+    A request is in one of the two; whoever moves it changes its state too. Its adapter, which must
+    be on the device when it enters, is pinned there until it leaves.
     """
 
-    def __init__(self, max_running: int, rows: BatchRows) -> None:
+    def __init__(self, max_running: int, rows: BatchRows, adapters: AdapterGate) -> None:
         self.prefilling: list[Request] = []
         self.decoding: dict[int, Request] = {}
         self._max_running = max_running
         self._rows = rows
+        self._adapters = adapters
         # A heap: the lowest slots first keep the runner's batch state dense.
         self._slots = list(range(max_running))
 
@@ -62,6 +65,7 @@ class RunningBatch:
         else:
             self.prefilling.remove(request)
         self._rows.remove_row(request)
+        self._adapters.unpin(request)
         heapq.heappush(self._slots, request.slot)
         request.slot = -1
 
@@ -99,4 +103,5 @@ class RunningBatch:
 
     def _take_slot(self, request: Request) -> None:
         request.slot = heapq.heappop(self._slots)
+        self._adapters.pin(request)
         self._rows.add_row(request)

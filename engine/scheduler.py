@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from baton.engine.arrivals import Arrivals
 from baton.engine.batch import RunResult, ScheduledRow
 from baton.engine.block_pool import BlockPool
 from baton.engine.config import EngineConfig
-from baton.engine.grammar.gate import GrammarGate
+from baton.engine.gates import Gates
 from baton.engine.handover import Quarantine, Reservation
 from baton.engine.integrity import check_requests
 from baton.engine.prompt_shares import share_prefills
@@ -29,8 +30,6 @@ from baton.engine.waiting import WaitingQueue
 from baton.protos.clock import Clock
 from baton.protos.errors import (
     BatonError,
-    InvalidRequestError,
-    OverloadedError,
     StaleEpochError,
 )
 from baton.protos.types import (
@@ -51,24 +50,24 @@ class Scheduler:
         pool: BlockPool,
         rows: BatchRows,
         clock: Clock,
-        gate: GrammarGate,
+        gates: Gates,
         tiers: Tiers,
     ) -> None:
         self._max_step_tokens = config.max_step_tokens
         self._rules = rules
         self._clock = clock
-        self._gate = gate
+        self._gates = gates
         self._tiers = tiers
         self._pool = pool
         self._blocks = RequestBlocks(pool, config.block_size, prefix_cache=config.prefix_cache)
-        self._batch = RunningBatch(config.max_running, rows)
+        self._batch = RunningBatch(config.max_running, rows, gates.adapters)
         self._requests: dict[str, Request] = {}
         self._queue = WaitingQueue()
         self._ready = WaitingQueue()
         self._quarantine = Quarantine()
         # Ended without a step: reported by the next one.
         self._ended: list[RequestOutput] = []
-        self._arrivals = 0
+        self._arrivals = Arrivals(rules, gates, clock)
         self._num_preemptions = 0
         self._num_preemptions_told = 0
         # Ended while a step that was launched still writes into their blocks, by epoch.
@@ -80,16 +79,13 @@ class Scheduler:
 
     def add(self, request: GenerateRequest, *, hold: bool = False) -> None:
         """Queues it; see Engine.add for what is refused."""
-        if hold and request.request_id in self._quarantine:
-            raise OverloadedError(
-                f"blocks of an earlier request {request.request_id} are still being sent",
-                param="request_id",
-            )
+        if hold:
+            self._quarantine.check_free(request.request_id)
         new = self._new(request, RequestState.QUEUED)
         new.hold = hold
         if self._end_if_complete(new, "replayed output is complete"):
-            self._gate.drop(new)
-        elif new in self._gate:
+            return
+        if new in self._gates.grammars:
             self._advance(new, RequestState.COMPILING, "its grammar is compiled")
         else:
             self._enqueue(new)
@@ -98,15 +94,10 @@ class Scheduler:
         """Blocks for all its known tokens, or None (and nothing kept) when there is no room now."""
         new = self._new(request, RequestState.TRANSFERRING)
         if not self._blocks.take(new, len(self._batch.decoding)):
-            self._gate.drop(new)
+            self._gates.leave(new)
             del self._requests[new.request_id]
             return None
-        return Reservation(
-            request_id=new.request_id,
-            epoch=new.epoch,
-            block_ids=tuple(new.block_ids),
-            num_cached_tokens=new.num_cached_tokens,
-        )
+        return Reservation.of(new)
 
     def receive(self, request_id: str, epoch: int, first: RequestOutput) -> None:
         """Its KV is complete: publishes it, and lets the request join the batch after `first`."""
@@ -120,11 +111,10 @@ class Scheduler:
         request.take_first(first)
         self._blocks.publish(request, request.num_computed_tokens)
         if first.finish_reason is not None:
-            self._gate.drop(request)
             self._end(request, RequestState.FINISHED, "ended by its first token")
         elif self._end_if_complete(request, "no room to decode here"):
-            self._gate.drop(request)
-        elif request in self._gate:
+            return
+        elif request in self._gates.grammars:
             self._advance(request, RequestState.COMPILING, "received before its grammar")
         else:
             self._make_ready(request, "received")
@@ -158,7 +148,7 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether the next step would do something."""
         # What is ready has its blocks: it waits for slots only, which an empty batch has.
-        is_done = self._gate.has_done or self._tiers.has_done
+        is_done = self._gates.has_work or self._tiers.has_done
         if self._ended or self._batch or self._ready or is_done:
             return True
         return bool(self._queue) and not self._stalled
@@ -176,7 +166,7 @@ class Scheduler:
     def schedule(self) -> list[ScheduledRow]:
         """What to compute now. Requests enter and leave the batch here."""
         before = self._num_preemptions
-        self._join_compiled()
+        self._join_let_in()
         self._join_ready()
         self._join_from_tiers()
         self._grow_decodes()
@@ -187,6 +177,7 @@ class Scheduler:
         admit = self._admit if admitting else None
         rows += share_prefills(self._batch.prefilling, self._queue, budget, admit)
         self._stalled = not rows and admitting
+        self._gates.adapters.fetch()
         return rows
 
     def launched(self, rows: Sequence[ScheduledRow]) -> None:
@@ -252,7 +243,7 @@ class Scheduler:
 
     @property
     def num_queued(self) -> int:
-        return len(self._queue) + self._tiers.num_fetching
+        return len(self._queue) + self._tiers.num_fetching + len(self._gates.adapters)
 
     def statistics(self) -> SchedulerStatistics:
         return SchedulerStatistics.of(
@@ -266,12 +257,18 @@ class Scheduler:
         owners = [request.block_ids for request in holders]
         self._pool.check_integrity([*owners, *self._quarantine, *self._tiers.orphans])
         self._tiers.check_integrity()
+        self._gates.adapters.check_integrity(self._requests.values())
 
     # The parts of schedule().
 
-    def _join_compiled(self) -> None:
-        """Those whose grammar was compiled go on, or end with the reason why not."""
-        for request, error in self._gate.take_done():
+    def _join_let_in(self) -> None:
+        """Those whose grammar was compiled go on, or end with why not; or whose adapter came."""
+        for request in self._gates.adapters.take_ready():
+            has_kv = bool(request.block_ids)
+            to = RequestState.READY if has_kv else RequestState.QUEUED
+            self._advance(request, to, "its adapter came")
+            (self._ready if has_kv else self._queue).add(request)
+        for request, error in self._gates.grammars.take_done():
             if error is not None:
                 self._end(request, RequestState.FINISHED, "its grammar was refused")
                 self._ended.append(self._rules.refused(request, error))
@@ -310,8 +307,16 @@ class Scheduler:
     def _join_ready(self) -> None:
         while self._batch.num_slots and (request := self._ready.first) is not None:
             self._ready.remove(request)
-            self._batch.enter_decode(request)
-            self._advance(request, RequestState.DECODING, "joined")
+            if not self._is_cold(request):
+                self._batch.enter_decode(request)
+                self._advance(request, RequestState.DECODING, "joined")
+
+    def _is_cold(self, request: Request) -> bool:
+        """Whether it now waits for its adapter."""
+        cold = not self._gates.adapters.may_join(request)
+        if cold:
+            self._advance(request, RequestState.COLD, "its adapter is not on the device")
+        return cold
 
     def _grow_decodes(self) -> None:
         """Gives every decode the blocks that its tokens need, the first in order first."""
@@ -338,9 +343,13 @@ class Scheduler:
         # Every decode may ask for a block next: one left for each keeps admissions from thrashing.
         headroom = len(self._batch.decoding)
         has_slot = self._batch.num_slots > self._tiers.num_loading
-        if not has_slot or not self._blocks.take(request, headroom):
+        is_cold = has_slot and self._is_cold(request)
+        if not has_slot or not (is_cold or self._blocks.take(request, headroom)):
             return False
         self._queue.remove(request)
+        if is_cold:
+            return True
+        self._gates.adapters.pin(request)
         if self._tiers.load(request):
             self._advance(request, RequestState.LOADING, "its blocks are loaded")
             return True
@@ -351,16 +360,7 @@ class Scheduler:
     # What each of the others leans on.
 
     def _new(self, request: GenerateRequest, state: RequestState) -> Request:
-        self._rules.validate(request)
-        if request.request_id in self._requests:
-            raise InvalidRequestError(
-                f"request_id {request.request_id} is already here", param="request_id"
-            )
-        self._arrivals += 1
-        new = Request(request, arrival=self._arrivals, state=state, now_s=self._clock.now_s())
-        new.epoch = self._arrivals
-        self._rules.bind(new)
-        self._gate.enter(new)
+        new = self._arrivals.make(request, state, self._requests)
         self._requests[new.request_id] = new
         self._stalled = False
         return new
@@ -375,8 +375,6 @@ class Scheduler:
             self._ready.remove(request)
         elif request.state in (RequestState.FETCHING, RequestState.LOADING):
             self._tiers.drop(request)
-        else:
-            self._gate.drop(request)
 
     def _end_if_complete(self, request: Request, cause: str) -> bool:
         output = self._rules.complete(request)
@@ -388,6 +386,7 @@ class Scheduler:
 
     def _end(self, request: Request, state: RequestState, cause: str) -> None:
         self._advance(request, state, cause)
+        self._gates.leave(request)
         if request.num_launched:
             self._leaving[request.epoch] = request
         else:

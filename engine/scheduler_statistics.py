@@ -9,7 +9,12 @@ from typing import Final
 
 from baton.engine.request import Request, RequestState
 
-_WAITS_FOR_BATCH: Final = (RequestState.FETCHING, RequestState.QUEUED, RequestState.LOADING)
+_WAITS_FOR_BATCH: Final = (
+    RequestState.FETCHING,
+    RequestState.QUEUED,
+    RequestState.COLD,
+    RequestState.LOADING,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

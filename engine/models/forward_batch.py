@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from baton.kernels.lora import LoraBatch
 from baton.kernels.paged_attention import AnyPlan
 
 
@@ -21,6 +22,7 @@ class ForwardBatch:
     block_tables: int32 [num_rows, max_blocks].
     max_query_len, max_context_len: host bounds on the rows' lengths.
     kv_scales: per layer float32 [2, kv_heads] where the pool holds float8; empty where it does not.
+    lora: the tokens' adapters; None where none of them has one.
     plans: what attention worked out of all this, by sliding window; a missing one is made anew.
     """
 
@@ -34,3 +36,4 @@ class ForwardBatch:
     max_context_len: int
     kv_scales: tuple[Tensor, ...] = ()
     plans: Mapping[int | None, AnyPlan | None]
+    lora: LoraBatch | None = None

@@ -11,7 +11,9 @@ from baton.engine.model_info import ModelSpec
 from baton.engine.models.forward_batch import ForwardBatch
 from baton.engine.models.weights import Dim, Weights
 from baton.kernels.fused_linear import Norm, Normed, fused_linear, normed_linear
+from baton.kernels.lora import LoraBatch, lora_embed, lora_linear
 from baton.kernels.paged_attention import paged_attention
+from baton.kernels.rms_norm import add_rms_norm, rms_norm
 from baton.kernels.rotary_cache import rotary_cache
 
 
@@ -26,12 +28,26 @@ class ColumnLinear:
     ) -> None:
         self.weight = weights.merged([f"{name}.weight" for name in names], rows, width)
         self.bias = weights.merged([f"{name}.bias" for name in names], rows) if bias else None
+        self.target = weights.target(names, rows, width)
 
     def after_norm(
-        self, x: Tensor, residual: Tensor | None, norm: Norm, *, swiglu: bool = False
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm: Norm,
+        lora: LoraBatch | None,
+        *,
+        swiglu: bool = False,
     ) -> Normed:
         """y of the normed sum of x and residual, halved by SwiGLU if asked; and that sum."""
-        return normed_linear(x, residual, norm, self.weight, self.bias, swiglu=swiglu)
+        if lora is None:
+            return normed_linear(x, residual, norm, self.weight, self.bias, swiglu=swiglu)
+        if residual is None:
+            x, total = rms_norm(x, norm.weight, norm.eps), x
+        else:
+            x, total = add_rms_norm(x, residual, norm.weight, norm.eps)
+        target = self.target.weights()
+        return Normed(lora_linear(x, self.weight, self.bias, target, lora, swiglu=swiglu), total)
 
 
 class RowLinear:
@@ -46,9 +62,15 @@ class RowLinear:
         self.bias = weights.tensor(f"{name}.bias", height) if bias else None
         if self.group.shards.rank > 0:
             self.bias = None
+        self.target = weights.target([name], [height], width)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.group.all_reduce(fused_linear(x, self.weight, self.bias))
+    def __call__(self, x: Tensor, lora: LoraBatch | None) -> Tensor:
+        # What an adapter adds is a product over the same columns: the ranks' parts add up too.
+        if lora is None:
+            made = fused_linear(x, self.weight, self.bias)
+        else:
+            made = lora_linear(x, self.weight, self.bias, self.target.weights(), lora)
+        return self.group.all_reduce(made)
 
 
 class Attention:
@@ -103,7 +125,7 @@ class Attention:
         spec = self.spec
         kv = batch.kv_layers[self.layer]
         kv_scale = batch.kv_scales[self.layer] if batch.kv_scales else None
-        made, residual = self.qkv.after_norm(x, residual, norm)
+        made, residual = self.qkv.after_norm(x, residual, norm, batch.lora)
         heads = made.view(x.shape[0], -1, spec.head_dim)
         q, k, v = heads.split_with_sizes(self.heads, 1)
         q = rotary_cache(
@@ -132,7 +154,7 @@ class Attention:
             kv_scale=kv_scale,
             plan=batch.plans.get(self.sliding_window),
         )
-        return self.out(mixed.reshape(x.shape[0], -1)), residual
+        return self.out(mixed.reshape(x.shape[0], -1), batch.lora), residual
 
 
 class GatedMLP:
@@ -152,10 +174,12 @@ class GatedMLP:
         )
         self.down = RowLinear(weights, f"{prefix}.down_proj", spec.hidden_size, columns, bias=bias)
 
-    def __call__(self, x: Tensor, residual: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, x: Tensor, residual: Tensor, norm: Norm, lora: LoraBatch | None
+    ) -> tuple[Tensor, Tensor]:
         """Branch output and residual stream [num_tokens, hidden] in and out."""
-        made, residual = self.gate_up.after_norm(x, residual, norm, swiglu=True)
-        return self.down(made), residual
+        made, residual = self.gate_up.after_norm(x, residual, norm, lora, swiglu=True)
+        return self.down(made, lora), residual
 
 
 class DecoderLayer:
@@ -178,7 +202,7 @@ class DecoderLayer:
     ) -> tuple[Tensor, Tensor]:
         """Branch output and residual stream in and out; the next norm adds them up."""
         x, residual = self.attention(x, residual, self.input_norm, batch, cos_sin)
-        return self.mlp(x, residual, self.mlp_norm)
+        return self.mlp(x, residual, self.mlp_norm, batch.lora)
 
 
 class CausalLM:
@@ -206,22 +230,36 @@ class CausalLM:
             self.head = self.embed
         else:
             self.head = weights.tensor("lm_head.weight", *shape)
+        # Tied or not, an adapter changes the two apart. All of an embedding's A is on every rank.
+        self.embed_target = weights.target(
+            ["model.embed_tokens"], [spec.hidden_size], spec.vocab_size
+        )
+        self.head_target = weights.target(["lm_head"], [self.vocab], spec.hidden_size)
 
     def forward(self, token_ids: Tensor, batch: ForwardBatch) -> Tensor:
         """token_ids [num_tokens] to hidden states [num_tokens, hidden], before the final norm."""
         x = self._embedded(token_ids)
+        if batch.lora is not None:
+            x = lora_embed(x, token_ids, self.embed_target.weights(), batch.lora)
         residual: Tensor | None = None
         for layer in self.layers:
             x, residual = layer(x, residual, batch, self.cos_sin)
         return x if residual is None else x + residual
 
-    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+    def logits(
+        self, hidden: Tensor, out: Tensor | None = None, lora: LoraBatch | None = None
+    ) -> Tensor:
         """Hidden states [n, hidden] of chosen tokens to logits [n, vocab], dtype of the model.
 
-        out: contiguous, in that shape, to be written and returned.
+        out: contiguous, in that shape, to be written and returned. lora: of these tokens.
         """
         whole = self.vocab.count == self.spec.vocab_size
-        made = normed_linear(hidden, None, self.norm, self.head, out=out if whole else None).out
+        into = out if whole else None
+        if lora is None:
+            made = normed_linear(hidden, None, self.norm, self.head, out=into).out
+        else:
+            x = rms_norm(hidden, self.norm.weight, self.norm.eps)
+            made = lora_linear(x, self.head, None, self.head_target.weights(), lora, out=into)
         if whole:
             return made
         logits = self.group.gather_columns(made)[:, : self.spec.vocab_size]

@@ -11,6 +11,8 @@ from torch import Tensor
 from baton.engine.device import Platform
 from baton.engine.parallel.group import ParallelGroup, SingleGroup
 from baton.engine.parallel.shards import Span
+from baton.kernels.lora import LoraWeights
+from baton.protos.errors import BatonError
 
 # A whole dimension, or this rank's part of it.
 Dim = int | Span
@@ -31,6 +33,26 @@ class Source:
         )
 
 
+@dataclass(slots=True)
+class LoraTarget:
+    """A projection, of one module or several merged, that adapters may change.
+
+    rows: of each module's features, this rank's. columns: of what it takes, this rank's; an
+    embedding's are the whole vocabulary. lora: its place in the adapters' pool, where there is one.
+    """
+
+    modules: tuple[str, ...]
+    rows: tuple[slice, ...]
+    columns: slice
+    lora: LoraWeights | None = None
+
+    def weights(self) -> LoraWeights:
+        """`lora`, for a step that has adapters. BatonError if there is no pool."""
+        if self.lora is None:
+            raise BatonError(f"{self.modules[0]} has no place for adapters")
+        return self.lora
+
+
 class Weights:
     """Allocates a model's tensors and remembers which part of the checkpoint goes where.
 
@@ -45,6 +67,7 @@ class Weights:
         self._slots: dict[str, Tensor] = {}
         self._sources: dict[str, Source] = {}
         self._aliases: dict[str, str] = {}
+        self._targets: list[LoraTarget] = []
 
     def tensor(self, name: str, *shape: Dim) -> Tensor:
         """A tensor that the checkpoint holds under `name`, whole or in part; uninitialised.
@@ -68,6 +91,17 @@ class Weights:
     def alias(self, name: str, target: str) -> None:
         """`name` may appear in a checkpoint as a copy of `target`, and must then equal it."""
         self._aliases[name] = target
+
+    def target(self, modules: Sequence[str], rows: Sequence[Dim], width: Dim) -> LoraTarget:
+        """Notes that adapters may change these modules, whose weights are [rows, width] each."""
+        parts = tuple(_part(dim) for dim in rows)
+        self._targets.append(LoraTarget(tuple(modules), parts, _part(width)))
+        return self._targets[-1]
+
+    @property
+    def targets(self) -> Sequence[LoraTarget]:
+        """In the order in which they were noted."""
+        return self._targets
 
     @property
     def slots(self) -> Mapping[str, Tensor]:
@@ -96,6 +130,12 @@ class Weights:
 
 def _count(dim: Dim) -> int:
     return dim if isinstance(dim, int) else dim.count
+
+
+def _part(dim: Dim) -> slice:
+    if isinstance(dim, int):
+        return slice(0, dim)
+    return slice(dim.start, dim.start + dim.count)
 
 
 def _room(dim: Dim) -> int:

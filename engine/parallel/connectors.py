@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from baton.engine.kv_pool import KVPool
 from baton.engine.parallel.links import RankLink
@@ -36,6 +36,12 @@ ANSWER: Final = "answer"
 DONE: Final = "done"
 NOTICE: Final = "notice"
 OPS: Final = frozenset({ANSWER, DONE, NOTICE})
+
+
+class AdapterReader(Protocol):
+    """Reads an adapter's part of this rank, and keeps it under rank 0's key for it."""
+
+    def read(self, key: int, ref: dict[str, Any]) -> None: ...
 
 
 class RemoteRank:
@@ -176,9 +182,10 @@ class RemoteConnector:
 
 
 class ConnectorServer:
-    """The rank's side: does what rank 0 says, until the link ends."""
+    """The rank's side: does what rank 0 says, until the link ends. It reads adapters, too."""
 
-    def __init__(self, link: RankLink, pool: KVPool) -> None:
+    def __init__(self, link: RankLink, pool: KVPool, adapters: AdapterReader | None) -> None:
+        self._adapters = adapters
         self._link = link
         self._pool = pool
         self._connector: Connector | None = None
@@ -201,7 +208,7 @@ class ConnectorServer:
                 self._push(message)
             elif message["op"] == "expect":
                 self._opened().expect(message["delta"])
-            elif message["op"] in ("connect", "disconnect"):
+            elif message["op"] in ("connect", "disconnect", "read_adapter"):
                 self._connecting.submit(self._answer, message)
             else:
                 self._answer(message)
@@ -230,6 +237,8 @@ class ConnectorServer:
                 self._opened().connect(_info_from_json(message["peer"]))
             case "disconnect":
                 self._opened().disconnect(_key_from_json(message["key"]))
+            case "read_adapter" if self._adapters is not None:
+                self._adapters.read(message["key"], message["ref"])
             case "close":
                 self._opened().close()
         return {}

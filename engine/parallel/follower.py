@@ -10,10 +10,11 @@ import torch
 from torch._C._distributed_c10d import TCPStore
 
 from baton.engine.device import resolve_platform
+from baton.engine.parallel.adapters import RankAdapters
 from baton.engine.parallel.connectors import ConnectorServer
 from baton.engine.parallel.group import TorchGroup
 from baton.engine.parallel.links import CONNECT_TIMEOUT_S, RankLink, RankSpec, connect
-from baton.engine.parallel.messages import StepReader
+from baton.engine.parallel.messages import StepReader, read_command
 from baton.engine.parallel.shards import Shards
 from baton.engine.runner import Runner
 from baton.protos.clock import SystemClock
@@ -53,7 +54,8 @@ def _run(spec: RankSpec, link: RankLink, stack: contextlib.ExitStack) -> None:
     group = TorchGroup(store, shards, platform.device, spec.host)
     runner = Runner(config, SystemClock(), group)
     stack.callback(runner.close)
-    connectors = ConnectorServer(link, runner.pool)
+    adapters = None if runner.adapters is None else RankAdapters(runner.adapters)
+    connectors = ConnectorServer(link, runner.pool, adapters)
     stack.callback(connectors.close)
     # Its end is what the connectors' thread waits for.
     stack.callback(link.end)
@@ -61,7 +63,11 @@ def _run(spec: RankSpec, link: RankLink, stack: contextlib.ExitStack) -> None:
     reader = StepReader(runner)
     link.tell({"state": READY})
     while (message := link.receive_step()) is not None:
-        runner.launch(reader.read(message))
+        command = read_command(message)
+        if command is None:
+            runner.launch(reader.read(message))
+        elif adapters is not None:
+            adapters.do(*command)
 
 
 def _tell(link: RankLink, error: BaseException) -> None:

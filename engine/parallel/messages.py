@@ -16,12 +16,28 @@ from baton.engine.running import BatchRows
 from baton.protos.types import GenerateRequest, SamplingParams
 
 HEADER: Final = 2
-# Per entered request: slot, prompt tokens, all tokens, whether it wants prompt log-probabilities.
-ENTERED: Final = 4
+# Per entered request: slot, prompt tokens, all tokens, whether it wants prompt log-probabilities,
+# and the slot of its adapter.
+ENTERED: Final = 5
 # Per row: slot, first new position, new tokens, flags, new blocks, given tokens.
 ROW: Final = 6
+# In place of a step: an adapter's key and slot.
+COPY: Final = -1
+FORGET: Final = -2
 SAMPLES: Final = 1
 DECODES: Final = 2
+
+
+def write_command(command: int, key: int, slot: int) -> bytes:
+    """COPY of an adapter into a slot, or FORGET it."""
+    return array("i", (command, key, slot)).tobytes()
+
+
+def read_command(message: bytes | bytearray) -> tuple[int, int, int] | None:
+    """What `write_command` wrote; None for a step."""
+    values = array("i")
+    values.frombytes(message[: 3 * values.itemsize])
+    return (values[0], values[1], values[2]) if values[0] < 0 else None
 
 
 class StepWriter:
@@ -35,7 +51,8 @@ class StepWriter:
         """The request takes `request.slot` before the next step."""
         tokens = request.token_ids
         reports = int(request.needs_prompt_logprobs)
-        header = (request.slot, request.num_prompt_tokens, len(tokens), reports)
+        lengths = (request.num_prompt_tokens, len(tokens))
+        header = (request.slot, *lengths, reports, request.adapter_slot)
         self._entered.append(array("i", (*header, *tokens)))
         self._num_blocks[request.slot] = 0
 
@@ -106,7 +123,8 @@ class StepReader:
 
     def _enter(self, values: array[int], place: int) -> int:
         """Returns how many values it took."""
-        slot, num_prompt_tokens, num_tokens, reports = values[place : place + ENTERED]
+        header = values[place : place + ENTERED]
+        slot, num_prompt_tokens, num_tokens, reports, adapter_slot = header
         tokens = values[place + ENTERED : place + ENTERED + num_tokens].tolist()
         sampling = SamplingParams(temperature=0.0, prompt_logprobs=0 if reports else None)
         known = GenerateRequest(
@@ -118,7 +136,7 @@ class StepReader:
         request = Request(known, arrival=0, state=RequestState.PREFILLING, now_s=0.0)
         # A replay that still owes its prompt's report says so itself.
         request.prompt_logprobs_done = not reports
-        request.slot = slot
+        request.slot, request.adapter_slot = slot, adapter_slot
         self._by_slot[slot] = ScheduledRow(request=request, num_new_tokens=0, samples=False)
         self._rows.add_row(request)
         return ENTERED + num_tokens

@@ -11,6 +11,7 @@ from baton.engine.device import resolve_platform
 from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.kv_pool import KVPool
 from baton.engine.model_info import read_model_spec
+from baton.engine.parallel.adapters import SharedAdapters
 from baton.engine.parallel.follower import PRESENT, READY
 from baton.engine.parallel.group import TorchGroup
 from baton.engine.parallel.hosts import RankHost
@@ -80,6 +81,10 @@ class ParallelRunner:
         self.model = self._runner.model
         self.pool = self._runner.pool
         self.other_pools: Sequence[RankPool] = tuple(self._ranks.pools)
+        self.adapters: SharedAdapters | None = None
+        if self._runner.adapters is not None:
+            pool, ranks = self._runner.adapters, self._ranks
+            self.adapters = SharedAdapters(pool, ranks.pools, ranks.send)
 
     @property
     def overlaps(self) -> bool:
@@ -98,6 +103,8 @@ class ParallelRunner:
     def launch(self, rows: Sequence[ScheduledRow]) -> SharedStep:
         """As Runner.launch, on all ranks. Raises WorkerLostError when one is gone."""
         try:
+            if self.adapters is not None:
+                self.adapters.tell_forgotten()
             if rows:
                 self._ranks.send(self._writer.write(rows))
             return SharedStep(self._runner.launch(rows), self._ranks)

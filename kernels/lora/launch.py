@@ -115,12 +115,14 @@ def expand_triton(
 ) -> Tensor:
     """Adds to out in place and returns it, or with swiglu returns what out then activates to."""
     num_tokens, num_slots = out.shape[0], lora.rooms.shape[0]
-    heights = (*lora.heights, 0, 0)[:3]
+    heights = [*lora.heights, 0, 0][:3]
     made = out.new_empty(num_tokens, heights[0]) if swiglu else out
     if num_tokens == 0:
         return made
     config = _expand_config(batch, out.device)
     tiles = sum(-(-h // config.block_n) for h in (heights[:1] if swiglu else heights))
+    if tiles == 0:
+        return made
     grid = (tiles, _at_a_time(batch, config.programs, tiles))
     options = {
         "MAX_RANK": lora.max_rank,
@@ -134,8 +136,7 @@ def expand_triton(
     }
     places = (shrunk.parts, *_places(lora, batch), lora.pool.stride(0), lora.b_offset)
     if swiglu:
-        sizes = (num_slots, num_tokens, heights[0])
-        expand_swiglu_kernel[grid](out, made, *places, *sizes, **options)
+        expand_swiglu_kernel[grid](out, made, *places, num_slots, num_tokens, heights[0], **options)
     else:
         sizes = (out.stride(0), num_slots, num_tokens, *heights)
         expand_kernel[grid](out, *places, *sizes, SLICES=len(lora.heights), **options)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tests.engine.adapters.fake_memory import FakeMemory
 
 from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
 from baton.engine.config import EngineConfig
@@ -24,6 +25,7 @@ from baton.engine.handover import Reservation
 from baton.engine.request import Request
 from baton.kvtransfer.layout import KVLayout
 from baton.protos.clock import Clock, ManualClock
+from baton.protos.hashing import adapter_salt
 from baton.protos.types import (
     FinishReason,
     GenerateRequest,
@@ -63,8 +65,9 @@ def answer(request: GenerateRequest, max_model_len: int) -> Answer:
     stop_ids = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else (EOS,))}
     longest = min(len(request.prompt_token_ids) + sampling.max_tokens, max_model_len)
     made: list[int] = []
+    salt = adapter_salt(request.cache_salt, request.adapter_id)
     while True:
-        token_id = next_token(kv_of([*known, *made], request.cache_salt)[-1])
+        token_id = next_token(kv_of([*known, *made], salt)[-1])
         made.append(token_id)
         if token_id in stop_ids:
             return Answer(made, FinishReason.STOP)
@@ -76,7 +79,8 @@ def generate(
     request_id: str, prompt: Sequence[int], max_tokens: int = 4, **more: object
 ) -> GenerateRequest:
     """A request; keyword arguments go to the request or to its sampling, wherever they belong."""
-    outer = {k: more.pop(k) for k in ("output_token_ids", "priority", "cache_salt") if k in more}
+    names = ("output_token_ids", "priority", "cache_salt", "adapter_id")
+    outer = {k: more.pop(k) for k in names if k in more}
     more.setdefault("ignore_eos", True)
     sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, **more)  # type: ignore[arg-type]
     return GenerateRequest(
@@ -127,6 +131,7 @@ class FakeRunner:
         self.rows: dict[int, Request] = {}
         self.overlaps = False
         self.other_pools = ()
+        self.adapters = FakeMemory(config.max_loras) if config.max_loras else None
         self._entered: dict[int, Request] = {}
         self._tokens: dict[int, list[int]] = {}
         self._under_way: deque[FakeStep] = deque()
@@ -156,6 +161,11 @@ class FakeRunner:
         self.batches.append([(row.request.request_id, row.num_new_tokens) for row in rows])
         for row in rows:
             assert self.rows[row.request.slot] is row.request
+            if row.request.adapter_id:
+                assert self.adapters is not None
+                assert self.adapters.contents[row.request.adapter_slot] == row.request.adapter_id
+            else:
+                assert row.request.adapter_slot == -1
         entered, self._entered = self._entered, {}
         step = FakeStep(self, [FakeRow(row) for row in rows], entered)
         self._under_way.append(step)
@@ -275,7 +285,7 @@ class Builder:
 def fill(fake: FakeEngine, reservation: Reservation, request: GenerateRequest) -> RequestOutput:
     """What a prefill worker does: writes the KV that is missing, and samples the first token."""
     known = [*request.prompt_token_ids, *request.output_token_ids]
-    kv = kv_of(known, request.cache_salt)
+    kv = kv_of(known, adapter_salt(request.cache_salt, request.adapter_id))
     for position in range(reservation.num_cached_tokens, len(known)):
         fake.runner.pool.write(reservation.block_ids, position, kv[position])
     expected = answer(request, fake.engine.model.max_model_len)

@@ -19,6 +19,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Any commands in any order on a pool of a few blocks; every answer is known in advance."""
 
     overlap = False
+    max_loras = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,6 +30,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_step_tokens=5,
             max_waiting=6,
             overlap=self.overlap,
+            max_loras=self.max_loras,
         )
         self.engine = self.fake.engine
         self.collector = Collector(self.engine)
@@ -77,6 +79,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_tokens=request.sampling.max_tokens,
             ignore_eos=False,
             output_token_ids=made,
+            adapter_id=request.adapter_id,
         )
         try:
             self.engine.add(again)

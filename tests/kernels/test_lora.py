@@ -27,9 +27,15 @@ def merged(x: Tensor, weight: Tensor, slots: list[int], deltas: list[Tensor]) ->
     return torch.stack(rows) if rows else x.new_zeros(0, weight.shape[0], dtype=torch.float32)
 
 
-@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize(("heights", "width"), [((40, 24, 24), 72), ((33,), 1030), ((130,), 16)])
+@pytest.mark.parametrize(
+    ("heights", "width", "batch", "dtype"),
+    [
+        *[((40, 24, 24), 72, name, torch.float32) for name in BATCHES],
+        *[((33,), 1030, "mixed", dtype) for dtype in TRITON_DTYPES],
+        ((130,), 16, "same", torch.float32),
+    ],
+    ids=str,
+)
 def test_equals_merged_weights(
     heights: tuple[int, ...], width: int, batch: str, dtype: torch.dtype, triton_device: str
 ) -> None:
@@ -46,8 +52,9 @@ def test_equals_merged_weights(
         assert_close(backend, out, expected, dtype)
 
 
-@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    ("batch", "dtype"), [*[("mixed", d) for d in TRITON_DTYPES], ("nobody", torch.float32)], ids=str
+)
 def test_swiglu_after_adapters(batch: str, dtype: torch.dtype, triton_device: str) -> None:
     slots, width = BATCHES[batch], 50
     lora, deltas = pool_of((48, 48), width, [r[:2] for r in RANKS], dtype, triton_device)

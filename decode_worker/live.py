@@ -65,6 +65,11 @@ class Live:
     # The engine's last output, or the prefill worker's.
     last: RequestOutput | None = None
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens that are known before it decodes; of a replay also those that were generated."""
+        return len(self.request.prompt_token_ids) + len(self.request.output_token_ids)
+
     def done(self, reason: FinishReason, error: BatonError | None) -> pb.Done:
         """How it ended, for its gateway."""
         message = pb.Done(

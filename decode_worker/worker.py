@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import logging
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -297,6 +299,12 @@ class DecodeWorker:
     def add_queue(self, load: WorkerLoad) -> WorkerLoad:
         """The engine's load, with the requests that are not in its batch yet."""
         load = self._sender.add_queue(load)
+        unplaced = sum(
+            math.ceil(live.num_prompt_tokens / self.config.engine.block_size)
+            for live in self._by_handle.values()
+            if live.phase in (Phase.START, Phase.ASKED, Phase.WAITING)
+        )
+        load = dataclasses.replace(load, unplaced_blocks=load.unplaced_blocks + unplaced)
         return with_queue(
             load,
             num_waiting=max(0, len(self._by_handle) + len(self._sender) - load.num_running),

@@ -12,6 +12,7 @@ their own copies, and only the first one published is found by others.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import operator
@@ -93,6 +94,10 @@ class BlockPool:
                 break
             found.append(block_id)
         return found
+
+    def num_held(self, hashes: Sequence[bytes]) -> int:
+        """About len(match()), by bisection: the end of a chain is evicted before its beginning."""
+        return bisect.bisect_left(hashes, True, key=lambda each: each not in self._by_hash)
 
     def num_unreferenced(self, block_ids: Iterable[int]) -> int:
         """How many of these nobody refers to: share() would take them from `num_available`."""

@@ -235,6 +235,7 @@ class Engine:
             running_kv_tokens=requests.running_kv_tokens,
             total_blocks=self._blocks.num_blocks,
             free_blocks=self._blocks.num_available,
+            unplaced_blocks=-(-requests.unplaced_tokens // self.config.block_size),
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             decode_step_s=self._meter.decode_step_s,
             itl_s=self._meter.itl_s,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from baton.engine.block_pool import BlockPool
 from baton.engine.request import Request
@@ -40,6 +40,10 @@ class RequestBlocks:
         if not request.num_preemptions:
             request.num_cached_tokens = request.num_computed_tokens
         self.publish(request, request.num_computed_tokens)
+
+    def num_uncached(self, request: Request) -> int:
+        """Known tokens that it would have to compute if it were taken now."""
+        return request.num_tokens - self._block_size * self._pool.num_held(self._findable(request))
 
     def without_room(self, requests: Iterable[Request]) -> list[Request]:
         """Those of whose known tokens the last has no block yet."""
@@ -79,9 +83,13 @@ class RequestBlocks:
         self._pool.release(block_ids)
 
     def _match(self, request: Request) -> list[int]:
-        """Cached blocks of its longest known prefix, leaving at least one token to compute."""
+        """Cached blocks of its longest known prefix."""
+        return self._pool.match(self._findable(request))
+
+    def _findable(self, request: Request) -> Sequence[bytes]:
+        """Hashes of the blocks that the cache may have for it: the last token is computed."""
         if not self._prefix_cache or request.needs_prompt_logprobs:
-            return []
+            return ()
         num_blocks = (request.num_tokens - 1) // self._block_size
         request.extend_hashes(self._block_size, num_blocks)
-        return self._pool.match(request.block_hashes[:num_blocks])
+        return request.block_hashes[:num_blocks]

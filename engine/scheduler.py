@@ -247,7 +247,9 @@ class Scheduler:
 
     def statistics(self) -> SchedulerStatistics:
         return SchedulerStatistics.of(
-            self._requests.values(), num_preemptions=self._num_preemptions
+            self._requests.values(),
+            num_preemptions=self._num_preemptions,
+            num_uncached=self._blocks.num_uncached,
         )
 
     def check_integrity(self) -> None:

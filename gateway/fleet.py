@@ -223,12 +223,14 @@ class Fleet:
 
     def first_token(self, generation: Generation) -> None:
         self.planner.first_token(generation)
+        self._roster.index.settle(generation)
         for link in self._tracks[generation].prefill_links:
             link.in_flight.remove(id(generation))
 
     def attempt_failed(self, generation: Generation, error: BatonError) -> None:
         track = self._tracks[generation]
         track.detach(generation)
+        self._roster.index.settle(generation)
         request = generation.request
         num_output = len(request.output_token_ids) + generation.num_received
         if num_output >= request.sampling.max_tokens:
@@ -264,6 +266,7 @@ class Fleet:
         if track.link is not None:
             track.link.abort(track.handle)
         track.detach(generation)
+        self._roster.index.settle(generation)
         self._pump_soon()
 
     # Whose turn it is.
@@ -334,6 +337,10 @@ class Fleet:
         track.link, track.handle = link, handle
         track.prefill_links = self._roster.prefill_links(chosen.prefill[:1])
         track.count_in_flight(generation, chosen, self._clock.now_s())
+        workers = [chosen.decode, *chosen.prefill[:1]]
+        self._roster.index.promise(
+            generation, [worker.worker_id for worker in workers], track.hashes or ()
+        )
 
     def _route(self, generation: Generation, track: Track, view: ClusterView) -> RouteRequest:
         # Hashing a long prompt for an empty index would be for nothing.

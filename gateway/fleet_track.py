@@ -54,13 +54,12 @@ class Track:
 
     def count_in_flight(self, generation: Generation, chosen: Plan, now_s: float) -> None:
         """Counts its prompt where it was sent, until that worker reports it."""
-        num_prompt = len(generation.request.prompt_token_ids) + generation.num_received
-        num_uncached = max(1, num_prompt - chosen.num_cached_tokens)
+        num_new = chosen.num_new_tokens
         assert self.link is not None
         remote = bool(self.prefill_links)
-        self.link.in_flight.add(id(generation), now_s, 0 if remote else num_uncached)
+        self.link.in_flight.add(id(generation), now_s, 0 if remote else num_new)
         for link in self.prefill_links:
-            link.in_flight.add(id(generation), now_s, num_uncached)
+            link.in_flight.add(id(generation), now_s, num_new)
 
     def detach(self, generation: Generation) -> None:
         """Its attempt is over."""

@@ -247,10 +247,12 @@ class WorkerLoad:
     """A worker's own figures, reported after steps and at least once a second.
 
     Rates are moving averages over recent steps; 0.0 means not measured yet.
-    `free_blocks` counts evictable cached blocks as free. `itl_s` is the time between two tokens of
-    a running request, with the steps that also computed other prompts. `steps` and `transfers` are
-    samples since the last report; `max_step_tokens` and `kv_bytes_per_token` are facts of the
-    worker, 0 where it does not say. `kv_digest` is of its prefix cache as of the events before.
+    `free_blocks` counts evictable cached blocks as free; `unplaced_blocks` are those that its
+    requests still need before they can decode, wherever their prompts are computed. `itl_s` is the
+    time between two tokens of a running request, with the steps that also computed other prompts.
+    `steps` and `transfers` are samples since the last report; `max_step_tokens` and
+    `kv_bytes_per_token` are facts of the worker, 0 where it does not say. `kv_digest` is of its
+    prefix cache as of the events before.
     `tiers`: the pool and what is below it, nearest first; empty without such tiers.
     """
 
@@ -270,6 +272,7 @@ class WorkerLoad:
     kv_bytes_per_token: int = 0
     kv_digest: KvDigest | None = None
     tiers: tuple[TierLoad, ...] = ()
+    unplaced_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

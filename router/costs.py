@@ -1,306 +1,313 @@
 """Prices, in seconds, of the ways to serve one request (`docs/router.md` derives them).
 
-Arrays are float64 [num_workers] of a pool, in the order of its `Columns`.
+Plain numbers, one worker at a time: only the few workers that `router/shortlist.py` names are
+priced, and for a few an array operation costs more than the arithmetic in it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import Final, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from baton.router.config import RouterConfig
-from baton.router.decision import RouteRequest
-from baton.router.times import Near
-from baton.router.view import ClusterView, Column, Columns, Floats
+from baton.router.decision import Candidate, RouteRequest
+from baton.router.times import TransferTimes
+from baton.router.view import Figures, WorkerView
 
-# How surely a request misses an objective that it is predicted to meet by a given factor: at 0.8 of
-# it one in seven, at 0.5 one in 250, at 1.25 six in seven.
 # Price of a second after the objective, beside one before it.
-_LATER_WEIGHT: Final = 0.25
+_LATER_WEIGHT: Final = 0.05
 # The time of a prompt that comes next, as a share of the objective.
 _NEXT_PROMPT: Final = 0.1
+# Who loses when KV memory runs out: as many as run there now will come while a request runs
+# (Little's law) and find no room, and those that run are sent back to the queue.
+_LOSE_ROOM: Final = 2.0
 # A worker without room that frees nothing is not waited for for ever, only last of all.
 _LONGEST_ROOM_WAIT_S: Final = 60.0
 
 
-def miss_probability(ratio: Floats) -> Floats:
-    """Of an objective, by predicted over wanted time: 1 / (1 + ratio ** -8)."""
+def miss_probability(ratio: float) -> float:
+    """Of an objective, by predicted over wanted time: 1 / (1 + ratio ** -8).
+
+    How surely a request misses an objective that it is predicted to meet by a given factor: at 0.8
+    of it one in seven, at 0.5 one in 250, at 1.25 six in seven.
+    """
     square = ratio * ratio
     fourth = square * square
     eighth = fourth * fourth
     # However far beyond the objective, this is a large number, but never infinite.
-    found: Floats = eighth / (1.0 + eighth)
-    return found
-
-
-def _miss(ratio: float) -> float:
-    eighth = ratio**8
     return eighth / (1.0 + eighth)
 
 
 class DecodeAt(NamedTuple):
-    """One decode worker's share of a remote plan."""
+    """What a plan costs at one decode worker, the same for local and every prefill worker.
 
-    worker_id: str
-    num_new: float
+    short_tail: nearly all of the prompt is there. itl_miss: the probability that those who decode
+    there miss their objective as it is. fullness: of its KV memory, with this request and all that
+    wait for room. own_s: all that there is to choose by before it is known what it is paired with.
+    """
+
+    row: int
+    figures: Figures
+    num_cached: int
+    num_new: int
+    itl_miss: float
+    fullness: float
     decode_s: float
     room_s: float
     extra_s: float
+    own_s: float
+    short_tail: bool
+
+
+class LocalAt(NamedTuple):
+    """What a local prefill costs at one decode worker."""
+
+    at: DecodeAt
+    ttft_s: float
+    slo_s: float
+    queue_s: float
+    interference_s: float
+    cost_s: float
 
 
 class PrefillAt(NamedTuple):
-    """One prefill worker's share of a remote plan."""
+    """What a remote prefill costs at one prefill worker, the same for every decode worker.
 
-    worker_id: str
+    own_s: all that does not depend on the decode worker.
+    """
+
+    row: int
+    figures: Figures
+    num_new: int
     wait_s: float
     compute_s: float
-    preference_s: float
+    ttft_s: float
+    slo_s: float
     queue_s: float
+    preference_s: float
+    own_s: float
 
 
-@dataclass(slots=True)
-class DecodeSide:
-    """What a plan costs at each decode worker, the same for local and every prefill worker."""
+class PairAt(NamedTuple):
+    """What a remote prefill costs with one pair of workers."""
 
-    num_cached: Floats
-    num_new: Floats
-    decode_s: Floats
-    room_s: Floats
-    extra_s: Floats
-    # Nearly all of the prompt is there: bool [num_workers].
-    short_tail: npt.NDArray[np.bool_]
-    pool: Columns
-
-    def at(self, row: int) -> DecodeAt:
-        return DecodeAt(
-            self.pool.workers[row].member.worker_id,
-            float(self.num_new[row]),
-            float(self.decode_s[row]),
-            float(self.room_s[row]),
-            float(self.extra_s[row]),
-        )
+    at: DecodeAt
+    prefill: PrefillAt
+    ttft_s: float
+    slo_s: float
+    move_s: float
+    cost_s: float
 
 
-@dataclass(slots=True)
-class LocalSide:
-    """What a local prefill costs at each decode worker."""
+class Prices:
+    """Of one request. far: pushes of KV between workers that are not near to each other."""
 
-    ttft_s: Floats
-    slo_s: Floats
-    queue_s: Floats
-    interference_s: Floats
-    cost_s: Floats
-
-
-@dataclass(slots=True)
-class PrefillSide:
-    """What a remote prefill costs at each prefill worker, the same for every decode worker."""
-
-    num_cached: Floats
-    wait_s: Floats
-    compute_s: Floats
-    preference_s: Floats
-    queue_s: Floats
-    # All that does not depend on the decode worker: orders them.
-    own_s: Floats
-    pool: Columns
-
-    def at(self, row: int) -> PrefillAt:
-        return PrefillAt(
-            self.pool.workers[row].member.worker_id,
-            float(self.wait_s[row]),
-            float(self.compute_s[row]),
-            float(self.preference_s[row]),
-            float(self.queue_s[row]),
-        )
-
-
-class CostModel:
-    """Prices for one request over one view.
-
-    hits: blocks of the prompt that each worker holds, for the decode and for the prefill pool.
-    """
+    __slots__ = (
+        "_block_size",
+        "_config",
+        "_handshake_s",
+        "_itl_slo_s",
+        "_itl_weight",
+        "_kv_bytes",
+        "_moved_token_s",
+        "_num_blocks",
+        "_num_output",
+        "_num_tokens",
+        "_output_tokens",
+        "_ttft_slo_s",
+    )
 
     def __init__(
         self,
-        view: ClusterView,
         request: RouteRequest,
         config: RouterConfig,
-        hits: tuple[Floats, Floats],
+        *,
+        kv_bytes_per_token: int,
+        handshake_s: float,
+        far: TransferTimes,
     ) -> None:
-        self.view = view
-        self.decode_pool, self.prefill_pool = view.pools()
-        self._request = request
         self._config = config
-        self._hits = hits
-        self._num_tokens = float(request.num_prompt_tokens)
-        self._num_output = float(min(request.max_tokens, config.expected_output_tokens))
+        self._ttft_slo_s = config.ttft_slo_s
+        self._itl_slo_s = config.itl_slo_s
+        self._itl_weight = config.itl_weight
+        self._kv_bytes = kv_bytes_per_token
+        self._handshake_s = handshake_s
+        self._moved_token_s = config.itl_weight * far.per_byte_s * kv_bytes_per_token
+        self._block_size = request.block_size
+        self._num_tokens = request.num_prompt_tokens
+        self._num_blocks = request.num_prompt_tokens // request.block_size + 1
+        self._num_output = min(request.max_tokens, config.expected_output_tokens)
+        # Each of its tokens is attended to while it decodes; its own come one by one.
+        self._output_tokens = self._num_tokens + 0.5 * self._num_output
 
-    def decode_side(self) -> DecodeSide:
-        pool, config, request = self.decode_pool, self._config, self._request
-        num_cached = self._hits[0] * request.block_size
-        uncached = self._num_tokens - num_cached
-        return DecodeSide(
-            num_cached,
-            # The last token is always computed: its logits choose the first output token.
-            np.maximum(uncached, 1.0),
-            self._decode_s(pool),
-            self._room_s(pool),
-            self._extra_s(pool),
-            (num_cached > 0) & (uncached < config.min_remote_tokens),
-            pool,
+    def decode(self, row: int, figures: Figures, num_hits: int, extra_s: float) -> DecodeAt:
+        """num_hits: blocks of the prompt that the worker holds."""
+        num_cached = num_hits * self._block_size
+        # The last token is always computed: its logits choose the first output token.
+        num_new = max(self._num_tokens - num_cached, 1)
+        missing = (1.0 + figures.in_flight_requests) * (self._num_blocks - num_hits)
+        missing += figures.unplaced_blocks - figures.free_blocks
+        room_s = self._room_s(figures, missing) if missing > 0.0 else 0.0
+        # This request is slowed by each of the others, and each of the others by this one.
+        itl_slo_s, num_others, itl_s = self._itl_slo_s, figures.pending_requests, figures.itl_s
+        growth_s = figures.decode_row_s + self._output_tokens * figures.decode_kv_token_s
+        slowdown_s = figures.pace_s - figures.decode_fixed_s + (1.0 + num_others) * growth_s
+        now = miss_probability(itl_s / itl_slo_s)
+        then = miss_probability((itl_s + growth_s) / itl_slo_s)
+        missed = num_others * (then - now) + then
+        total_blocks = figures.used_blocks + figures.free_blocks
+        full = (figures.used_blocks + figures.unplaced_blocks) / total_blocks
+        fuller = full + (self._num_blocks - num_hits) / total_blocks
+        missed += num_others * _lose_room(full, fuller)
+        decode_s = self._itl_weight * self._num_output * slowdown_s + self._ttft_slo_s * missed
+        own_s = decode_s + room_s + extra_s + num_new * self._moved_token_s
+        short = num_new < self._config.min_remote_tokens and num_cached > 0
+        return DecodeAt(
+            row, figures, num_cached, num_new, now, fuller, decode_s, room_s, extra_s, own_s, short
         )
 
-    def local(self, side: DecodeSide) -> LocalSide:
-        pool, config = self.decode_pool, self._config
-        compute_s = _compute_s(pool, side.num_new, side.num_cached)
-        ttft_s = np.maximum(pool[Column.WAIT_S], side.room_s) + compute_s
+    def local(self, at: DecodeAt) -> LocalAt:
+        """The prompt computed where it is decoded."""
+        figures, config, num_new = at.figures, self._config, at.num_new
+        compute_s = _compute_s(figures, num_new, at.num_cached)
+        wait_s = figures.wait_s
+        ttft_s = (wait_s if wait_s > at.room_s else at.room_s) + compute_s
         # The first few tokens ride on a step that runs anyway: nobody waits for those.
-        riding = np.minimum(config.min_remote_tokens / side.num_new, 1.0)
+        riding = config.min_remote_tokens / num_new
         # A step with prompt tokens does the work of a decode step besides.
-        stall_s = np.maximum(compute_s * (1.0 - riding) - pool[Column.DECODE_FIXED_S], 0.0)
-        waiting = pool[Column.PENDING_REQUESTS] + config.expected_arrivals
-        # Spread over the tokens of whoever waits for it, those prompts included that wait already.
-        itl_s = pool[Column.ITL_S] + pool[Column.WAIT_S] / self._num_output
-        missed = self._miss_itl(itl_s + stall_s / self._num_output) - self._miss_itl(itl_s)
-        interference_s = waiting * (config.itl_weight * stall_s + config.ttft_slo_s * missed)
+        stall_s = compute_s * (1.0 - riding) - figures.decode_fixed_s
+        interference_s = 0.0
+        if riding < 1.0 and stall_s > 0.0:
+            waiting = figures.pending_requests + config.expected_arrivals
+            # Spread over the tokens of whoever waits for it, those prompts included that wait
+            # already.
+            itl_s = figures.itl_s + wait_s / self._num_output
+            before = miss_probability(itl_s / self._itl_slo_s)
+            after = miss_probability((itl_s + stall_s / self._num_output) / self._itl_slo_s)
+            # Whoever runs there keeps its memory for as much longer.
+            longer = 1.0 + stall_s / (self._num_output * figures.itl_s)
+            missed = after - before + _lose_room(at.fullness, at.fullness * longer)
+            interference_s = waiting * (self._itl_weight * stall_s + self._ttft_slo_s * missed)
         # Those that wait here are taken to have prompts like this one.
-        num_queued = pool[Column.PENDING_TOKENS] / self._num_tokens
-        queue_s = self._queue_s(num_queued, pool[Column.WAIT_S], compute_s)
-        slo_s = self.late_s(ttft_s)
-        cost_s = ttft_s + slo_s + queue_s + interference_s + side.decode_s + side.extra_s
-        return LocalSide(ttft_s, slo_s, queue_s, interference_s, cost_s)
+        queue_s = self._queue_s(figures.pending_tokens / self._num_tokens, wait_s, compute_s)
+        slo_s = self._late_s(ttft_s)
+        cost_s = ttft_s + slo_s + queue_s + interference_s + at.decode_s + at.extra_s
+        return LocalAt(at, ttft_s, slo_s, queue_s, interference_s, cost_s)
 
-    def prefill_side(self, *, prefer_idle: bool) -> PrefillSide:
-        pool, config = self.prefill_pool, self._config
-        num_cached = self._hits[1] * self._request.block_size
-        compute_s = _compute_s(pool, np.maximum(self._num_tokens - num_cached, 1.0), num_cached)
-        wait_s = pool[Column.WAIT_S]
-        idle = (pool[Column.PENDING_TOKENS] == 0) & (pool[Column.PENDING_REQUESTS] == 0)
-        preference_s = config.remote_margin_s * (idle if prefer_idle else np.zeros(len(pool)))
-        queue_s = self._queue_s(pool[Column.PENDING_REQUESTS], wait_s, compute_s)
-        ttft_s = wait_s + compute_s
-        own_s = ttft_s + self.late_s(ttft_s) + queue_s - preference_s
-        return PrefillSide(num_cached, wait_s, compute_s, preference_s, queue_s, own_s, pool)
+    def prefill(self, row: int, figures: Figures, num_hits: int, *, prefer_idle: bool) -> PrefillAt:
+        """num_hits: blocks of the prompt that the worker holds. prefer_idle: the margin counts."""
+        num_cached = num_hits * self._block_size
+        num_new = max(self._num_tokens - num_cached, 1)
+        compute_s = _compute_s(figures, num_new, num_cached)
+        wait_s = figures.wait_s
+        idle = prefer_idle and not figures.pending_tokens and not figures.pending_requests
+        preference_s = self._config.remote_margin_s if idle else 0.0
+        queue_s = self._queue_s(figures.pending_requests, wait_s, compute_s)
+        ttft_s = wait_s + compute_s + self._handshake_s
+        slo_s = self._late_s(ttft_s)
+        own_s = ttft_s + slo_s + queue_s - preference_s
+        return PrefillAt(
+            row, figures, num_new, wait_s, compute_s, ttft_s, slo_s, queue_s, preference_s, own_s
+        )
 
-    def late_s(self, ttft_s: Floats) -> Floats:
+    def pair(self, at: DecodeAt, prefill: PrefillAt, times: TransferTimes) -> PairAt:
+        """The prompt computed by a prefill worker. times: of pushes between the two."""
+        token_s, num_new = times.per_byte_s * self._kv_bytes, at.num_new
+        # KV that is still on its way when the prefill worker is done makes the gap after the first
+        # token longer. Computing hides all but the last chunk.
+        last_chunk_s = token_s * min(num_new, prefill.figures.chunk_tokens)
+        late_s = times.fixed_s + max(last_chunk_s, token_s * num_new - prefill.compute_s)
+        then = miss_probability((at.figures.itl_s + late_s / self._num_output) / self._itl_slo_s)
+        move_s = self._itl_weight * late_s + self._ttft_slo_s * (then - at.itl_miss)
+        ttft_s, slo_s = prefill.ttft_s, prefill.slo_s
+        cost_s = prefill.own_s + at.decode_s + at.extra_s + move_s
+        if at.room_s > prefill.wait_s:
+            # Blocks are reserved when a prompt is about to start.
+            ttft_s += at.room_s - prefill.wait_s
+            slo_s = self._late_s(ttft_s)
+            cost_s += ttft_s + slo_s - prefill.ttft_s - prefill.slo_s
+        return PairAt(at, prefill, ttft_s, slo_s, move_s, cost_s)
+
+    def local_candidate(self, local: LocalAt, decode: str) -> Candidate:
+        """For those who want to know why. decode: the worker's name."""
+        at = local.at
+        return Candidate(
+            decode,
+            "",
+            local.ttft_s,
+            local.slo_s,
+            local.queue_s,
+            local.interference_s,
+            at.decode_s,
+            0.0,
+            0.0,
+            at.extra_s,
+            local.cost_s,
+        )
+
+    def remote_candidate(self, pair: PairAt, decode: str, prefill: str) -> Candidate:
+        """For those who want to know why. decode, prefill: the workers' names."""
+        at, other = pair.at, pair.prefill
+        return Candidate(
+            decode,
+            prefill,
+            pair.ttft_s,
+            pair.slo_s,
+            other.queue_s,
+            0.0,
+            at.decode_s,
+            0.0,
+            pair.move_s,
+            at.extra_s - other.preference_s,
+            pair.cost_s,
+        )
+
+    def _late_s(self, ttft_s: float) -> float:
         """What is added to a time to first token for its objective.
 
         Once it is missed, being later still weighs less: a prompt that is late wherever it goes
         should go where it harms nobody.
         """
-        slo_s = self._config.ttft_slo_s
-        later_s = np.maximum(ttft_s - slo_s, 0.0)
-        added: Floats = slo_s * miss_probability(ttft_s / slo_s) - (1.0 - _LATER_WEIGHT) * later_s
-        return added
+        slo_s = self._ttft_slo_s
+        added_s = slo_s * miss_probability(ttft_s / slo_s)
+        return added_s if ttft_s <= slo_s else added_s - (1.0 - _LATER_WEIGHT) * (ttft_s - slo_s)
 
-    def _queue_s(self, num_queued: Floats, wait_s: Floats, compute_s: Floats) -> Floats:
+    def _queue_s(self, num_queued: float, wait_s: float, compute_s: float) -> float:
         """What prompts that come after this one lose to it.
 
         As many will come within the wait as came before (Little's law), and one more; each waits
         for all of this one. Where they are late anyway, nothing is lost.
         """
-        slo_s = self._config.ttft_slo_s
+        slo_s = self._ttft_slo_s
         before = wait_s / slo_s + _NEXT_PROMPT
         missed = miss_probability(before + compute_s / slo_s) - miss_probability(before)
-        lost: Floats = slo_s * (num_queued + 1.0) * missed
-        return lost
+        return slo_s * (num_queued + 1.0) * missed
 
-    def late_at_s(self, ttft_s: float) -> float:
-        """As `late_s`, for one."""
-        slo_s = self._config.ttft_slo_s
-        later_s = max(ttft_s - slo_s, 0.0)
-        return slo_s * _miss(ttft_s / slo_s) - (1.0 - _LATER_WEIGHT) * later_s
-
-    def move_s(self, row: int, other: int, decode: DecodeAt, prefill: PrefillAt) -> float:
-        """Price of KV that is still on its way when the prefill worker is done: a longer gap after
-        the first token. row, other: of the decode and of the prefill worker."""
-        config = self._config
-        nearness = self.decode_pool.near(row, self.prefill_pool, other)
-        times = self.view.transfers.between(prefill.worker_id, decode.worker_id, nearness)
-        token_s = times.per_byte_s * self.view.kv_bytes_per_token
-        last_chunk = min(decode.num_new, float(self.prefill_pool[Column.CHUNK_TOKENS][other]))
-        # Computing hides all but the last chunk.
-        exposed_s = max(token_s * last_chunk, token_s * decode.num_new - prefill.compute_s)
-        late_s = times.fixed_s + exposed_s
-        itl_s = float(self.decode_pool[Column.ITL_S][row])
-        then = _miss((itl_s + late_s / self._num_output) / config.itl_slo_s)
-        missed = then - _miss(itl_s / config.itl_slo_s)
-        return config.itl_weight * late_s + config.ttft_slo_s * missed
-
-    def typical_move_s_per_token(self) -> float:
-        """Of KV, between workers that are not near to each other."""
-        return self.view.transfers.by_nearness[Near.FAR].per_byte_s * self.view.kv_bytes_per_token
-
-    def _miss_itl(self, itl_s: Floats) -> Floats:
-        return miss_probability(itl_s / self._config.itl_slo_s)
-
-    def _decode_s(self, pool: Columns) -> Floats:
-        """This request is slowed by each of the others, and each of the others by this one."""
-        config = self._config
-        num_others = pool[Column.PENDING_REQUESTS]
-        tokens = self._num_tokens + 0.5 * self._num_output
-        growth_s = pool[Column.DECODE_ROW_S] + tokens * pool[Column.DECODE_KV_TOKEN_S]
-        step_s = pool[Column.STEP_S]
-        if pool.grouped:
-            step_s = _group_pace(pool, step_s)
-        slowdown_s = step_s - pool[Column.DECODE_FIXED_S] + (1.0 + num_others) * growth_s
-        now = self._miss_itl(pool[Column.ITL_S])
-        then = self._miss_itl(pool[Column.ITL_S] + growth_s)
-        missed = num_others * (then - now) + then
-        priced: Floats = (
-            config.itl_weight * self._num_output * slowdown_s + config.ttft_slo_s * missed
-        )
-        return priced
-
-    def _room_s(self, pool: Columns) -> Floats:
-        """Until enough of what runs there has ended to make room."""
-        needed = self._request.num_prompt_tokens // self._request.block_size + 1.0 - self._hits[0]
-        missing = (1.0 + pool[Column.IN_FLIGHT_REQUESTS]) * needed - pool[Column.FREE_BLOCKS]
-        if not len(pool) or missing[missing.argmax()] <= 0.0:
-            return np.zeros(len(pool))
+    def _room_s(self, figures: Figures, missing: float) -> float:
+        """Until enough of what runs there has ended to make room for the missing blocks."""
         # What runs is on average half done, and gives all its blocks back when it is.
-        freed_per_s = pool[Column.USED_BLOCKS] / (self._num_output * pool[Column.STEP_S])
-        wait_s = np.maximum(missing, 0.0) / np.maximum(freed_per_s, 1e-9)
-        bounded: Floats = np.minimum(wait_s, _LONGEST_ROOM_WAIT_S)
-        return bounded
-
-    def _extra_s(self, pool: Columns) -> Floats:
-        request, config = self._request, self._config
-        extra_s = np.zeros(len(pool))
-        if request.adapter:
-            extra_s += [
-                0.0 if request.adapter in worker.adapters else config.adapter_load_s
-                for worker in pool.workers
-            ]
-        if request.last_worker in pool.rows:
-            extra_s[pool.rows[request.last_worker]] -= config.affinity_s
-        return extra_s
+        freed_per_s = figures.used_blocks / (self._num_output * figures.itl_s)
+        return min(missing / max(freed_per_s, 1e-9), _LONGEST_ROOM_WAIT_S)
 
 
-def _compute_s(pool: Columns, num_new: Floats, num_cached: Floats) -> Floats:
-    """As `PrefillTimes.predict`, for every worker."""
-    num_chunks = np.ceil(num_new / pool[Column.CHUNK_TOKENS])
-    pairs = num_new * (num_cached + 0.5 * num_new)
-    seconds: Floats = (
-        num_chunks * pool[Column.CHUNK_S]
-        + num_new * pool[Column.TOKEN_S]
-        + pairs * pool[Column.PAIR_S]
+def _lose_room(full: float, fuller: float) -> float:
+    """By how much surer it is that there is no room, for each request that runs there."""
+    return _LOSE_ROOM * (miss_probability(fuller) - miss_probability(full))
+
+
+def _compute_s(figures: Figures, num_new: int, num_cached: int) -> float:
+    """As `PrefillTimes.predict`."""
+    return (
+        math.ceil(num_new / figures.chunk_tokens) * figures.chunk_s
+        + num_new * figures.token_s
+        + num_new * (num_cached + 0.5 * num_new) * figures.pair_s
     )
-    return seconds
 
 
-def _group_pace(pool: Columns, step_s: Floats) -> Floats:
-    """The slowest step of each worker's data-parallel group."""
-    pace_s = step_s.copy()
-    slowest: dict[str, float] = {}
-    for row, worker in enumerate(pool.workers):
-        if worker.group:
-            slowest[worker.group] = max(slowest.get(worker.group, 0.0), step_s[row])
-    for row, worker in enumerate(pool.workers):
-        if worker.group:
-            pace_s[row] = slowest[worker.group]
-    return pace_s
+def extra_s(request: RouteRequest, config: RouterConfig, worker: WorkerView) -> float:
+    """An adapter to load, less what is granted to the session's last worker."""
+    price_s = 0.0
+    if request.adapter and request.adapter not in worker.adapters:
+        price_s = config.adapter_load_s
+    last = request.last_worker == worker.member.worker_id
+    return price_s - config.affinity_s if last else price_s

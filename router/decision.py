@@ -61,7 +61,9 @@ class Candidate(NamedTuple):
 class Plan:
     """Where a request goes and why. `prefill` is empty for local, otherwise best first.
 
-    `candidates` are the cheapest options that were priced, the chosen one among them.
+    Of the prompt, `num_cached_tokens` are held where it is decoded, and `num_new_tokens` are to be
+    computed where it is computed. `candidates` are the cheapest options that were priced, the
+    chosen one among them.
     """
 
     decode: Member
@@ -69,6 +71,7 @@ class Plan:
     reason: str
     ttft_s: float = 0.0
     num_cached_tokens: int = 0
+    num_new_tokens: int = 0
     candidates: tuple[Candidate, ...] = ()
 
     def header(self) -> str:

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, TypeVar
 
-import numpy as np
-
+from baton.protos.types import Member
 from baton.router.config import RouterConfig
-from baton.router.costs import (
-    CostModel,
-    DecodeAt,
-    DecodeSide,
-    LocalSide,
-    PrefillAt,
-    PrefillSide,
-)
-from baton.router.decision import Candidate, Plan, RouteRequest
-from baton.router.pools import Mask, Pools, prefix_hits, tie_noise
+from baton.router.costs import DecodeAt, LocalAt, PairAt, PrefillAt, Prices, extra_s
+from baton.router.decision import Plan, RouteRequest
+from baton.router.pools import Pools, prefix_hits
 from baton.router.prefix_index import Prefixes
-from baton.router.view import ClusterView, Columns, Floats
+from baton.router.shortlist import Shortlist, num_blocks
+from baton.router.times import Near
+from baton.router.view import Busy, ClusterView
 
 # Pairs of the best so many decode and prefill workers are priced with the transfer between them.
 _NUM_PAIRED: Final = 3
 # Options that a plan remembers of each kind.
 _NUM_REMEMBERED: Final = 3
+_NOISE_S: Final = 1e-9
 
 
 def cost(
@@ -36,21 +31,18 @@ def cost(
     rng: random.Random,
 ) -> Plan:
     """The cheapest of local and remote over all decode workers."""
-    pools = Pools(view, request, config)
-    priced = _Priced(view, index, request, config, rng, pools)
+    priced = _Priced(view, index, request, config, rng)
+    pools = priced.pools
     local, remote = priced.local(), priced.remote()
-    best = min(local + remote, key=_cost_of)
-    if pools.stale:
-        reason = "stale_view"
-    elif not best.candidate.prefill:
-        tail = priced.side.short_tail[best.decode_row]
-        reason = pools.why_none or ("short_uncached_tail" if tail else "local_cheaper")
-    else:
-        cheapest_local = min(local, key=_cost_of).candidate
+    best_local = local[0]
+    if remote and remote[0].cost_s < best_local.cost_s:
         # The margin may have paid for the handshake; then it was not cheaper outright.
-        outright = best.candidate.cost_s - min(best.candidate.extra_s, 0.0) <= cheapest_local.cost_s
+        best = remote[0]
+        outright = best.cost_s + best.prefill.preference_s <= best_local.cost_s
         reason = "remote_cheaper" if outright else "remote_idle"
-    return priced.plan(best, local + remote, reason)
+        return priced.plan(best, local, remote, pools.reason(reason))
+    tail = "short_uncached_tail" if best_local.at.short_tail else "local_cheaper"
+    return priced.plan(best_local, local, remote, pools.reason(pools.why_none or tail))
 
 
 def always_local(
@@ -61,10 +53,9 @@ def always_local(
     rng: random.Random,
 ) -> Plan:
     """The decode worker where a local prefill is cheapest."""
-    pools = Pools(view, request, config)
-    priced = _Priced(view, index, request, config, rng, pools)
-    options = priced.local()
-    return priced.plan(min(options, key=_cost_of), options, pools.reason("always_local"))
+    priced = _Priced(view, index, request, config, rng)
+    local = priced.local()
+    return priced.plan(local[0], local, [], priced.pools.reason("always_local"))
 
 
 def always_remote(
@@ -75,22 +66,14 @@ def always_remote(
     rng: random.Random,
 ) -> Plan:
     """The cheapest remote plan, whatever local would cost; local where there is no remote."""
-    pools = Pools(view, request, config)
-    priced = _Priced(view, index, request, config, rng, pools)
-    options = priced.remote(short_tails=True) or priced.local()
-    reason = pools.reason(pools.why_none or "always_remote")
-    return priced.plan(min(options, key=_cost_of), options, reason)
+    priced = _Priced(view, index, request, config, rng)
+    remote = priced.remote(short_tails=True)
+    local = [] if remote else priced.local()
+    reason = priced.pools.why_none or "always_remote"
+    return priced.plan((remote or local)[0], local, remote, priced.pools.reason(reason))
 
 
-@dataclass(slots=True)
-class _Option:
-    candidate: Candidate
-    decode_row: int
-    prefill_rows: tuple[int, ...] = ()
-
-
-def _cost_of(option: _Option) -> float:
-    return option.candidate.cost_s
+_Option = TypeVar("_Option", LocalAt, PairAt)
 
 
 class _Priced:
@@ -103,123 +86,131 @@ class _Priced:
         request: RouteRequest,
         config: RouterConfig,
         rng: random.Random,
-        pools: Pools,
     ) -> None:
+        self.pools = pools = Pools(view, request, config)
+        self._request = request
         self._config = config
-        self._pools = pools
-        decode, prefill = pools.decode, pools.prefill
-        self._hits = prefix_hits(index, request, (decode, prefill))
-        self._model = CostModel(pools.view, request, config, self._hits)
-        self._noise = tie_noise(rng, len(decode) + len(prefill))
-        self.side: DecodeSide = self._model.decode_side()
+        self._rng = rng
+        self._prefill: list[PrefillAt] = []
+        self._held = prefix_hits(index, request, (pools.decode, pools.prefill))
+        self._prices = Prices(
+            request,
+            config,
+            kv_bytes_per_token=view.kv_bytes_per_token,
+            handshake_s=view.handshake_s,
+            far=view.transfers.by_nearness[Near.FAR],
+        )
+        prefill = Shortlist(pools.prefill, pools.usable_prefill, self._held, rng)
+        self._prefill_rows = [] if pools.why_none else prefill.best(Busy.COMPUTING)
+        chosen = Shortlist(pools.decode, pools.usable, self._held, rng)
+        self._local_rows = chosen.best(Busy.COMPUTING)
+        rows = [] if pools.why_none else chosen.best(Busy.DECODING)
+        rows += self._special_rows(chosen)
+        self._decode = self._decode_at(dict.fromkeys(self._local_rows + rows))
 
-    def local(self) -> list[_Option]:
-        """The cheapest local options, one a decode worker."""
-        decode = self._pools.decode
-        prices = self._model.local(self.side)
-        masked = _masked(prices.cost_s, self._pools.usable, decode)
-        rows = _lowest(masked + self._noise[: len(decode)], _NUM_REMEMBERED)
-        return [self._local_option(row, prices) for row in rows]
+    def local(self) -> list[LocalAt]:
+        """The cheapest local options, cheapest first."""
+        local, decode = self._prices.local, self._decode
+        return self._sorted([local(decode[row]) for row in self._local_rows])[:_NUM_REMEMBERED]
 
-    def remote(self, *, short_tails: bool = False) -> list[_Option]:
-        """The best prefill workers for each of the cheapest decode workers, none if none is."""
-        pools, side = self._pools, self.side
-        if pools.why_none:
+    def remote(self, *, short_tails: bool = False) -> list[PairAt]:
+        """The best prefill worker for each of the cheapest decode workers, cheapest first."""
+        if self.pools.why_none:
             return []
-        allowed = pools.usable
+        decode = [*self._decode.values()]
         # Where a decode worker has next to nothing to compute there is nobody to protect from it.
-        idle = not (side.short_tail.any() and (pools.usable & side.short_tail).any())
-        if not idle and not short_tails:
-            allowed = pools.usable & ~side.short_tail
-        prefill = self._model.prefill_side(prefer_idle=idle)
-        num_decode = len(pools.decode)
-        own_s = _masked(prefill.own_s, pools.usable_prefill, pools.prefill)
-        own_s = own_s + self._noise[num_decode:]
-        # What is left to choose a decode worker by, before each pair's transfer.
-        moved_s = self._config.itl_weight * side.num_new * self._model.typical_move_s_per_token()
-        decode_s = side.decode_s + side.room_s + side.extra_s + moved_s
-        decode_s = _masked(decode_s, allowed, pools.decode) + self._noise[:num_decode]
-        prefill_rows = _lowest(own_s, _NUM_PAIRED)
-        decode_rows = _lowest(decode_s, _NUM_PAIRED)
-        return self._paired(decode_rows, prefill_rows, prefill) if decode_rows else []
+        tails = any(at.short_tail for at in decode)
+        if tails and not short_tails:
+            decode = [at for at in decode if not at.short_tail]
+        noise = self._rng.random
+        ordered = sorted([(at.own_s + noise() * _NOISE_S, at.row, at) for at in decode])
+        if not ordered:
+            return []
+        self._prefill = first, *others = self._prefill_at(prefer_idle=not tails)
+        pairs = self._sorted([self._pair(at, first) for _, _, at in ordered[:_NUM_PAIRED]])
+        # The rest of the pairs differ in little but the way between the two.
+        pairs[:1] = [pairs[0], *(self._pair(pairs[0].at, other) for other in others)]
+        return self._sorted(pairs)[:_NUM_REMEMBERED]
 
-    def plan(self, best: _Option, options: list[_Option], reason: str) -> Plan:
-        pools = self._pools
-        kept = best.prefill_rows[: self._config.max_prefill_targets]
+    def plan(
+        self, best: LocalAt | PairAt, local: list[LocalAt], remote: list[PairAt], reason: str
+    ) -> Plan:
+        """The plan for one of the options."""
+        pools, prices = self.pools, self._prices
+        decode, prefill = pools.decode.ids, pools.prefill.ids
+        candidates = [prices.local_candidate(each, decode[each.at.row]) for each in local]
+        candidates += [
+            prices.remote_candidate(each, decode[each.at.row], prefill[each.prefill.row])
+            for each in remote
+        ]
+        targets: tuple[Member, ...] = ()
+        if isinstance(best, PairAt):
+            targets = self._targets(best)
         return Plan(
-            decode=pools.decode.workers[best.decode_row].member,
-            prefill=tuple(pools.prefill.workers[row].member for row in kept),
+            decode=pools.decode.workers[best.at.row].member,
+            prefill=targets,
             reason=pools.named_blind(reason),
-            ttft_s=best.candidate.ttft_s,
-            num_cached_tokens=int(self.side.num_cached[best.decode_row]),
-            candidates=tuple(option.candidate for option in options),
+            ttft_s=best.ttft_s,
+            num_cached_tokens=best.at.num_cached,
+            num_new_tokens=best.prefill.num_new if isinstance(best, PairAt) else best.at.num_new,
+            candidates=tuple(candidates),
         )
 
-    def _local_option(self, row: int, prices: LocalSide) -> _Option:
-        side = self.side
-        candidate = Candidate(
-            self._pools.decode.workers[row].member.worker_id,
-            "",
-            float(prices.ttft_s[row]),
-            float(prices.slo_s[row]),
-            float(prices.queue_s[row]),
-            float(prices.interference_s[row]),
-            float(side.decode_s[row]),
-            0.0,
-            0.0,
-            float(side.extra_s[row]),
-            float(prices.cost_s[row]),
-        )
-        return _Option(candidate, row)
+    def _targets(self, best: PairAt) -> tuple[Member, ...]:
+        """The prefill worker that was chosen, and others for its failure."""
+        workers, first = self.pools.prefill.workers, best.prefill.row
+        rows = [first, *(at.row for at in self._prefill if at.row != first)]
+        return tuple([workers[row].member for row in rows[: self._config.max_prefill_targets]])
 
-    def _paired(self, rows: list[int], others: list[int], prefill: PrefillSide) -> list[_Option]:
-        """Each decode worker's cheapest pair, and its other prefill workers in order of price.
+    def _sorted(self, options: list[_Option]) -> list[_Option]:
+        """Cheapest first; the least of equals is a random one."""
+        noise = self._rng.random
+        keys = [option.cost_s + noise() * _NOISE_S for option in options]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        return [options[place] for place in order]
 
-        A few pairs: plain numbers are quicker here than arrays.
-        """
-        noise = self._noise[len(self._pools.decode) :]
-        sides = [prefill.at(other) for other in others]
-        options = []
-        for row in rows:
-            decode = self.side.at(row)
-            pairs = []
-            for other, side in zip(others, sides, strict=True):
-                priced = self._pair(decode, side, self._model.move_s(row, other, decode, side))
-                pairs.append((priced.cost_s + noise[other], other, priced))
-            pairs.sort()
-            options.append(_Option(pairs[0][2], row, tuple(other for _, other, _ in pairs)))
-        return options
+    def _pair(self, at: DecodeAt, prefill: PrefillAt) -> PairAt:
+        pools = self.pools
+        decode, other = pools.decode, pools.prefill
+        near = decode.near(at.row, other, prefill.row)
+        times = pools.view.transfers.between(other.ids[prefill.row], decode.ids[at.row], near)
+        return self._prices.pair(at, prefill, times)
 
-    def _pair(self, decode: DecodeAt, prefill: PrefillAt, move_s: float) -> Candidate:
-        # Blocks are reserved when a prompt is about to start.
-        wait_s = max(prefill.wait_s, decode.room_s)
-        ttft_s = wait_s + prefill.compute_s + self._pools.view.handshake_s
-        slo_s = self._model.late_at_s(ttft_s)
-        extra_s = decode.extra_s - prefill.preference_s
-        return Candidate(
-            decode.worker_id,
-            prefill.worker_id,
-            ttft_s,
-            slo_s,
-            prefill.queue_s,
-            0.0,
-            decode.decode_s,
-            0.0,
-            move_s,
-            extra_s,
-            ttft_s + slo_s + prefill.queue_s + decode.decode_s + move_s + extra_s,
-        )
+    def _prefill_at(self, *, prefer_idle: bool) -> list[PrefillAt]:
+        """The best few prefill workers, cheapest first."""
+        pools, figures = self.pools, self.pools.prefill.figures
+        price, noise = self._prices.prefill, self._rng.random
+        found = []
+        for row in self._prefill_rows:
+            num_hits = num_blocks(self._held, pools.prefill.bits[row])
+            at = price(row, figures[row], num_hits, prefer_idle=prefer_idle)
+            found.append((at.own_s + noise() * _NOISE_S, row, at))
+        found.sort()
+        return [at for _, _, at in found[:_NUM_PAIRED]]
 
+    def _decode_at(self, rows: Iterable[int]) -> dict[int, DecodeAt]:
+        pool, request, config = self.pools.decode, self._request, self._config
+        special = bool(request.adapter or request.last_worker)
+        price, figures = self._prices.decode, pool.figures
+        return {
+            row: price(
+                row,
+                figures[row],
+                num_blocks(self._held, pool.bits[row]),
+                extra_s(request, config, pool.workers[row]) if special else 0.0,
+            )
+            for row in rows
+        }
 
-def _masked(values: Floats, mask: Mask, pool: Columns) -> Floats:
-    """Infinite where the mask is not set."""
-    return values if mask is pool.everybody else np.where(mask, values, np.inf)
-
-
-def _lowest(values: Floats, count: int) -> list[int]:
-    """Rows of the `count` lowest values that are not infinite, lowest first."""
-    if len(values) > count:
-        found = [(values[row], row) for row in values.argpartition(count)[:count].tolist()]
-    else:
-        found = [(value, row) for row, value in enumerate(values.tolist())]
-    return [row for value, row in sorted(found) if value < np.inf]
+    def _special_rows(self, chosen: Shortlist) -> list[int]:
+        """Workers that something else than their load speaks for."""
+        request, pool = self._request, self.pools.decode
+        rows = []
+        if request.last_worker in pool.rows:
+            rows += chosen.usable([pool.rows[request.last_worker]])
+        if request.adapter:
+            rows += chosen.first(lambda row: request.adapter in pool.workers[row].adapters)
+        far, rack, host = self.pools.view.transfers.by_nearness
+        if self._prefill_rows and not (far is rack and far is host):
+            rows += chosen.usable(pool.beside(self.pools.prefill, self._prefill_rows[0]))
+        return rows

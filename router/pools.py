@@ -13,6 +13,7 @@ from baton.protos.errors import UnavailableError
 from baton.router.config import RouterConfig
 from baton.router.decision import RouteRequest
 from baton.router.prefix_index import Prefixes
+from baton.router.promises import Held
 from baton.router.view import ClusterView, Column, Columns, Floats
 
 Mask = npt.NDArray[np.bool_]
@@ -32,14 +33,7 @@ class Pools:
 
     def __init__(self, view: ClusterView, request: RouteRequest, config: RouterConfig) -> None:
         self.decode, self.prefill = view.pools()
-        self.view = ClusterView(
-            view.decode,
-            view.prefill,
-            view.transfers,
-            view.kv_bytes_per_token,
-            view.handshake_s,
-            (self.decode, self.prefill),
-        )
+        self.view = view
         self.usable, self.stale = _decode_mask(self.decode, request, config)
         self.usable_prefill, self.why_none = _prefill_mask(self.prefill, request, config)
 
@@ -114,12 +108,10 @@ def nobody(pool: Columns, request: RouteRequest) -> UnavailableError:
 
 def prefix_hits(
     index: Prefixes, request: RouteRequest, pools: tuple[Columns, Columns]
-) -> tuple[Floats, Floats]:
-    """Leading blocks of the prompt that each worker holds, for both pools."""
+) -> list[Held]:
+    """Who holds how many leading blocks of the prompt."""
     # With prompt_logprobs every prompt token is computed again, whatever is cached.
-    hashes = () if request.prompt_logprobs else request.block_hashes
-    decode, prefill = index.blocks(hashes, pools)
-    return decode, prefill
+    return index.held(() if request.prompt_logprobs else request.block_hashes, pools)
 
 
 def tie_noise(rng: random.Random, count: int) -> Floats:

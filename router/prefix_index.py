@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from baton.protos.hashing import short_hash, short_hashes
+from baton.protos.hashing import short_hashes
 from baton.protos.types import KvDigest, KvEvents
+from baton.router.promises import Held, Promises
 from baton.router.view import Columns, Floats
 
 # A table of many small dicts: none is ever so large that growing or cleaning it is felt.
@@ -20,15 +20,23 @@ _SHARD_MASK: Final = _NUM_SHARDS - 1
 _SWEEP_ENTRIES: Final = 20_000
 # Sets of workers that are remembered so that equal ones are one object.
 _MAX_SETS: Final = 1 << 16
-# Workers that are found one by one rather than all at once.
-_FEW: Final = 4
 
 
 class Prefixes(Protocol):
     """Who holds how much of a prompt; the index, or what a log says that it said."""
 
-    def blocks(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Floats]:
-        """Leading blocks that each worker holds: float64 [num_workers] for each pool."""
+    def held(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Held]:
+        """Those who hold anything, longest prefix first. Sets the pools' `bits`."""
+
+
+def aligned(held: Sequence[Held], pool: Columns) -> Floats:
+    """Leading blocks that each worker of a pool holds: float64 [num_workers]."""
+    found = np.zeros(len(pool))
+    for workers, num_blocks in held:
+        for row, bit in enumerate(pool.bits):
+            if bit & workers:
+                found[row] = num_blocks
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +59,6 @@ class _Holder:
     num_dropped: int = 0
 
 
-class _Ended(NamedTuple):
-    """These workers' prefixes are so many blocks long."""
-
-    workers: int
-    num_blocks: int
-
-
 class PrefixIndex:
     """Hash to a bit set of workers.
 
@@ -70,7 +71,7 @@ class PrefixIndex:
     bisection. Where that fails the estimate is off by what is missing in between.
     """
 
-    def __init__(self, *, max_blocks_per_worker: int = 1 << 20) -> None:
+    def __init__(self, *, max_blocks_per_worker: int = 1 << 20, promise_stride: int = 32) -> None:
         self._max_blocks = max_blocks_per_worker
         self._shards: list[dict[int, int]] = [{} for _ in range(_NUM_SHARDS)]
         self._holders: dict[str, _Holder] = {}
@@ -78,6 +79,7 @@ class PrefixIndex:
         # Bits of workers that are gone, and shards that may still have them.
         self._dead = 0
         self._unswept: list[int] = []
+        self._promises = Promises(promise_stride)
         self._num_dropped = 0
         self._version = 0
 
@@ -100,6 +102,7 @@ class PrefixIndex:
         if holder is None:
             return
         self._version += 1
+        self._promises.forget(holder.bit)
         if holder.num_blocks:
             self._dead |= holder.bit
             self._unswept = list(range(_NUM_SHARDS))
@@ -117,9 +120,21 @@ class PrefixIndex:
         """Blocks that were refused over the limit."""
         return self._num_dropped
 
+    def promise(self, key: object, worker_ids: Iterable[str], hashes: Sequence[bytes]) -> None:
+        """A prompt was sent to these workers: to within `promise_stride` blocks it counts as held
+        there until `settle`."""
+        bits = 0
+        for worker_id in worker_ids:
+            bits |= (self._holders.get(worker_id) or self._add_worker(worker_id)).bit
+        self._promises.add(key, bits, hashes)
+
+    def settle(self, key: object) -> None:
+        """What was promised is there and reported, or will never be; unknown keys are ignored."""
+        self._promises.remove(key)
+
     def hits(self, hashes: Sequence[bytes]) -> dict[str, int]:
         """Leading blocks of the chain that each worker holds; workers with none are absent."""
-        ended = self._ended(hashes)
+        ended = self._promises.with_promised(self._ended(hashes), hashes)
         return {
             worker_id: num_blocks
             for workers, num_blocks in ended
@@ -127,13 +142,11 @@ class PrefixIndex:
             if workers & holder.bit
         }
 
-    def blocks(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Floats]:
-        """As `hits`, aligned with pools: float64 [num_workers] for each."""
-        ended = [
-            (each, _spread(each.workers) if each.workers.bit_count() > _FEW else None)
-            for each in self._ended(hashes)
-        ]
-        return [self._aligned(ended, pool) for pool in pools]
+    def held(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Held]:
+        """As `hits`, by length: see `Prefixes`."""
+        for pool in pools:
+            self._place(pool)
+        return self._promises.with_promised(self._ended(hashes), hashes)
 
     def statistics(self) -> PrefixIndexStatistics:
         return PrefixIndexStatistics(
@@ -158,14 +171,17 @@ class PrefixIndex:
             assert all(key & _SHARD_MASK == number for key in shard), "a key is in a wrong shard"
             assert all(shard.values()), "a block is kept that nobody holds"
 
-    def _ended(self, hashes: Sequence[bytes]) -> list[_Ended]:
-        """Which workers' prefixes end where, by bisection between the first and the last block."""
+    def _ended(self, hashes: Sequence[bytes]) -> list[Held]:
+        """Which workers' prefixes end where, longest first, by bisection between the first and the
+        last block."""
         if not hashes:
             return []
-        first = self._owners(hashes[0]) & ~self._dead
+        shards, from_bytes = self._shards, int.from_bytes
+        key = from_bytes(hashes[0][:8], "little")
+        first = shards[key & _SHARD_MASK].get(key, 0) & ~self._dead
         if not first:
             return []
-        ended: list[_Ended] = []
+        ended: list[Held] = []
         # Workers that hold block `low`, those of them that hold block `high`: [low, high).
         spans = [(0, first, len(hashes), 0)]
         while spans:
@@ -173,36 +189,15 @@ class PrefixIndex:
             if here == there:
                 continue
             if high - low == 1:
-                ended.append(_Ended(here & ~there, high))
+                ended.append(Held(here & ~there, high))
                 continue
             middle = (low + high) // 2
-            held = self._owners(hashes[middle]) & here
+            key = from_bytes(hashes[middle][:8], "little")
+            held = shards[key & _SHARD_MASK].get(key, 0) & here
             spans.append((low, here, middle, held))
             # A worker that lacks the middle has nothing beyond it, whatever was seen there.
             spans.append((middle, held, high, there & held))
         return ended
-
-    def _aligned(
-        self, ended: list[tuple[_Ended, npt.NDArray[np.bool_] | None]], pool: Columns
-    ) -> Floats:
-        found = np.zeros(len(pool))
-        if ended:
-            self._place(pool)
-        for (workers, num_blocks), spread in ended:
-            if spread is not None:
-                # The last place is no worker's: those beyond, or not known here, take it.
-                found[spread[np.minimum(pool.bit_of_row, len(spread) - 1)]] = num_blocks
-                continue
-            while workers:
-                row = pool.row_of_bit.get((workers & -workers).bit_length() - 1)
-                if row is not None:
-                    found[row] = num_blocks
-                workers &= workers - 1
-        return found
-
-    def _owners(self, block_hash: bytes) -> int:
-        key = short_hash(block_hash)
-        return self._shards[key & _SHARD_MASK].get(key, 0)
 
     def _place(self, pool: Columns) -> None:
         """Where this index's bits are in the pool, remembered until workers change."""
@@ -211,15 +206,7 @@ class PrefixIndex:
             return
         pool.bits_version = version
         holders = self._holders
-        pool.row_of_bit = {
-            holders[worker_id].bit.bit_length() - 1: row
-            for worker_id, row in pool.rows.items()
-            if worker_id in holders
-        }
-        # The last place of a spread set is never in it.
-        pool.bit_of_row = np.full(len(pool), -1, dtype=np.intp)
-        for bit, row in pool.row_of_bit.items():
-            pool.bit_of_row[row] = bit
+        pool.set_bits([holders[name].bit if name in holders else 0 for name in pool.ids])
 
     def _store(self, worker_id: str, keys: Sequence[int]) -> None:
         holder = self._holders.get(worker_id) or self._add_worker(worker_id)
@@ -283,10 +270,3 @@ class PrefixIndex:
         self._version += 1
         new = self._holders[worker_id] = _Holder(~taken & (taken + 1))
         return new
-
-
-def _spread(workers: int) -> npt.NDArray[np.bool_]:
-    """A bool for every bit, and False at the end."""
-    raw = workers.to_bytes(workers.bit_length() // 8 + 1, "little")
-    bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little")
-    return bits.astype(np.bool_)

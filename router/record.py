@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-import numpy as np
-
 from baton.protos.errors import ConfigError
 from baton.protos.types import Member, Role, WorkerLoad
 from baton.router.config import RouterConfig
 from baton.router.decision import Plan, RouteRequest
 from baton.router.plan import plan
+from baton.router.promises import Held
 from baton.router.times import (
     DecodeTimes,
     PrefillTimes,
@@ -21,7 +20,7 @@ from baton.router.times import (
     TransferTimes,
     WorkerTimes,
 )
-from baton.router.view import ClusterView, Columns, Floats, WorkerState, WorkerView
+from baton.router.view import ClusterView, Columns, WorkerState, WorkerView
 
 FORMAT = 1
 
@@ -32,11 +31,15 @@ class RecordedPrefixes:
     def __init__(self, hits: Mapping[str, int]) -> None:
         self._hits = dict(hits)
 
-    def blocks(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Floats]:
-        """As `PrefixIndex.blocks`, for the prompt that was recorded."""
-        hits = self._hits if hashes else {}
-        ids = [[worker.member.worker_id for worker in pool.workers] for pool in pools]
-        return [np.array([float(hits.get(name, 0)) for name in names]) for names in ids]
+    def held(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Held]:
+        """As `PrefixIndex.held`, for the prompt that was recorded."""
+        bits = {name: 1 << number for number, name in enumerate(self._hits)}
+        for pool in pools:
+            pool.set_bits([bits.get(name, 0) for name in pool.ids])
+        workers: dict[int, int] = {}
+        for name, num_blocks in self._hits.items() if hashes else ():
+            workers[num_blocks] = workers.get(num_blocks, 0) | bits[name]
+        return [Held(workers[length], length) for length in sorted(workers, reverse=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import numpy as np
 from baton.router.config import RouterConfig
 from baton.router.decision import Plan, RouteRequest
 from baton.router.pools import Mask, Pools, prefix_hits, tie_noise
-from baton.router.prefix_index import Prefixes
+from baton.router.prefix_index import Prefixes, aligned
 from baton.router.view import ClusterView, Column, Floats
 
 
@@ -29,7 +29,8 @@ class _Fixed:
         self._config = config
         self.request = request
         self._noise = tie_noise(rng, len(pools.decode) + len(pools.prefill))
-        self.hits, self.prefill_hits = prefix_hits(index, request, (pools.decode, pools.prefill))
+        held = prefix_hits(index, request, (pools.decode, pools.prefill))
+        self.hits, self.prefill_hits = aligned(held, pools.decode), aligned(held, pools.prefill)
         self.has_prefill = bool(pools.usable_prefill.any())
 
     def decode_by(self, values: Floats) -> int:
@@ -56,11 +57,14 @@ class _Fixed:
         pools = self.pools
         if not self.has_prefill:
             prefill, reason = [], pools.why_none
+        size, num_tokens = self.request.block_size, self.request.num_prompt_tokens
+        num_hits = self.prefill_hits[prefill[0]] if prefill else self.hits[decode]
         return Plan(
             decode=pools.decode.workers[decode].member,
             prefill=tuple(pools.prefill.workers[row].member for row in prefill),
             reason=pools.named_blind(pools.reason(reason)),
-            num_cached_tokens=int(self.hits[decode]) * self.request.block_size,
+            num_cached_tokens=int(self.hits[decode]) * size,
+            num_new_tokens=max(num_tokens - int(num_hits) * size, 1),
         )
 
 

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from baton.protos.types import Member, WorkerLoad
+from baton.protos.types import Member, Role, WorkerLoad
 from baton.router.times import H100_8B, Near, Transfers, WorkerTimes
 
 Floats = npt.NDArray[np.float64]
+
+# Pools of more workers than this keep them in order.
+_LARGE: Final = 8
+# The request that orders are for: prompt tokens, prices of a second of its decode steps and of a
+# second that another one waits, and of its share of the KV memory.
+_TYPICAL_TOKENS: Final = 4096
+_TYPICAL_WEIGHT: Final = 12.0
+_STALL_WEIGHT: Final = 0.05
+_TYPICAL_ROOM_S: Final = 0.3
 
 
 class WorkerState(StrEnum):
@@ -68,13 +79,39 @@ class WorkerView:
         return self.member.address.rpartition(":")[0]
 
 
-class Column(IntEnum):
-    """What a row of `Columns.table` holds, in the order of `_figures`.
+class Figures(NamedTuple):
+    """What is priced of one worker.
 
-    WAIT_S: until a prompt that is sent there now is begun. STEP_S: the next decode step; ITL_S: the
-    time between tokens that requests there see, other prompts' steps included. CHUNK_S: what every
-    chunk of a prompt costs whatever its size.
+    wait_s: until a prompt that is sent there now is begun. step_s: the next decode step; itl_s: the
+    time between tokens that requests there see, other prompts' steps included; pace_s: `step_s` of
+    the slowest in its group. chunk_s: what every chunk of a prompt costs whatever its size.
     """
+
+    usable: bool
+    age_s: float
+    kv_blind: bool
+    pending_tokens: int
+    pending_requests: int
+    in_flight_requests: int
+    kv_tokens: int
+    used_blocks: int
+    free_blocks: float
+    unplaced_blocks: int
+    wait_s: float
+    step_s: float
+    itl_s: float
+    pace_s: float
+    chunk_s: float
+    chunk_tokens: int
+    token_s: float
+    pair_s: float
+    decode_fixed_s: float
+    decode_row_s: float
+    decode_kv_token_s: float
+
+
+class Column(IntEnum):
+    """The same as columns of arrays, in the order of `Figures`."""
 
     USABLE = 0
     AGE_S = 1
@@ -85,52 +122,95 @@ class Column(IntEnum):
     KV_TOKENS = 6
     USED_BLOCKS = 7
     FREE_BLOCKS = 8
-    WAIT_S = 9
-    STEP_S = 10
-    ITL_S = 11
-    CHUNK_S = 12
-    CHUNK_TOKENS = 13
-    TOKEN_S = 14
-    PAIR_S = 15
-    DECODE_FIXED_S = 16
-    DECODE_ROW_S = 17
-    DECODE_KV_TOKEN_S = 18
+    UNPLACED_BLOCKS = 9
+    WAIT_S = 10
+    STEP_S = 11
+    ITL_S = 12
+    PACE_S = 13
+    CHUNK_S = 14
+    CHUNK_TOKENS = 15
+    TOKEN_S = 16
+    PAIR_S = 17
+    DECODE_FIXED_S = 18
+    DECODE_ROW_S = 19
+    DECODE_KV_TOKEN_S = 20
+
+
+class Busy(IntEnum):
+    """What a worker's load keeps it from: a prompt, or only the decoding of one."""
+
+    COMPUTING = 0
+    DECODING = 1
 
 
 class Columns:
-    """A pool as arrays, so that pricing 256 workers takes a few dozen array operations.
+    """A pool's figures by worker, and as arrays for whoever compares all workers.
 
-    table: float64 [len(Column), num_workers]; `workers` are in the same order.
+    `figures` are in the order of `workers`. `pool[Column.X]` is float64 [num_workers].
     """
 
     def __init__(self, workers: Iterable[WorkerView]) -> None:
         self.workers = list(workers)
-        self.rows = {worker.member.worker_id: row for row, worker in enumerate(self.workers)}
-        self.table = np.zeros((len(Column), len(self.workers)))
+        self.ids = [worker.member.worker_id for worker in self.workers]
+        self.rows = {worker_id: row for row, worker_id in enumerate(self.ids)}
+        self.figures = [_figures(worker) for worker in self.workers]
+        self._decodes = any(w.member.role is not Role.PREFILL for w in self.workers)
+        self._groups: dict[str, list[int]] = {}
         for row, worker in enumerate(self.workers):
-            self.table[:, row] = _figures(worker)
+            if worker.group:
+                self._groups.setdefault(worker.group, []).append(row)
         self._places = [(worker.host, worker.rack) for worker in self.workers]
-        self.grouped = any(worker.group for worker in self.workers)
+        self._by_host: dict[str, list[int]] = {}
+        self._by_rack: dict[str, list[int]] = {}
+        for row, (host, rack) in enumerate(self._places):
+            if host:
+                self._by_host.setdefault(host, []).append(row)
+            if rack:
+                self._by_rack.setdefault(rack, []).append(row)
         self.everybody = np.ones(len(self.workers), dtype=bool)
         # Counts and a bound, so that plans need not look where there is nothing to find.
-        self.num_unusable = int((self.table[Column.USABLE] == 0).sum())
-        self.num_blind = int((self.table[Column.KV_BLIND] != 0).sum())
-        self.oldest_s = float(self.table[Column.AGE_S].max(initial=0.0))
-        # A prefix index's to set: which bit stands for which row, as of a version of that index.
+        self.num_unusable = sum(not each.usable for each in self.figures)
+        self.num_blind = sum(each.kv_blind for each in self.figures)
+        self.oldest_s = max((each.age_s for each in self.figures), default=0.0)
+        self._table = np.zeros((len(self.workers), len(Figures._fields)))
+        self._changed = set(range(len(self.workers)))
+        for group in self._groups:
+            self._keep_pace(group)
+        # Of a large pool, by `Busy`: (how busy, row), least first.
+        self.orders: list[list[tuple[float, int]]] = []
+        self.scores: list[tuple[float, float]] = []
+        if len(self.workers) > _LARGE:
+            self.scores = [_scores(each, decodes=self._decodes) for each in self.figures]
+            self.orders = [
+                sorted((each[kind], row) for row, each in enumerate(self.scores))
+                for kind in (Busy.COMPUTING, Busy.DECODING)
+            ]
+        # See `set_bits`, and the version of the index that set them.
+        self.bits: list[int] = []
+        self.all_bits = 0
         self.row_of_bit: dict[int, int] = {}
-        self.bit_of_row = np.zeros(0, dtype=np.intp)
         self.bits_version: tuple[int, int] = (0, -1)
 
     def replace(self, worker: WorkerView) -> None:
-        """A newer view of a worker that is in here already."""
+        """A newer view of a worker that is in here already; its place and group stay."""
         row = self.rows[worker.member.worker_id]
         self.workers[row] = worker
-        self._places[row] = (worker.host, worker.rack)
-        figures, before = _figures(worker), self.table[:, row]
-        self.num_unusable += int(before[Column.USABLE]) - int(figures[Column.USABLE])
-        self.num_blind += int(figures[Column.KV_BLIND]) - int(before[Column.KV_BLIND])
-        self.oldest_s = max(self.oldest_s, figures[Column.AGE_S])
-        self.table[:, row] = figures
+        before, figures = self.figures[row], _figures(worker)
+        self.num_unusable += before.usable - figures.usable
+        self.num_blind += figures.kv_blind - before.kv_blind
+        self.oldest_s = max(self.oldest_s, figures.age_s)
+        self.figures[row] = figures
+        self._changed.add(row)
+        if self.orders:
+            self._put_in_order(row, _scores(figures, decodes=self._decodes))
+        if worker.group:
+            self._keep_pace(worker.group)
+
+    def set_bits(self, bits: list[int]) -> None:
+        """A prefix index's: which bit stands for each row; 0: none."""
+        self.bits = bits
+        self.row_of_bit = {bit: row for row, bit in enumerate(bits) if bit}
+        self.all_bits = sum(self.row_of_bit)
 
     def near(self, row: int, pool: Columns, other: int) -> Near:
         """How far this pool's worker is from another's; without an address or a rack, far."""
@@ -140,13 +220,39 @@ class Columns:
             return Near.HOST
         return Near.RACK if rack and rack == other_rack else Near.FAR
 
+    def beside(self, pool: Columns, other: int) -> list[int]:
+        """The least busy worker on the host of another pool's, and in its rack."""
+        host, rack = pool._places[other]
+        rows = [self._by_host.get(host, ()), self._by_rack.get(rack, ())]
+        if not self.scores:
+            return [row for each in rows for row in each]
+        return [min(each, key=lambda row: self.scores[row][Busy.DECODING]) for each in rows if each]
+
     def __len__(self) -> int:
         return len(self.workers)
 
     def __getitem__(self, column: Column) -> Floats:
         """float64 [num_workers]"""
-        values: Floats = self.table[column]
+        for row in self._changed:
+            self._table[row] = self.figures[row]
+        self._changed.clear()
+        values: Floats = self._table[:, column]
         return values
+
+    def _put_in_order(self, row: int, scores: tuple[float, float]) -> None:
+        before, self.scores[row] = self.scores[row], scores
+        for order, old, new in zip(self.orders, before, scores, strict=True):
+            if old != new:
+                del order[bisect_left(order, (old, row))]
+                insort(order, (new, row))
+
+    def _keep_pace(self, group: str) -> None:
+        """The slowest step of a data-parallel group is that of all."""
+        rows = self._groups[group]
+        pace_s = max(self.figures[row].step_s for row in rows)
+        for row in rows:
+            self.figures[row] = self.figures[row]._replace(pace_s=pace_s)
+        self._changed.update(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +274,24 @@ class ClusterView:
         return self.columns or (Columns(self.decode), Columns(self.prefill))
 
 
-def _figures(worker: WorkerView) -> tuple[float, ...]:
+def _scores(figures: Figures, *, decodes: bool) -> tuple[float, float]:
+    """How busy a worker is, with prompts of its own and for decoding: about what a typical request
+    that it holds nothing of would cost there. Only orders workers; `router/costs.py` prices them.
+    """
+    compute_s = _TYPICAL_TOKENS * (figures.token_s + figures.chunk_s / figures.chunk_tokens)
+    if not decodes:
+        return figures.wait_s + compute_s, 0.0
+    num_others = figures.pending_requests
+    growth_s = figures.decode_row_s + _TYPICAL_TOKENS * figures.decode_kv_token_s
+    decode_s = _TYPICAL_WEIGHT * (figures.step_s + (1 + num_others) * growth_s)
+    num_blocks = figures.used_blocks + figures.free_blocks
+    full = (figures.used_blocks + figures.unplaced_blocks) / num_blocks
+    # About the slope of `miss_probability`.
+    decode_s += _TYPICAL_ROOM_S * num_others * full**7 / (1 + full**8) ** 2
+    return figures.wait_s + compute_s * (1 + _STALL_WEIGHT * num_others) + decode_s, decode_s
+
+
+def _figures(worker: WorkerView) -> Figures:
     load, prefill, decode = worker.load, worker.times.prefill, worker.times.decode
     num_requests = worker.pending_requests
     num_tokens = worker.pending_tokens
@@ -178,7 +301,7 @@ def _figures(worker: WorkerView) -> tuple[float, ...]:
     if load.num_running:
         # A step is under way, and on average half of it is left.
         wait_s += 0.5 * step_s
-    return (
+    return Figures(
         worker.state is WorkerState.UP and not load.draining,
         worker.age_s,
         worker.kv_blind,
@@ -188,9 +311,11 @@ def _figures(worker: WorkerView) -> tuple[float, ...]:
         load.running_kv_tokens,
         load.total_blocks - load.free_blocks,
         load.free_blocks if load.total_blocks else math.inf,
+        load.unplaced_blocks,
         wait_s,
         step_s,
         max(step_s, load.itl_s if load.num_running else 0.0),
+        step_s,
         chunk_s,
         prefill.chunk_tokens,
         prefill.per_token_s,

@@ -31,16 +31,16 @@ class PrefillDesk:
     def announce(self, job: Job) -> None:
         """It was sent here, and will be added."""
         self.num_announced += 1
-        self.announced_tokens += job.num_known
+        self.announced_tokens += job.num_new
 
     def add(self, job: Job, attempt: int) -> None:
         """Queues an announced job, unless its attempt was given up meanwhile."""
         self.num_announced -= 1
-        self.announced_tokens -= job.num_known
+        self.announced_tokens -= job.num_new
         if job.attempt != attempt:
             return
         self._waiting.append((job, job.attempt))
-        self.waiting_tokens += job.num_known
+        self.waiting_tokens += job.num_new
         self.start_waiting()
 
     def done(self, job: Job) -> None:
@@ -51,10 +51,10 @@ class PrefillDesk:
     def start_waiting(self) -> None:
         while self._waiting and self._started_tokens < self._window_tokens:
             job, attempt = self._waiting.popleft()
-            self.waiting_tokens -= job.num_known
+            self.waiting_tokens -= job.num_new
             if job.attempt == attempt and not job.ended:
-                self._started[job] = job.num_known
-                self._started_tokens += job.num_known
+                self._started[job] = job.num_new
+                self._started_tokens += job.num_new
                 self._start(job)
 
     @property

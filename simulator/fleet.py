@@ -35,7 +35,7 @@ class SimFleet:
             block_tokens=block_tokens,
         )
         self._transfers = Transfers((config.times.transfer,) * 3)
-        self.index = PrefixIndex()
+        self.index = PrefixIndex(promise_stride=max(1, 512 // block_tokens))
         self.workers: dict[str, SimWorker] = {}
         self.desks: dict[str, PrefillDesk] = {}
         self._next_id = {Role.PREFILL: 0, Role.DECODE: 0}

@@ -32,6 +32,10 @@ class Job:
     last_s: float = -1.0
     finish_s: float = -1.0
     num_cached: int = 0
+    # Prompt tokens to compute, as the plan says.
+    num_new: int = 0
+    # Of them and what is cached, the tokens for which its decode worker has no blocks yet.
+    num_unplaced: int = 0
     local: bool = False
     reason: str = ""
     predicted_ttft_s: float = 0.0

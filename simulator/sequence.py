@@ -44,6 +44,11 @@ class Sequence:
         self.num_published = len(shared)
         return True
 
+    def num_uncached(self, memory: KvMemory) -> int:
+        """Known tokens that would have to be computed if it began now."""
+        findable = self.hashes[: (self.num_tokens - 1) // memory.block_tokens]
+        return self.num_tokens - memory.match(findable) * memory.block_tokens
+
     def publish(self, memory: KvMemory) -> None:
         """Lets others find its blocks whose tokens are now all computed."""
         full = min(self.num_computed // memory.block_tokens, len(self.hashes))

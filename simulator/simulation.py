@@ -158,11 +158,18 @@ class Simulation:
         job.attempt += 1
         job.decode = self.fleet.workers[chosen.decode.worker_id]
         job.targets = list(chosen.prefill)
+        job.num_new = chosen.num_new_tokens
         job.local = not job.targets
         job.reason = chosen.reason
         if job.attempt == 1:
             job.predicted_ttft_s = chosen.ttft_s
+        workers = [chosen.decode, *chosen.prefill[:1]]
+        self.fleet.index.promise(
+            job, [worker.worker_id for worker in workers], job.request.block_hashes
+        )
         job.decode.num_elsewhere += 1
+        job.num_unplaced = max(1, job.num_known - chosen.num_cached_tokens)
+        job.decode.unplaced_tokens += job.num_unplaced
         self.next_attempt(job)
 
     def next_attempt(self, job: Job) -> None:
@@ -180,12 +187,19 @@ class Simulation:
                 self.events.at(asked_s, partial(self._ask, job, worker, job.attempt))
                 return
         decode.num_elsewhere -= 1
+        self._placed(job)
         job.sequence = self._sequence(job)
         decode.add(job.sequence)
 
     def _ask(self, job: Job, worker: SimWorker, attempt: int) -> None:
         if not worker.dead:
             self.fleet.desks[worker.member.worker_id].add(job, attempt)
+
+    def _placed(self, job: Job) -> None:
+        """It has blocks at its decode worker, or waits in its engine."""
+        assert job.decode is not None
+        job.decode.unplaced_tokens -= job.num_unplaced
+        job.num_unplaced = 0
 
     def _sequence(self, job: Job, *, hold: bool = False) -> Sequence:
         # Engines order by when they were given a request, not by when it came to the cluster.
@@ -222,6 +236,7 @@ class Simulation:
         if not decode.reserve(sequence):
             del self._by_sequence[id(sequence)]
             return False
+        self._placed(job)
         job.sequence = sequence
         job.num_pushed = sequence.num_cached
         job.held = self._sequence(job, hold=True)
@@ -252,6 +267,7 @@ class Simulation:
             self.gaps.add(self.events.now - job.last_s)
         else:
             job.first_s = self.events.now
+            self.fleet.index.settle(job)
             job.num_cached = sequence.num_cached
         job.last_s = self.events.now
         job.num_emitted += 1
@@ -302,6 +318,7 @@ class Simulation:
 
     def _ended(self, job: Job) -> None:
         self.active.pop(job, None)
+        self.fleet.index.settle(job)
         if self._room is not None:
             self._room.ended(job)
         self._num_left -= 1

@@ -45,6 +45,7 @@ class SimWorker:
         self.dead = False
         # Requests owned that are in no engine queue here: their prompt is computed elsewhere.
         self.num_elsewhere = 0
+        self.unplaced_tokens = 0
         # When this worker's side of the network is free again.
         self.wire_free_s = 0.0
         self.times = times
@@ -54,7 +55,6 @@ class SimWorker:
         # By order, and for two attempts at one request by arrival.
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._arrivals = itertools.count()
-        self._waiting_tokens = 0
         self._prefilling: list[Sequence] = []
         self._ready: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}
@@ -74,7 +74,6 @@ class SimWorker:
     def add(self, sequence: Sequence) -> None:
         """Queues a prompt."""
         heapq.heappush(self._waiting, (sequence.order, next(self._arrivals), sequence))
-        self._waiting_tokens += sequence.num_tokens
         self._wake()
 
     def reserve(self, sequence: Sequence) -> bool:
@@ -128,14 +127,20 @@ class SimWorker:
     def num_queued_tokens(self) -> int:
         """Prompt tokens that are still to be computed here."""
         chunks = sum(s.num_tokens - s.num_computed for s in self._prefilling)
-        return self._waiting_tokens + chunks
+        memory = self.memory
+        waiting = sum(s.num_uncached(memory) for _, _, s in self._waiting)
+        return waiting + chunks
 
     def load(self, *, num_waiting: int = 0, queued_tokens: int = 0) -> WorkerLoad:
         """As the worker would report it now, with what waits before its engine."""
         self.sync()
         block_tokens = self.shape.block_tokens
         num_decoding = len(self._decoding)
+        unplaced = self.unplaced_tokens + sum(
+            s.num_uncached(self.memory) for _, _, s in self._waiting
+        )
         return WorkerLoad(
+            unplaced_blocks=unplaced // block_tokens,
             num_running=num_decoding + len(self._prefilling),
             num_waiting=len(self._waiting) + len(self._ready) + self.num_elsewhere + num_waiting,
             queued_prefill_tokens=self.num_queued_tokens + queued_tokens,
@@ -367,7 +372,6 @@ class SimWorker:
                 self._prefilling.remove(last)
             last.free(self.memory)
             heapq.heappush(self._waiting, (last.order, next(self._arrivals), last))
-            self._waiting_tokens += last.num_tokens
 
     def _share(self, budget: int) -> list[tuple[Sequence, int]]:
         chunks = []
@@ -391,6 +395,5 @@ class SimWorker:
         if not self._has_slot or not sequence.take(self.memory, len(self._decoding)):
             return False
         heapq.heappop(self._waiting)
-        self._waiting_tokens -= sequence.num_tokens
         self._prefilling.insert(index, sequence)
         return True

@@ -8,6 +8,11 @@ the product: the kernels multiply by norm weight only and scale the result, so o
 import triton
 import triton.language as tl
 
+from baton.kernels.dependent_launch import prefetch, wait_for_earlier
+
+# Elements of 2 bytes in a cache line.
+LINE: tl.constexpr = tl.constexpr(64)
+
 
 @triton.jit
 def _inputs(
@@ -44,30 +49,47 @@ def _activated(b_out, b_up, p_bias, o_n, m_n, n, HAS_BIAS: tl.constexpr, SWIGLU:
 def gemv_kernel(
     p_x, p_residual, p_norm, p_w, p_bias, p_out, p_total, n, k, eps,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SWIGLU: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    SWIGLU: tl.constexpr, DEPENDENT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """One token; grid [tiles of n]. With SWIGLU row n + i of the weight is output i's up."""
+    """One token; grid [tiles of n]. With SWIGLU row n + i of the weight is output i's up.
+
+    Weights are always a tile ahead, the first before the kernels that make x are over.
+    """
     i_n = tl.program_id(0)
     o_n = i_n * BN + tl.arange(0, BN)
     m_n = o_n < n
     p_row = p_w + o_n.to(tl.int64)[:, None] * k
+    p_up = p_row + n.to(tl.int64) * k
+    o_k = tl.arange(0, BK)
+    m_w = m_n[:, None] & (o_k < k)[None, :]
+    b_w = tl.load(p_row + o_k[None, :], mask=m_w, other=0.0, eviction_policy="evict_first")
+    b_w_up = b_w
+    if SWIGLU:
+        b_w_up = tl.load(p_up + o_k[None, :], mask=m_w, other=0.0, eviction_policy="evict_first")
+    wait_for_earlier(DEPENDENT)
     b_acc = tl.zeros([BN, BK], dtype=tl.float32)
     b_acc_up = tl.zeros([BN, BK], dtype=tl.float32)
     b_squares = tl.zeros([BK], dtype=tl.float32)
     for i_k in range(0, k, BK):
         o_k = i_k + tl.arange(0, BK)
         m_k = o_k < k
-        m_w = m_n[:, None] & m_k[None, :]
-        b_w = tl.load(p_row + o_k[None, :], mask=m_w, other=0.0, eviction_policy="evict_first")
         b_x, b_square = _inputs(
             p_x, p_residual, p_norm, p_total, o_k, o_k, m_k, m_k, i_n, HAS_RESIDUAL, HAS_NORM
         )
+        o_next = o_k + BK
+        m_w = m_n[:, None] & (o_next < k)[None, :]
+        b_next = tl.load(
+            p_row + o_next[None, :], mask=m_w, other=0.0, eviction_policy="evict_first"
+        )
         b_squares += b_square
         b_acc += b_w.to(tl.float32) * b_x[None, :]
+        b_w = b_next
         if SWIGLU:
-            p_up = p_row + n.to(tl.int64) * k + o_k[None, :]
-            b_w_up = tl.load(p_up, mask=m_w, other=0.0, eviction_policy="evict_first")
+            b_next_up = tl.load(
+                p_up + o_next[None, :], mask=m_w, other=0.0, eviction_policy="evict_first"
+            )
             b_acc_up += b_w_up.to(tl.float32) * b_x[None, :]
+            b_w_up = b_next_up
     b_out = tl.sum(b_acc, axis=1)
     b_up = tl.sum(b_acc_up, axis=1)
     if HAS_NORM:
@@ -82,16 +104,25 @@ def gemv_kernel(
 def small_matmul_kernel(
     p_x, p_residual, p_norm, p_w, p_bias, p_out, p_total, m, n, k, eps,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SWIGLU: tl.constexpr, PRECISION: tl.constexpr,
+    SWIGLU: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr, AHEAD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Up to BM tokens; grid [tiles of n]. The weights are the matrix units' tall operand."""
+    """Up to BM tokens; grid [tiles of n]. The weights are the matrix units' tall operand.
+
+    AHEAD cache lines of each row are asked for before the kernels that make x are over.
+    """
     i_n = tl.program_id(0)
     o_n = i_n * BN + tl.arange(0, BN)
     m_n = o_n < n
     o_m = tl.arange(0, BM)
     m_m = o_m < m
     p_row = p_w + o_n.to(tl.int64)[:, None] * k
+    o_line = tl.minimum(tl.arange(0, AHEAD) * LINE, k - 1)
+    b_ahead = p_w + tl.minimum(o_n, n - 1).to(tl.int64)[:, None] * k + o_line[None, :]
+    prefetch(b_ahead, DEPENDENT)
+    if SWIGLU:
+        prefetch(b_ahead + n.to(tl.int64) * k, DEPENDENT)
+    wait_for_earlier(DEPENDENT)
     b_acc = tl.zeros([BN, BM], dtype=tl.float32)
     b_acc_up = tl.zeros([BN, BM], dtype=tl.float32)
     b_squares = tl.zeros([BM], dtype=tl.float32)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from baton.kernels.dependent_launch import dependent_launch
 from baton.kernels.fused_linear.kernel import gemv_kernel, small_matmul_kernel
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
 from baton.kernels.rms_norm.launch import add_rms_norm_triton, rms_norm_triton
@@ -22,12 +23,14 @@ class LinearConfig(LaunchConfig):
     """Outputs and input columns of a tile, powers of two.
 
     library: the vendor's product instead of a kernel of ours. fuse_norm: norm within the kernel.
+    ahead: cache lines of each output's weights that are asked for while the kernel waits to start.
     """
 
     block_n: int = 4
     block_k: int = 1024
     library: bool = False
     fuse_norm: bool = True
+    ahead: int = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +155,7 @@ def _launch(problem: Problem, out: Tensor | None, config: LinearConfig) -> Made:
         "BK": min(config.block_k, next_power_of_2(width)),
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
+        **dependent_launch(x.device),
     }
     if num_tokens == 1:
         grid = (-(-features // config.block_n),)
@@ -166,5 +170,6 @@ def _launch(problem: Problem, out: Tensor | None, config: LinearConfig) -> Made:
         **flags,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         BM=max(next_power_of_2(num_tokens), _MIN_DOT),
+        AHEAD=config.ahead,
     )
     return Made(out, total)

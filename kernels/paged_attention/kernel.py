@@ -10,6 +10,8 @@ which holds every one of them; their scales go into the scores and the output.
 import triton
 import triton.language as tl
 
+from baton.kernels.dependent_launch import wait_for_earlier
+
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
@@ -225,6 +227,7 @@ def decode_kernel(
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, FP8: tl.constexpr, PRECISION: tl.constexpr,
+    DEPENDENT: tl.constexpr,
     BG: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """One program an item of the plan and a key-value head; grid [items * kv_heads].
@@ -234,7 +237,10 @@ def decode_kernel(
     """
     i_head = (tl.program_id(0) % KV_HEADS).to(tl.int64)
     i_item = tl.program_id(0) // KV_HEADS
-    if i_item < tl.load(p_row_item + num_rows):
+    # the plan was made before the layer's other kernels: it may be read before they are over
+    if i_item >= tl.load(p_row_item + num_rows):
+        wait_for_earlier(DEPENDENT)
+    else:
         i_row = tl.load(p_item_row + i_item).to(tl.int64)
         first_item = tl.load(p_row_item + i_row)
         num_splits = tl.load(p_row_item + i_row + 1) - first_item
@@ -246,6 +252,7 @@ def decode_kernel(
         m_gd = m_g[:, None] & (o_d < HEAD_DIM)[None, :]
         o_head = i_head * GROUP + o_g
         p_q_tile = p_q + i_token * stride_qt + o_head[:, None] * stride_qh + o_d[None, :]
+        wait_for_earlier(DEPENDENT)
         b_q = tl.load(p_q_tile, mask=m_gd, other=0.0)  # [BG, BD]
         v_scale = 1.0
         if FP8:

@@ -6,6 +6,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from baton.kernels.dependent_launch import dependent_launch
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
 from baton.kernels.paged_attention.kernel import decode_kernel, extend_kernel, plan_kernel
 from baton.kernels.paged_attention.plan import DevicePlan
@@ -157,13 +158,10 @@ def make_plan(
     if num_rows > _PLAN_ROWS[-1]:
         return _whole_rows(query_start, num_kv_heads)
     target_items = -(-config.target_programs // num_kv_heads)
-    plan = DevicePlan(
-        row_item=torch.empty(num_rows + 1, dtype=torch.int32, device=device),
-        item_row=torch.empty(num_rows + target_items, dtype=torch.int32, device=device),
-        counts=torch.zeros((num_rows, num_kv_heads), dtype=torch.int32, device=device),
-    )
+    row_item = torch.empty(num_rows + 1, dtype=torch.int32, device=device)
+    item_row = torch.empty(num_rows + target_items, dtype=torch.int32, device=device)
     plan_kernel[(1,)](
-        *(query_start, context_lens, plan.row_item, plan.item_row, num_rows),
+        *(query_start, context_lens, row_item, item_row, num_rows),
         0 if sliding_window is None else sliding_window,
         *(target_items, config.min_split_tokens),
         HAS_WINDOW=sliding_window is not None,
@@ -171,7 +169,9 @@ def make_plan(
         BR=next(size for size in _PLAN_ROWS if size >= num_rows),
         num_warps=4,
     )
-    return plan
+    # after the plan: the decode kernel, launched early, reads all but its predecessor's results
+    counts = torch.zeros((num_rows, num_kv_heads), dtype=torch.int32, device=device)
+    return DevicePlan(row_item=row_item, item_row=item_row, counts=counts)
 
 
 def _whole_rows(query_start: Tensor, num_kv_heads: int) -> DevicePlan:
@@ -227,4 +227,5 @@ def _decode(problem: _Problem, plan: DevicePlan, out: Tensor, config: DecodeConf
         BS=config.combine_splits,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **dependent_launch(out.device),
     )

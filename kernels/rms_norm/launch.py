@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from baton.kernels.dependent_launch import dependent_launch
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
 from baton.kernels.rms_norm.kernel import rms_norm_kernel
 from baton.kernels.rms_norm.reference import AddNorm
@@ -50,4 +51,5 @@ def _launch(
         BH=next_power_of_2(hidden),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **dependent_launch(x.device),
     )

@@ -8,6 +8,8 @@ three blocks: the two halves that rotate against each other, and the rest that p
 import triton
 import triton.language as tl
 
+from baton.kernels.dependent_launch import wait_for_earlier
+
 
 @triton.jit
 def _rotated_head(
@@ -80,6 +82,7 @@ def rotary_cache_kernel(
     stride_position, stride_slot, stride_cos, num_q_heads, num_kv_heads, block_size, eps,
     HEAD_DIM: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
     HAS_Q_NORM: tl.constexpr, HAS_K_NORM: tl.constexpr, FP8: tl.constexpr,
+    DEPENDENT: tl.constexpr,
     BH: tl.constexpr, BF: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Rotate a tile of heads of one token; grid [tokens, query tiles + key-value tiles]."""
@@ -88,6 +91,7 @@ def rotary_cache_kernel(
     num_q_tiles = tl.cdiv(num_q_heads, BH)
     position = tl.load(p_positions + i_token * stride_position).to(tl.int64)
     p_cos = p_cos_sin + position * stride_cos
+    wait_for_earlier(DEPENDENT)
     if i_tile < num_q_tiles:
         o_h = i_tile * BH + tl.arange(0, BH).to(tl.int64)
         m_h = o_h < num_q_heads

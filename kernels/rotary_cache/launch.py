@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from baton.kernels.dependent_launch import dependent_launch
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
 from baton.kernels.rotary_cache.kernel import rotary_cache_kernel
 
@@ -61,5 +62,6 @@ def rotary_cache_triton(
         BD=next_power_of_2(head_dim),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **dependent_launch(q.device),
     )
     return out

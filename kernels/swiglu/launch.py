@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from baton.kernels.dependent_launch import dependent_launch
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
 from baton.kernels.swiglu.kernel import swiglu_kernel
 
@@ -36,5 +37,6 @@ def swiglu_triton(gate_up: Tensor) -> Tensor:
         BW=block_w,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **dependent_launch(gate_up.device),
     )
     return out

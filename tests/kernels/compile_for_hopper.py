@@ -45,6 +45,8 @@ def compile_instead(
 ) -> None:
     options = {name: kw.pop(name) for name in ("num_warps", "num_stages") if name in kw}
     values = dict(zip(kernel.arg_names, args, strict=False)) | kw
+    if "DEPENDENT" in values:
+        values["DEPENDENT"] = options["launch_pdl"] = True
     signature, constants, hints = {}, {}, {}
     for i, param in enumerate(kernel.params):
         value = values[param.name]

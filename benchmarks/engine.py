@@ -214,9 +214,20 @@ class Bench:
                 torch.cuda.synchronize()
             while self.engine.has_work():
                 self.engine.step()
-            self._report_profile(batch, found)
+            self._report_profile(f"gpu idle batch {batch}", "% of decode steps", 20, found)
 
-    def _report_profile(self, batch: int, found: Any) -> None:
+    def prefill_profile(self) -> None:
+        """The same of the one step that computes a prompt."""
+        from torch.profiler import ProfilerActivity, profile
+
+        for length in numbers(self.args.prompts):
+            self.drive([self.tokens(length)], 1)
+            with profile(activities=[ProfilerActivity.CUDA]) as found:
+                self.drive([self.tokens(length)], 1)
+                torch.cuda.synchronize()
+            self._report_profile(f"gpu idle prompt {length}", "% of prefill", 1, found)
+
+    def _report_profile(self, measure: str, unit: str, num_steps: int, found: Any) -> None:
         spans = sorted(
             (event.time_range.start, event.time_range.end, event.name)
             for event in found.events()
@@ -232,12 +243,12 @@ class Bench:
         total = reached - spans[0][0]
         top = sorted(by_name.items(), key=lambda item: -item[1])[:12]
         self.report(
-            f"gpu idle batch {batch}",
+            measure,
             round(100 * (1 - busy / total), 2),
-            "% of decode steps",
-            step_us=round(total / 20, 1),
-            kernels_a_step=round(len(spans) / 20),
-            top={name[:60]: round(us / 20, 1) for name, us in top},
+            unit,
+            step_us=round(total / num_steps, 1),
+            kernels_a_step=round(len(spans) / num_steps),
+            top={name[:60]: round(us / num_steps, 1) for name, us in top},
         )
 
     def report(self, measure: str, ours: float, unit: str, **more: Any) -> None:
@@ -283,6 +294,7 @@ def main() -> None:
         "ttft": bench.ttft,
         "throughput": bench.throughput,
         "profile": bench.profile,
+        "prefill_profile": bench.prefill_profile,
     }
     wanted = args.measure.split(",")
     if unknown := set(wanted) - measures.keys():

@@ -48,11 +48,24 @@ PRODUCTS = (
     (151936, 1024, True, False),
 )
 ONE = tuple(
-    LinearConfig(block_n=n, block_k=k, num_warps=warps, num_stages=1)
-    for n, k, warps in ((1, 1024, 4), (1, 2048, 8), (2, 1024, 4), (4, 512, 4), (4, 1024, 8))
+    LinearConfig(block_n=n, num_warps=warps, programs=programs, num_stages=1)
+    for n, warps, programs in (
+        (1, 4, 0),
+        (1, 4, 1056),
+        (1, 8, 528),
+        (1, 8, 0),
+        (1, 16, 264),
+        (2, 4, 528),
+        (2, 8, 264),
+        (2, 8, 528),
+        (2, 16, 264),
+        (4, 8, 264),
+        (4, 16, 132),
+    )
 )
 FEW = tuple(
-    LinearConfig(block_n=n, block_k=k, num_warps=warps, num_stages=stages)
+    LinearConfig(block_n=n, block_k=k, num_warps=warps, num_stages=stages, ahead=ahead)
+    for ahead in (1, 8, 32)
     for n, k, warps, stages in (
         (16, 256, 4, 4),
         (16, 128, 2, 6),
@@ -68,6 +81,9 @@ DECODE = tuple(
         (32, 2, 3, 528),
         (64, 2, 3, 528),
         (64, 4, 2, 528),
+        (64, 2, 4, 528),
+        (64, 2, 3, 1056),
+        (32, 2, 4, 1056),
         (64, 4, 3, 264),
         (64, 4, 3, 528),
         (128, 4, 2, 264),

@@ -51,53 +51,45 @@ def gemv_kernel(
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
     SWIGLU: tl.constexpr, DEPENDENT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """One token; grid [tiles of n]. With SWIGLU row n + i of the weight is output i's up.
+    """One token; each program every so many tiles of n. BK spans k: x stays in registers.
 
-    Weights are always a tile ahead, the first before the kernels that make x are over.
+    With SWIGLU row n + i of the weight is output i's up. Weights are always a tile ahead, the first
+    before the kernels that make x are over.
     """
-    i_n = tl.program_id(0)
-    o_n = i_n * BN + tl.arange(0, BN)
-    m_n = o_n < n
-    p_row = p_w + o_n.to(tl.int64)[:, None] * k
-    p_up = p_row + n.to(tl.int64) * k
+    first = tl.program_id(0) * BN
+    step = tl.num_programs(0) * BN
     o_k = tl.arange(0, BK)
-    m_w = m_n[:, None] & (o_k < k)[None, :]
-    b_w = tl.load(p_row + o_k[None, :], mask=m_w, other=0.0, eviction_policy="evict_first")
+    m_k = o_k < k
+    o_n = first + tl.arange(0, BN)
+    m_w = (o_n < n)[:, None] & m_k[None, :]
+    p_tile = p_w + o_n.to(tl.int64)[:, None] * k + o_k[None, :]
+    up = n.to(tl.int64) * k
+    b_w = tl.load(p_tile, mask=m_w, other=0.0, eviction_policy="evict_first")
     b_w_up = b_w
     if SWIGLU:
-        b_w_up = tl.load(p_up + o_k[None, :], mask=m_w, other=0.0, eviction_policy="evict_first")
+        b_w_up = tl.load(p_tile + up, mask=m_w, other=0.0, eviction_policy="evict_first")
     wait_for_earlier(DEPENDENT)
-    b_acc = tl.zeros([BN, BK], dtype=tl.float32)
-    b_acc_up = tl.zeros([BN, BK], dtype=tl.float32)
-    b_squares = tl.zeros([BK], dtype=tl.float32)
-    for i_k in range(0, k, BK):
-        o_k = i_k + tl.arange(0, BK)
-        m_k = o_k < k
-        b_x, b_square = _inputs(
-            p_x, p_residual, p_norm, p_total, o_k, o_k, m_k, m_k, i_n, HAS_RESIDUAL, HAS_NORM
-        )
-        o_next = o_k + BK
-        m_w = m_n[:, None] & (o_next < k)[None, :]
-        b_next = tl.load(
-            p_row + o_next[None, :], mask=m_w, other=0.0, eviction_policy="evict_first"
-        )
-        b_squares += b_square
-        b_acc += b_w.to(tl.float32) * b_x[None, :]
-        b_w = b_next
-        if SWIGLU:
-            b_next_up = tl.load(
-                p_up + o_next[None, :], mask=m_w, other=0.0, eviction_policy="evict_first"
-            )
-            b_acc_up += b_w_up.to(tl.float32) * b_x[None, :]
-            b_w_up = b_next_up
-    b_out = tl.sum(b_acc, axis=1)
-    b_up = tl.sum(b_acc_up, axis=1)
+    b_x, b_square = _inputs(
+        p_x, p_residual, p_norm, p_total, o_k, o_k, m_k, m_k, first, HAS_RESIDUAL, HAS_NORM
+    )
     if HAS_NORM:
-        inverse_rms = tl.rsqrt(tl.sum(b_squares, axis=0) / k + eps)
-        b_out *= inverse_rms
-        b_up *= inverse_rms
-    b_out = _activated(b_out, b_up, p_bias, o_n, m_n, n, HAS_BIAS, SWIGLU)
-    tl.store(p_out + o_n, b_out.to(p_out.dtype.element_ty), mask=m_n)
+        b_x *= tl.rsqrt(tl.sum(b_square, axis=0) / k + eps)
+    for i_n in range(first, n, step):
+        o_n = i_n + tl.arange(0, BN)
+        m_n = o_n < n
+        p_tile += step.to(tl.int64) * k
+        m_w = (o_n + step < n)[:, None] & m_k[None, :]
+        b_next = tl.load(p_tile, mask=m_w, other=0.0, eviction_policy="evict_first")
+        b_next_up = b_next
+        if SWIGLU:
+            b_next_up = tl.load(p_tile + up, mask=m_w, other=0.0, eviction_policy="evict_first")
+        b_out = tl.sum(b_w.to(tl.float32) * b_x[None, :], axis=1)
+        b_up = b_out
+        if SWIGLU:
+            b_up = tl.sum(b_w_up.to(tl.float32) * b_x[None, :], axis=1)
+        b_out = _activated(b_out, b_up, p_bias, o_n, m_n, n, HAS_BIAS, SWIGLU)
+        tl.store(p_out + o_n, b_out.to(p_out.dtype.element_ty), mask=m_n)
+        b_w, b_w_up = b_next, b_next_up
 
 
 @triton.jit(do_not_specialize=["m"])

@@ -20,14 +20,16 @@ _MIN_DOT: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearConfig(LaunchConfig):
-    """Outputs and input columns of a tile, powers of two.
+    """Outputs and input columns of a tile, powers of two; of one token it has all columns.
 
+    programs: that share one token's tiles; 0: one a tile.
     library: the vendor's product instead of a kernel of ours. fuse_norm: norm within the kernel.
     ahead: cache lines of each output's weights that are asked for while the kernel waits to start.
     """
 
-    block_n: int = 4
-    block_k: int = 1024
+    block_n: int = 2
+    block_k: int = 128
+    programs: int = 528
     library: bool = False
     fuse_norm: bool = True
     ahead: int = 8
@@ -152,17 +154,18 @@ def _launch(problem: Problem, out: Tensor | None, config: LinearConfig) -> Made:
         "HAS_BIAS": problem.bias is not None,
         "SWIGLU": problem.swiglu,
         "BN": config.block_n,
-        "BK": min(config.block_k, next_power_of_2(width)),
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
         **dependent_launch(x.device),
     }
+    tiles = -(-features // config.block_n)
     if num_tokens == 1:
-        grid = (-(-features // config.block_n),)
+        grid = (min(tiles, config.programs or tiles),)
+        flags["BK"] = next_power_of_2(width)
         gemv_kernel[grid](*pointers, features, width, problem.eps, **flags)
         return Made(out, total)
     flags["BN"] = max(config.block_n, _MIN_DOT)
-    flags["BK"] = max(int(flags["BK"]), _MIN_DOT)
+    flags["BK"] = max(min(config.block_k, next_power_of_2(width)), _MIN_DOT)
     grid = (-(-features // flags["BN"]),)
     small_matmul_kernel[grid](
         *pointers,

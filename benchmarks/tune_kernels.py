@@ -60,17 +60,19 @@ ONE = tuple(
         (2, 8, 528),
         (2, 16, 264),
         (4, 8, 264),
-        (4, 16, 132),
+        (4, 4, 528),
+        (4, 8, 396),
+        (2, 4, 1056),
     )
 )
 FEW = tuple(
-    LinearConfig(block_n=n, block_k=k, num_warps=warps, num_stages=stages, ahead=ahead)
-    for ahead in (1, 8, 32)
+    LinearConfig(
+        block_n=n, block_k=k, num_warps=warps, num_stages=stages, ahead=ahead, splits=splits
+    )
+    for ahead, splits in ((1, 1), (8, 1), (8, 2), (8, 4), (4, 8))
     for n, k, warps, stages in (
         (16, 256, 4, 4),
-        (16, 128, 2, 6),
         (32, 128, 4, 5),
-        (32, 256, 4, 3),
         (64, 64, 4, 6),
         (64, 128, 4, 4),
     )
@@ -151,6 +153,7 @@ def problems(
             residual=torch.randn_like(x) if normed and features < 100_000 else None,
             norm_weight=norm,
             eps=1e-5,
+            counts=torch.zeros(features // 16, dtype=torch.int32, device="cuda"),
         )
         for _ in range(copies)
     ]
@@ -165,7 +168,12 @@ def tune_linear() -> dict[str, dict[str, Any]]:
         configs.append(LinearConfig(library=True))
         for features, width, normed, swiglu in PRODUCTS:
             made = problems(num_tokens, features, width, normed, swiglu)
-            usable = [c for c in configs if normed or c.fuse_norm]
+            usable = [
+                c
+                for c in configs
+                if (normed or c.fuse_norm)
+                and (c.splits == 1 or (not swiglu and (not normed or not c.fuse_norm)))
+            ]
             runs = {
                 c: [partial(fused_linear_triton, p, None, config=c) for p in made] for c in usable
             }

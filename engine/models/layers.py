@@ -10,7 +10,13 @@ from torch.nn.functional import embedding
 from baton.engine.model_info import ModelSpec
 from baton.engine.models.forward_batch import ForwardBatch
 from baton.engine.models.weights import Dim, Weights
-from baton.kernels.fused_linear import Norm, Normed, fused_linear, normed_linear
+from baton.kernels.fused_linear import (
+    Norm,
+    Normed,
+    fused_linear,
+    normed_linear,
+    split_counts,
+)
 from baton.kernels.lora import LoraBatch, lora_embed, lora_linear
 from baton.kernels.paged_attention import paged_attention
 from baton.kernels.rms_norm import add_rms_norm, rms_norm
@@ -28,6 +34,7 @@ class ColumnLinear:
     ) -> None:
         self.weight = weights.merged([f"{name}.weight" for name in names], rows, width)
         self.bias = weights.merged([f"{name}.bias" for name in names], rows) if bias else None
+        self.counts = split_counts(self.weight)
         self.target = weights.target(names, rows, width)
 
     def after_norm(
@@ -41,7 +48,9 @@ class ColumnLinear:
     ) -> Normed:
         """y of the normed sum of x and residual, halved by SwiGLU if asked; and that sum."""
         if lora is None:
-            return normed_linear(x, residual, norm, self.weight, self.bias, swiglu=swiglu)
+            return normed_linear(
+                x, residual, norm, self.weight, self.bias, swiglu=swiglu, counts=self.counts
+            )
         if residual is None:
             x, total = rms_norm(x, norm.weight, norm.eps), x
         else:
@@ -62,12 +71,13 @@ class RowLinear:
         self.bias = weights.tensor(f"{name}.bias", height) if bias else None
         if self.group.shards.rank > 0:
             self.bias = None
+        self.counts = split_counts(self.weight)
         self.target = weights.target([name], [height], width)
 
     def __call__(self, x: Tensor, lora: LoraBatch | None) -> Tensor:
         # What an adapter adds is a product over the same columns: the ranks' parts add up too.
         if lora is None:
-            made = fused_linear(x, self.weight, self.bias)
+            made = fused_linear(x, self.weight, self.bias, counts=self.counts)
         else:
             made = lora_linear(x, self.weight, self.bias, self.target.weights(), lora)
         return self.group.all_reduce(made)

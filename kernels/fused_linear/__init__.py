@@ -7,12 +7,12 @@ more tokens the parts run one after the other, the product through the vendor's 
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, int32, zeros
 
 from baton.kernels.backend import Backend, runs_triton
 from baton.kernels.fused_linear.reference import fused_linear_reference
 
-__all__ = ["Norm", "Normed", "fused_linear", "normed_linear"]
+__all__ = ["Norm", "Normed", "fused_linear", "normed_linear", "split_counts"]
 
 
 class Norm(NamedTuple):
@@ -29,6 +29,11 @@ class Normed(NamedTuple):
     residual: Tensor
 
 
+def split_counts(weight: Tensor) -> Tensor:
+    """The `counts` of the operators below for this weight [features, width]."""
+    return zeros(-(-weight.shape[0] // 16), dtype=int32, device=weight.device)
+
+
 def fused_linear(
     x: Tensor,
     weight: Tensor,
@@ -36,6 +41,7 @@ def fused_linear(
     *,
     swiglu: bool = False,
     out: Tensor | None = None,
+    counts: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Return `x weight^T + bias`, or with swiglu `silu(gate) * up` of its two halves.
@@ -47,6 +53,8 @@ def fused_linear(
         swiglu: the first half of the features gates the second.
         out: [num_tokens, features (half with swiglu)], contiguous, dtype of x: written and
             returned; None: a new tensor.
+        counts: int32 [features / 16 or more], zeros, for this weight alone: work space without
+            which a product of few outputs cannot be split. Zeros again afterwards.
         backend: forces an implementation; "auto" goes by the device of x.
 
     Raises:
@@ -57,7 +65,7 @@ def fused_linear(
     if runs_triton(x, backend):
         from baton.kernels.fused_linear.launch import Problem, fused_linear_triton
 
-        problem = Problem(x=x, weight=weight, bias=bias, swiglu=swiglu)
+        problem = Problem(x=x, weight=weight, bias=bias, swiglu=swiglu, counts=counts)
         return fused_linear_triton(problem, out, forced=backend == "triton").out
     return _into(out, fused_linear_reference(x, weight, bias, swiglu=swiglu))
 
@@ -71,6 +79,7 @@ def normed_linear(
     *,
     swiglu: bool = False,
     out: Tensor | None = None,
+    counts: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Normed:
     """Add the residual (if there is one), normalise, and go on as `fused_linear`.
@@ -101,6 +110,7 @@ def normed_linear(
             residual=residual,
             norm_weight=norm.weight,
             eps=norm.eps,
+            counts=counts,
         )
         made = fused_linear_triton(problem, out, forced=backend == "triton")
         return Normed(made.out, made.residual)

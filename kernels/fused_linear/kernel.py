@@ -94,22 +94,26 @@ def gemv_kernel(
 
 @triton.jit(do_not_specialize=["m"])
 def small_matmul_kernel(
-    p_x, p_residual, p_norm, p_w, p_bias, p_out, p_total, m, n, k, eps,
+    p_x, p_residual, p_norm, p_w, p_bias, p_out, p_total, p_parts, p_counts, m, n, k, eps,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
     SWIGLU: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr, AHEAD: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Up to BM tokens; grid [tiles of n]. The weights are the matrix units' tall operand.
+    """Up to BM tokens; grid [tiles of n, SPLITS]. The weights are the matrix units' tall operand.
 
-    AHEAD cache lines of each row are asked for before the kernels that make x are over.
+    AHEAD cache lines of each row are asked for before the kernels that make x are over. Of several
+    SPLITS of k (without norm or SWIGLU) each leaves its sum, and whichever is done last (p_counts,
+    zero before and after) adds them up, in their order.
     """
-    i_n = tl.program_id(0)
+    i_n, i_split = tl.program_id(0), tl.program_id(1)
     o_n = i_n * BN + tl.arange(0, BN)
     m_n = o_n < n
     o_m = tl.arange(0, BM)
     m_m = o_m < m
+    per_split = tl.cdiv(tl.cdiv(k, BK), SPLITS) * BK
+    begin = i_split * per_split
     p_row = p_w + o_n.to(tl.int64)[:, None] * k
-    o_line = tl.minimum(tl.arange(0, AHEAD) * LINE, k - 1)
+    o_line = tl.minimum(begin + tl.arange(0, AHEAD) * LINE, k - 1)
     b_ahead = p_w + tl.minimum(o_n, n - 1).to(tl.int64)[:, None] * k + o_line[None, :]
     prefetch(b_ahead, DEPENDENT)
     if SWIGLU:
@@ -118,7 +122,7 @@ def small_matmul_kernel(
     b_acc = tl.zeros([BN, BM], dtype=tl.float32)
     b_acc_up = tl.zeros([BN, BM], dtype=tl.float32)
     b_squares = tl.zeros([BM], dtype=tl.float32)
-    for i_k in range(0, k, BK):
+    for i_k in range(begin, tl.minimum(begin + per_split, k), BK):
         o_k = i_k + tl.arange(0, BK)
         m_k = o_k < k
         m_w = m_n[:, None] & m_k[None, :]
@@ -143,6 +147,22 @@ def small_matmul_kernel(
         b_inverse = tl.rsqrt(b_squares / k + eps)
         b_acc *= b_inverse[None, :]
         b_acc_up *= b_inverse[None, :]
-    b_out = _activated(b_acc, b_acc_up, p_bias, o_n[:, None], m_n[:, None], n, HAS_BIAS, SWIGLU)
     p_tile = p_out + o_m.to(tl.int64)[None, :] * n + o_n[:, None]
-    tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m_n[:, None] & m_m[None, :])
+    m_tile = m_n[:, None] & m_m[None, :]
+    if SPLITS == 1:
+        b_out = _activated(b_acc, b_acc_up, p_bias, o_n[:, None], m_n[:, None], n, HAS_BIAS, SWIGLU)
+        tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m_tile)
+    else:
+        p_part = p_parts + i_n.to(tl.int64) * (SPLITS * BN * BM)
+        p_part += tl.arange(0, BN)[:, None] * BM + o_m[None, :]
+        tl.store(p_part + i_split * (BN * BM), b_acc)
+        # all threads' stores come before the count, which others read before they load them
+        tl.debug_barrier()
+        if tl.atomic_add(p_counts + i_n, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+            tl.store(p_counts + i_n, 0)
+            b_sum = tl.zeros([BN, BM], dtype=tl.float32)
+            for i in range(SPLITS):
+                # other programs wrote these: past the first-level cache, which does not see that
+                b_sum += tl.load(p_part + i * (BN * BM), cache_modifier=".cg")
+            b_out = _activated(b_sum, b_sum, p_bias, o_n[:, None], m_n[:, None], n, HAS_BIAS, False)
+            tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m_tile)

@@ -1,6 +1,6 @@
 """Picks a kernel by the number of tokens and the weight's shape, and launches it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -25,6 +25,8 @@ class LinearConfig(LaunchConfig):
     programs: that share one token's tiles; 0: one a tile.
     library: the vendor's product instead of a kernel of ours. fuse_norm: norm within the kernel.
     ahead: cache lines of each output's weights that are asked for while the kernel waits to start.
+    splits: parts of the columns that several tokens' tiles are cut into, where norm and activation
+        are not the kernel's: few outputs alone would not fill the device.
     """
 
     block_n: int = 2
@@ -33,6 +35,7 @@ class LinearConfig(LaunchConfig):
     library: bool = False
     fuse_norm: bool = True
     ahead: int = 8
+    splits: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,7 @@ class Problem:
     residual: Tensor | None = None
     norm_weight: Tensor | None = None
     eps: float = 0.0
+    counts: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ def _after_norm(problem: Problem) -> tuple[Problem, Tensor]:
             x = rms_norm_triton(x, problem.norm_weight, problem.eps)
         else:
             x, total = add_rms_norm_triton(x, problem.residual, problem.norm_weight, problem.eps)
-    left = Problem(x=x, weight=problem.weight, bias=problem.bias, swiglu=problem.swiglu)
+    left = replace(problem, x=x, residual=None, norm_weight=None)
     return left, total
 
 
@@ -158,21 +162,41 @@ def _launch(problem: Problem, out: Tensor | None, config: LinearConfig) -> Made:
         "num_stages": config.num_stages,
         **dependent_launch(x.device),
     }
-    tiles = -(-features // config.block_n)
     if num_tokens == 1:
+        tiles = -(-features // config.block_n)
         grid = (min(tiles, config.programs or tiles),)
         flags["BK"] = next_power_of_2(width)
         gemv_kernel[grid](*pointers, features, width, problem.eps, **flags)
-        return Made(out, total)
-    flags["BN"] = max(config.block_n, _MIN_DOT)
-    flags["BK"] = max(min(config.block_k, next_power_of_2(width)), _MIN_DOT)
-    grid = (-(-features // flags["BN"]),)
-    small_matmul_kernel[grid](
+    else:
+        _launch_few(problem, out, config, pointers, flags)
+    return Made(out, total)
+
+
+def _launch_few(
+    problem: Problem,
+    out: Tensor,
+    config: LinearConfig,
+    pointers: tuple[Tensor, ...],
+    flags: dict[str, bool | int],
+) -> None:
+    """The kernel for several tokens."""
+    x = problem.x
+    num_tokens, width = x.shape
+    features = out.shape[1]
+    block_m, block_n = max(next_power_of_2(num_tokens), _MIN_DOT), max(config.block_n, _MIN_DOT)
+    tiles = -(-features // block_n)
+    splits, counts, parts = 1, x, x
+    plain = not problem.swiglu and problem.norm_weight is None
+    if config.splits > 1 and problem.counts is not None and plain:
+        splits, counts = config.splits, problem.counts
+        parts = x.new_empty(tiles * splits * block_n * block_m, dtype=torch.float32)
+    flags |= {"BN": block_n, "BK": max(min(config.block_k, next_power_of_2(width)), _MIN_DOT)}
+    small_matmul_kernel[(tiles, splits)](
         *pointers,
-        *(num_tokens, features, width, problem.eps),
+        *(parts, counts, num_tokens, features, width, problem.eps),
         **flags,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        BM=max(next_power_of_2(num_tokens), _MIN_DOT),
+        BM=block_m,
         AHEAD=config.ahead,
+        SPLITS=splits,
     )
-    return Made(out, total)

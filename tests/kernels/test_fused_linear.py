@@ -6,7 +6,7 @@ import torch
 from tests.kernels.closeness import TRITON_DTYPES, assert_close
 from torch import Tensor
 
-from baton.kernels.fused_linear import Norm, fused_linear, normed_linear
+from baton.kernels.fused_linear import Norm, fused_linear, normed_linear, split_counts
 from baton.kernels.fused_linear.reference import fused_linear_reference, normed_linear_reference
 
 # (tokens, features, width): even and odd, one token and several
@@ -81,6 +81,36 @@ def test_norm_by_a_kernel_of_its_own(num_tokens: int, triton_device: str) -> Non
         made = fused_linear_triton(problem, None, config=config)
         assert_close("out", made.out, expected, torch.float32)
         assert torch.equal(made.residual, total)
+
+
+@pytest.mark.parametrize("splits", [2, 8])
+@pytest.mark.parametrize("shape", [(2, 40, 96), (17, 34, 40)], ids=str)
+def test_columns_split_over_programs(
+    shape: tuple[int, int, int], splits: int, triton_device: str
+) -> None:
+    from baton.kernels.fused_linear.launch import LinearConfig, Problem, fused_linear_triton
+
+    values = arguments(shape, torch.float32, triton_device, bias=True)
+    counts = split_counts(values["weight"])
+    problem = Problem(**values, swiglu=False, counts=counts)
+    config = LinearConfig(block_n=16, block_k=16, splits=splits)
+    expected = fused_linear_reference(**values, swiglu=False)
+    first = fused_linear_triton(problem, None, config=config).out
+    assert_close("out", first, expected, torch.float32)
+    # the counts are as they were, and sums are added in one order
+    assert not counts.any()
+    assert torch.equal(fused_linear_triton(problem, None, config=config).out, first)
+
+
+def test_one_token_by_fewer_programs_than_tiles(triton_device: str) -> None:
+    from baton.kernels.fused_linear.launch import LinearConfig, Problem, fused_linear_triton
+
+    values = arguments((1, 46, 40), torch.float32, triton_device, bias=True)
+    expected = fused_linear_reference(**values, swiglu=True)
+    for programs in (0, 1, 3):
+        config = LinearConfig(block_n=2, programs=programs)
+        made = fused_linear_triton(Problem(**values, swiglu=True), None, config=config)
+        assert_close("out", made.out, expected, torch.float32)
 
 
 def test_nan_stays_in_its_token(triton_device: str) -> None:

@@ -18,29 +18,36 @@ from baton.engine.graphs import Bucket
 from baton.engine.kv_pool import KVPool
 from baton.engine.models.forward_batch import ForwardBatch
 from baton.engine.request import Request
-from baton.engine.transfer import Upload, to_device
+from baton.engine.transfer import Sent, Upload, to_device
 from baton.kernels.paged_attention import plan_attention
 
 Ints = npt.NDArray[np.int64]
 # Of StepArrays in an upload; those of the adapters follow, where there are any.
-NUM_ARRAYS: Final = 6
+NUM_ARRAYS: Final = 7
+# The last of them.
+WRITE_PLACES: Final = 6
 
 
 @dataclass(slots=True, kw_only=True)
 class StepShape:
-    """A step's rows as host arrays: slots, first new position and number of new tokens of each."""
+    """A step's rows as host arrays: slots, first new position and number of new tokens of each.
+
+    ends: where each row ends among the step's tokens. sampling: the rows that sample.
+    """
 
     slots: Ints
     starts: Ints
     lens: Ints
     ends: Ints
+    sampling: Ints
 
     @classmethod
     def of(cls, rows: Sequence[ScheduledRow]) -> StepShape:
         slots = np.array([row.request.slot for row in rows], dtype=np.int64)
         starts = np.array([row.start for row in rows], dtype=np.int64)
         lens = np.array([row.num_new_tokens for row in rows], dtype=np.int64)
-        return cls(slots=slots, starts=starts, lens=lens, ends=lens.cumsum())
+        sampling = np.flatnonzero([row.samples for row in rows])
+        return cls(slots=slots, starts=starts, lens=lens, ends=lens.cumsum(), sampling=sampling)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,7 +55,8 @@ class StepArrays:
     """What a step's forward pass reads, in the order in which it travels.
 
     token_places: where in the flat token buffer each token's id is. The others as in ForwardBatch,
-    and `slots` [num_rows], whose block tables the rows have.
+    and `slots` [num_rows], whose block tables the rows have. write_places: where the token goes
+    that each row samples, if it does.
     """
 
     token_places: Ints
@@ -57,32 +65,46 @@ class StepArrays:
     query_start: Ints
     context_lens: Ints
     slots: Ints
+    write_places: Ints
 
-    def padded(self, bucket: Bucket) -> StepArrays:
-        """With tokens that write nothing and rows that see nothing, up to the bucket's shape."""
-        num_tokens = bucket.num_tokens - len(self.positions)
-        num_rows = bucket.num_rows - len(self.slots)
+    def padded(self, bucket: Bucket, nowhere: int) -> StepArrays:
+        """With tokens that write nothing and rows that see nothing, up to the bucket's shape.
+
+        nowhere: the place that such a row's token goes to.
+        """
+        num_tokens, num_rows = bucket.num_tokens, bucket.num_rows
         last = self.query_start[-1]
-        # Among decodes a padding row has a token, so that attention writes zeros for it.
-        ends = last + (1 if bucket.decodes else 0) * np.arange(1, num_rows + 1)
+        query_start = _filled(self.query_start, num_rows + 1, last)
+        if bucket.decodes:
+            # Here a padding row has a token, so that attention writes zeros for it.
+            query_start[len(self.query_start) :] += np.arange(1, num_rows - len(self.slots) + 1)
         return StepArrays(
-            token_places=np.pad(self.token_places, (0, num_tokens)),
-            positions=np.pad(self.positions, (0, num_tokens)),
-            slot_mapping=np.pad(self.slot_mapping, (0, num_tokens), constant_values=-1),
-            query_start=np.concatenate([self.query_start, ends]),
-            context_lens=np.pad(self.context_lens, (0, num_rows)),
-            slots=np.pad(self.slots, (0, num_rows)),
+            token_places=_filled(self.token_places, num_tokens, 0),
+            positions=_filled(self.positions, num_tokens, 0),
+            slot_mapping=_filled(self.slot_mapping, num_tokens, -1),
+            query_start=query_start,
+            context_lens=_filled(self.context_lens, num_rows, 0),
+            slots=_filled(self.slots, num_rows, 0),
+            write_places=_filled(self.write_places, num_rows, nowhere),
         )
 
     def add_to(self, upload: Upload) -> int:
-        """Queues all six; returns the first one's place, the others follow."""
+        """Queues all seven; returns the first one's place, the others follow."""
         place = upload.add(self.token_places)
         upload.add(self.positions)
         upload.add(self.slot_mapping)
         upload.add(self.query_start.astype(np.int32))
         upload.add(self.context_lens.astype(np.int32))
         upload.add(self.slots)
+        upload.add(self.write_places)
         return place
+
+
+def _filled(values: Ints, size: int, rest: int) -> Ints:
+    """`values`, then `rest` up to `size`; np.pad would take ten times longer."""
+    made = np.full(size, rest, dtype=np.int64)
+    made[: len(values)] = values
+    return made
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,17 +119,17 @@ class StepDraft:
     max_query_len: int
     max_context_len: int
 
-    def inputs(self, tensors: list[Tensor]) -> list[Tensor]:
+    def inputs(self, sent: Sent) -> list[Tensor]:
         """What `BatchState.forward_batch` takes, of what `Upload.send` returned."""
-        return tensors[self.first : self.end]
+        return sent[self.first : self.end]
 
 
 class BatchState:
     """Token buffers and block tables of the running requests.
 
-    tokens: int32 [max_running, max_model_len + 1]; known tokens of each row. Sampling writes the
-        new token here on the device, and the next step reads it from here: it never waits for the
-        host.
+    tokens: int32 [max_running + 1, max_model_len + 1]; known tokens of each row. Sampling writes
+        the new token here on the device, and the next step reads it from here: it never waits for
+        the host. The last row is nobody's: rows that sample nothing write there.
     block_tables: int32 [max_running, max_blocks]. The host keeps a mirror to compute slot mappings
         from; on CPU both are the same memory.
     """
@@ -128,7 +150,8 @@ class BatchState:
         """
         self.adapters = StepAdapters(max_running, adapter_slots, device)
         self.width = max_model_len + 1
-        self.tokens = torch.zeros((max_running, self.width), dtype=torch.int32, device=device)
+        self.tokens = torch.zeros((max_running + 1, self.width), dtype=torch.int32, device=device)
+        self._nowhere = max_running * self.width
         self._block_size = block_size
         self._device = device
         max_blocks = -(-self.width // block_size)
@@ -175,10 +198,11 @@ class BatchState:
             query_start=query_start,
             context_lens=shape.starts + shape.lens,
             slots=shape.slots,
+            write_places=self._write_places(shape),
         )
         max_query_len, max_context_len = int(shape.lens.max()), int(arrays.context_lens.max())
         if bucket is not None:
-            arrays = arrays.padded(bucket)
+            arrays = arrays.padded(bucket, self._nowhere)
             max_query_len, max_context_len = self.bounds(bucket)
         first_place = arrays.add_to(upload)
         num_arrays = NUM_ARRAYS
@@ -211,18 +235,29 @@ class BatchState:
             query_start=np.zeros(1, dtype=np.int64),
             context_lens=none,
             slots=none,
+            write_places=none,
         )
-        arrays.padded(bucket).add_to(upload)
+        arrays.padded(bucket, self._nowhere).add_to(upload)
         if bucket.adapters:
             self.adapters.plan(none, bucket.num_tokens, upload)
 
-    def take_news(self, draft: StepDraft, tensors: list[Tensor]) -> None:
+    def write_sampled(self, places: Tensor, chosen: Tensor) -> None:
+        """Token ids int64 [n] to places [n] of `StepArrays.write_places`."""
+        self.tokens.view(-1)[places] = chosen.to(self.tokens.dtype)
+
+    def _write_places(self, shape: StepShape) -> Ints:
+        places = np.full(len(shape.slots), self._nowhere, dtype=np.int64)
+        rows = shape.sampling
+        places[rows] = shape.slots[rows] * self.width + shape.starts[rows] + shape.lens[rows]
+        return places
+
+    def take_news(self, draft: StepDraft, sent: Sent) -> None:
         """Writes the step's new blocks and given tokens into the device's tables."""
         if draft.given is not None:
-            places, tokens = tensors[draft.given]
+            places, tokens = sent[draft.given]
             self.tokens.view(-1)[places] = tokens.to(torch.int32)
         if draft.new_blocks is not None:
-            slots, columns, blocks = tensors[draft.new_blocks]
+            slots, columns, blocks = sent[draft.new_blocks]
             self.block_tables.index_put_((slots, columns), blocks.to(torch.int32))
 
     def forward_batch(
@@ -233,7 +268,7 @@ class BatchState:
         windows: Collection[int | None],
     ) -> ForwardBatch:
         """The step's batch, of `StepDraft.inputs` and the host's bounds; for layers' `windows`."""
-        _, positions, slot_mapping, query_start, context_lens, slots = inputs[:NUM_ARRAYS]
+        _, positions, slot_mapping, query_start, context_lens, slots, _ = inputs[:NUM_ARRAYS]
         max_query_len, max_context_len = bounds
         columns = -(-max_context_len // self._block_size)
         tables = self.block_tables[:, :columns].index_select(0, slots)

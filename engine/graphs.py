@@ -11,7 +11,7 @@ import gc
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,16 +57,25 @@ def mixed_buckets(max_tokens: int, max_rows: int) -> list[Bucket]:
     ]
 
 
+class StepResult(NamedTuple):
+    """Of a step of decodes logits [rows, vocab], of another hidden states [tokens, hidden].
+
+    chosen: int64 [rows], each row's most likely token, where the graph drew it.
+    """
+
+    states: Tensor
+    chosen: Tensor | None = None
+
+
 class StepGraphs:
     """Graphs by bucket.
 
-    body: (bucket, inputs) to the step's output; `inputs` is as the caller's `draft` made them, and
-        the output must lie in memory that does not move.
+    body: (bucket, inputs) to the step's output; `inputs` is as the caller's `draft` made them.
     """
 
     def __init__(
         self,
-        body: Callable[[Bucket, list[Tensor]], Tensor],
+        body: Callable[[Bucket, list[Tensor]], StepResult],
         buckets: Iterable[Bucket],
         device: torch.device,
     ) -> None:
@@ -79,7 +88,7 @@ class StepGraphs:
         self._mixed = [bucket for bucket in ordered if not bucket.decodes]
         self._buckets = ordered
         self._device = device
-        self._graphs: dict[Bucket, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[Bucket, tuple[torch.cuda.CUDAGraph, StepResult]] = {}
         self.staging: Tensor | None = None
         if device.type == "cuda" and ordered:
             self.staging = torch.empty(STAGING_BYTES, dtype=torch.uint8, device=device)
@@ -99,11 +108,15 @@ class StepGraphs:
                 return bucket
         return None
 
-    def run(self, bucket: Bucket, inputs: list[Tensor]) -> Tensor:
-        """The step's output, valid until the next one is launched. Inputs lie in `staging`."""
+    def run(self, bucket: Bucket, inputs: Callable[[], list[Tensor]]) -> StepResult:
+        """The step's output, valid until the next one is launched.
+
+        inputs: as the body takes them; asked for only where nothing was captured, since a graph
+            finds them in `staging`.
+        """
         captured = self._graphs.get(bucket)
         if captured is None:
-            return self._body(bucket, inputs)
+            return self._body(bucket, inputs())
         graph, output = captured
         graph.replay()
         return output
@@ -141,7 +154,7 @@ class StepGraphs:
         inputs: list[Tensor],
         pool: Any,
         stream: torch.cuda.Stream,
-    ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    ) -> tuple[torch.cuda.CUDAGraph, StepResult]:
         """By hand: torch.cuda.graph would empty the caches anew for each, a second in ten."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream):

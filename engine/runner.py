@@ -8,18 +8,23 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from baton.engine.adapters.pool import AdapterPool
 from baton.engine.batch import ModelInfo, RunResult, ScheduledRow
-from baton.engine.batch_state import BatchState, StepShape
+from baton.engine.batch_state import WRITE_PLACES, BatchState, StepShape
 from baton.engine.config import EngineConfig
 from baton.engine.device import Platform, check_device, resolve_platform
 from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.grammar.step_masks import StepMasks
-from baton.engine.graphs import Bucket, StepGraphs, decode_buckets, mixed_buckets
+from baton.engine.graphs import (
+    Bucket,
+    StepGraphs,
+    StepResult,
+    decode_buckets,
+    mixed_buckets,
+)
 from baton.engine.kv_pool import KVPool
 from baton.engine.loader import fill_random, load_weights, model_digest
 from baton.engine.memory import graph_rows, graph_tokens, pool_blocks
@@ -36,6 +41,7 @@ from baton.engine.sampler import Sampler
 from baton.engine.sampling_state import SamplingState
 from baton.engine.stages import Stages
 from baton.engine.transfer import Upload
+from baton.kernels.sampling import draw
 from baton.kvtransfer.group import RankPool
 from baton.kvtransfer.layout import rank_layout
 from baton.protos.clock import Clock
@@ -78,6 +84,8 @@ class Runner:
         if config.max_loras:
             self.adapters = AdapterPool(weights, spec, config.max_loras, config.max_lora_rank)
         num_ranks = group.shards.size
+        # Among several ranks the first one draws for all.
+        self._draws_itself = num_ranks == 1
         self.model = _model_info(config, spec, platform, max_model_len, num_ranks)
         self._batch = BatchState(
             config.max_running,
@@ -127,7 +135,8 @@ class Runner:
         def nothing(bucket: Bucket) -> list[Tensor]:
             upload = Upload(self._device)
             self._batch.empty_step(bucket, upload)
-            return upload.send(graphs.staging)
+            sent = upload.send(graphs.staging)
+            return sent[:]
 
         with self._on_device:
             graphs.capture(nothing)
@@ -197,9 +206,10 @@ class Runner:
             # Prompt log-probabilities need the hidden states, of which such a graph leaves none.
             bucket = None
         draft = self._batch.draft(rows, shape, upload, bucket)
-        sampling = np.flatnonzero([row.samples for row in rows])
+        sampling = shape.sampling
         slots, next_positions = shape.slots[sampling], (shape.starts + shape.lens)[sampling]
         plan = self._sampling.plan(slots, next_positions, upload)
+        # What the sampler needs to know of rows; a graph of greedy decodes samples by itself.
         last_tokens = upload.add(shape.ends[sampling] - 1)
         write_places = upload.add(slots * self._batch.width + next_positions)
         is_logits = bucket is not None and bucket.decodes
@@ -210,38 +220,46 @@ class Runner:
         self._masks.begin(rows, sampling)
 
         self._batch.take_news(draft, sent)
-        inputs = draft.inputs(sent)
         if bucket is None:
-            bounds = (draft.max_query_len, draft.max_context_len)
-            hidden, _ = self._hidden_of(inputs, bounds)
+            bounds = draft.max_query_len, draft.max_context_len
+            made = StepResult(self._hidden_of(draft.inputs(sent), bounds)[0])
         else:
-            hidden = self._graphs.run(bucket, inputs)
+            made = self._graphs.run(bucket, lambda: draft.inputs(sent))
         results: list[Tensor] = []
+        hidden = made.states
         if len(sampling):
+            masks = self._masks.finish()
             all_sample = len(sampling) == len(rows) == shape.ends[-1]
-            last = hidden[: len(rows)] if all_sample else hidden[sent[last_tokens]]
-            lora = None if head_plan is None else self._batch.adapters.batch(sent, head_plan)
-            logits = last if is_logits else self._model.logits(last, lora=lora)
-            plan_sent = plan.finish(sent, self._masks.finish())
-            chosen, logprobs = self._sampler.sample(logits, plan_sent)
-            tokens = self._batch.tokens.view(-1)
-            tokens[sent[write_places]] = chosen.to(tokens.dtype)
-            results += [chosen, *(logprobs or ())]
+            if made.chosen is not None and all_sample and masks is None and plan.greedy:
+                results.append(made.chosen[: len(rows)])
+            else:
+                last = hidden[: len(rows)] if all_sample else hidden[sent[last_tokens]]
+                lora = None if head_plan is None else self._batch.adapters.batch(sent, head_plan)
+                logits = last if is_logits else self._model.logits(last, lora=lora)
+                chosen, logprobs = self._sampler.sample(logits, plan.finish(sent, masks))
+                self._batch.write_sampled(sent[write_places], chosen)
+                results += [chosen, *(logprobs or ())]
         if shares:
-            following = self._batch.tokens.view(-1)[inputs[0] + 1].long()
+            following = self._batch.tokens.view(-1)[sent[draft.first] + 1].long()
             results += prompt_tensors(self._model, hidden, following, shares, self._batch.adapters)
         num_top = tuple(rows[i].request.sampling.logprobs for i in sampling)
         step = PendingStep(Asked(num_top=num_top, shares=tuple(shares)), results)
         self._masks.launched(step)
         return step
 
-    def _forward(self, bucket: Bucket, inputs: list[Tensor]) -> Tensor:
-        """What a graph of this bucket holds: logits of a step of decodes, else hidden states."""
+    def _forward(self, bucket: Bucket, inputs: list[Tensor]) -> StepResult:
+        """What a graph of this bucket holds; its states have places of their own."""
         hidden, batch = self._hidden_of(inputs, self._batch.bounds(bucket))
-        if bucket.decodes:
-            out = self._logits[: bucket.num_rows]
-            return self._model.logits(hidden, out=out, lora=batch.lora)
-        return self._hidden[: bucket.num_tokens].copy_(hidden)
+        if not bucket.decodes:
+            return StepResult(self._hidden[: bucket.num_tokens].copy_(hidden))
+        out = self._logits[: bucket.num_rows]
+        logits = self._model.logits(hidden, out=out, lora=batch.lora)
+        if not self._draws_itself:
+            return StepResult(logits)
+        # Also for rows that the sampler draws anew: so greedy steps need nothing but the graph.
+        chosen = draw(logits)
+        self._batch.write_sampled(inputs[WRITE_PLACES], chosen)
+        return StepResult(logits, chosen)
 
     def _hidden_of(
         self, inputs: list[Tensor], bounds: tuple[int, int]

@@ -14,7 +14,7 @@ from torch import Tensor
 from baton.engine.grammar.masks import TokenMasks
 from baton.engine.noise import row_keys, seed_key
 from baton.engine.request import Request
-from baton.engine.transfer import Upload, to_device
+from baton.engine.transfer import Sent, Upload, to_device
 from baton.kernels.sampling import Filters
 from baton.protos.types import SamplingParams
 
@@ -199,7 +199,12 @@ class PlanDraft:
     filters: int | None = None
     num_top: int = 0
 
-    def finish(self, tensors: list[Tensor], masks: TokenMasks | None) -> SamplingPlan:
+    @property
+    def greedy(self) -> bool:
+        """Whether every row takes its most likely token, and reports nothing else."""
+        return not self.arrays and not self.rows and self.filters is None
+
+    def finish(self, tensors: Sent, masks: TokenMasks | None) -> SamplingPlan:
         """The plan, with what `Upload.send` returned."""
         found: dict[str, Any] = {name: tensors[place] for name, place in self.arrays.items()}
         for name, place in self.rows.items():
@@ -209,7 +214,7 @@ class PlanDraft:
         return SamplingPlan(slots=tensors[self.slots], masks=masks, num_top=self.num_top, **found)
 
 
-def _filters(tensors: list[Tensor], first: int) -> Filters:
+def _filters(tensors: Sent, first: int) -> Filters:
     rows, min_ps, top_ks, top_ps = tensors[first : first + 4]
     return Filters(rows=rows, min_ps=min_ps, top_ks=top_ks, top_ps=top_ps)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from itertools import accumulate
+from typing import Final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -38,20 +39,55 @@ class Upload:
         self._arrays.append(array)
         return len(self._arrays) - 1
 
-    def send(self, staging: Tensor | None = None) -> list[Tensor]:
+    def send(self, staging: Tensor | None = None) -> Sent:
         """The arrays as device tensors, in the order in which they were added.
 
         staging: uint8 on the device, where they are to lie, one after the other from its start.
         """
         if self._device.type == "cpu":
-            return [torch.from_numpy(array) for array in self._arrays]
+            return Sent(self._arrays, None)
         num_bytes = packed_bytes(self._arrays)
         packed = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         pack(self._arrays, packed)
         if staging is None:
-            return unpack(packed.to(self._device, non_blocking=True), self._arrays)
-        sent = staging[:num_bytes]
-        return unpack(sent.copy_(packed, non_blocking=True), self._arrays)
+            return Sent(self._arrays, packed.to(self._device, non_blocking=True))
+        return Sent(self._arrays, staging[:num_bytes].copy_(packed, non_blocking=True))
+
+
+class Sent(Sequence[Tensor]):
+    """The tensors of an upload. Each is made when it is asked for: a graph needs few of them."""
+
+    def __init__(self, arrays: Sequence[Array], packed: Tensor | None) -> None:
+        """`packed` holds the arrays as `pack` leaves them; None: they stay where they are."""
+        self._arrays = arrays
+        self._packed = packed
+        self._starts: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Tensor]: ...
+
+    def __getitem__(self, place: int | slice) -> Tensor | list[Tensor]:
+        """What `Upload.add` gave this place, with the array's type and shape."""
+        if isinstance(place, slice):
+            return [self._tensor(at) for at in range(*place.indices(len(self)))]
+        return self._tensor(place)
+
+    def _tensor(self, place: int) -> Tensor:
+        array = self._arrays[place]
+        if self._packed is None:
+            return torch.from_numpy(array)
+        if not self._starts:
+            sizes = (_aligned(array.nbytes) for array in self._arrays)
+            self._starts = [0, *accumulate(sizes)]
+        start = self._starts[place]
+        dtype = torch.from_numpy(array[:0]).dtype
+        return self._packed[start : start + array.nbytes].view(dtype).view(array.shape)
 
 
 def packed_bytes(arrays: Sequence[Array]) -> int:
@@ -65,16 +101,6 @@ def pack(arrays: Sequence[Array], packed: Tensor) -> None:
     for array in arrays:
         raw[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
         start += _aligned(array.nbytes)
-
-
-def unpack(packed: Tensor, arrays: Sequence[Array]) -> list[Tensor]:
-    """Views of `packed`, on any device, with the arrays' types and shapes."""
-    views, start = [], 0
-    for array in arrays:
-        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-        views.append(packed[start : start + array.nbytes].view(dtype).view(array.shape))
-        start += _aligned(array.nbytes)
-    return views
 
 
 def _aligned(num_bytes: int) -> int:

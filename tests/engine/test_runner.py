@@ -13,7 +13,7 @@ from tests.engine.driving import Driver, new_driver, save_model
 
 from baton.engine.batch import ScheduledRow
 from baton.engine.batch_state import BatchState
-from baton.engine.transfer import Array, pack, packed_bytes, unpack
+from baton.engine.transfer import Array, Sent, pack, packed_bytes
 from baton.protos.types import SamplingParams, TokenLogprob
 
 
@@ -202,7 +202,7 @@ def test_an_upload_unpacks_to_what_was_packed() -> None:
     ]
     packed = torch.full((packed_bytes(arrays),), 0xFF, dtype=torch.uint8)
     pack(arrays, packed)
-    for array, tensor in zip(arrays, unpack(packed, arrays), strict=True):
+    for array, tensor in zip(arrays, Sent(arrays, packed), strict=True):
         assert np.array_equal(tensor.numpy(), array)
         assert tensor.numpy().dtype == array.dtype
 

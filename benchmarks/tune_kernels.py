@@ -78,19 +78,21 @@ FEW = tuple(
     )
 )
 DECODE = tuple(
-    DecodeConfig(block_n=n, num_warps=warps, num_stages=stages, target_programs=programs)
+    DecodeConfig(
+        block_n=n,
+        num_warps=warps,
+        num_stages=stages,
+        target_programs=programs,
+        combine_splits=splits,
+    )
+    for splits in (4, 8, 16)
     for n, warps, stages, programs in (
-        (32, 2, 3, 528),
+        (64, 2, 3, 264),
         (64, 2, 3, 528),
-        (64, 4, 2, 528),
         (64, 2, 4, 528),
         (64, 2, 3, 1056),
-        (32, 2, 4, 1056),
-        (64, 4, 3, 264),
-        (64, 4, 3, 528),
         (128, 4, 2, 264),
         (128, 4, 2, 528),
-        (128, 8, 2, 264),
     )
 )
 EXTEND = tuple(
@@ -107,6 +109,7 @@ EXTEND = tuple(
 )
 DECODE_SHAPES = (
     Shape(rows=1, context_len=1024),
+    Shape(rows=8, context_len=1024),
     Shape(rows=8, context_len=8192),
     Shape(rows=64, context_len=1024),
     Shape(rows=256, context_len=1024),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,8 @@ from torch import Tensor
 # Rows of a step with prompts: of a few, and of a full batch.
 FEW_ROWS: Final = 8
 _MIXED_TOKENS: Final = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048)
+# Threads that compile. The vendor's libraries keep work space for each.
+_COMPILING: Final = 4
 # What a step of the largest shape sends, with room for new blocks and sampling parameters.
 STAGING_BYTES: Final = 4 << 20
 
@@ -122,18 +125,16 @@ class StepGraphs:
         return output
 
     @torch.inference_mode()
-    def capture(self, draft: Callable[[Bucket], list[Tensor]]) -> None:
+    def capture(self, draft: Callable[[Bucket, Tensor | None], list[Tensor]]) -> None:
         """Captures every bucket, the largest first so that the others fit into its memory.
 
-        draft: harmless inputs of a bucket, in `staging`. Every shape runs once before any is
-        captured: kernels are compiled then, and libraries allocate what they keep.
+        draft: harmless inputs of a bucket, in the given memory or new. Every shape runs once before
+        any is captured: kernels are compiled then, and libraries allocate what they keep.
         """
         if self._device.type != "cuda":
             return
         buckets: Sequence[Bucket] = self._buckets[::-1]
-        for bucket in buckets:
-            self._body(bucket, draft(bucket))
-        torch.cuda.synchronize(self._device)
+        self._compile(buckets, draft)
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         # A collection in the middle of a capture may free device memory, which ends it.
@@ -141,11 +142,26 @@ class StepGraphs:
         gc.disable()
         try:
             for bucket in buckets:
-                inputs = draft(bucket)
+                inputs = draft(bucket, self.staging)
                 torch.cuda.synchronize(self._device)
                 self._graphs[bucket] = self._captured(bucket, inputs, pool, stream)
         finally:
             gc.enable()
+        torch.cuda.synchronize(self._device)
+
+    def _compile(
+        self, buckets: Sequence[Bucket], draft: Callable[[Bucket, Tensor | None], list[Tensor]]
+    ) -> None:
+        """Runs every bucket: the first alone, for the kernels that all have, then side by side."""
+
+        @torch.inference_mode()
+        def run(bucket: Bucket) -> None:
+            with torch.cuda.device(self._device):
+                self._body(bucket, draft(bucket, None))
+
+        run(buckets[0])
+        with ThreadPoolExecutor(_COMPILING, thread_name_prefix="compile") as threads:
+            list(threads.map(run, buckets[1:]))
         torch.cuda.synchronize(self._device)
 
     def _captured(

@@ -132,10 +132,10 @@ class Runner:
             buckets += [replace(bucket, adapters=True) for bucket in buckets]
         graphs = StepGraphs(self._forward, buckets, self._device)
 
-        def nothing(bucket: Bucket) -> list[Tensor]:
+        def nothing(bucket: Bucket, staging: Tensor | None) -> list[Tensor]:
             upload = Upload(self._device)
             self._batch.empty_step(bucket, upload)
-            sent = upload.send(graphs.staging)
+            sent = upload.send(staging)
             return sent[:]
 
         with self._on_device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,7 +81,7 @@ class StepAdapters:
         arrays = plan_adapters(padded, self._num_slots, block_tokens(num_tokens, self._device))
         return arrays.add_to(upload)
 
-    def batch(self, sent: list[Tensor], first: int = 0) -> LoraBatch:
+    def batch(self, sent: Sequence[Tensor], first: int = 0) -> LoraBatch:
         """What was queued, on the device, from place `first` on."""
         order, blocks, counts = sent[first : first + NUM_ARRAYS]
         tokens_a_block = block_tokens(order.shape[0], self._device)

@@ -185,37 +185,45 @@ def plan_kernel(
 
 @triton.jit
 def _combine(
-    p_part, p_lse, p_o, num_splits, stride_ps, stride_ls,
-    HEAD_DIM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+    p_part, p_lse, p_o, num_splits, stride_ps, stride_ph, stride_ls, stride_oh,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BS: tl.constexpr, BH: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Weigh the splits of one query head by their log-sum-exp."""
+    """Weigh the splits of a group's query heads by their log-sum-exp; all heads at once."""
+    o_h = tl.arange(0, BH)
+    m_h = o_h < GROUP
     o_d = tl.arange(0, BD)
-    m_d = o_d < HEAD_DIM
-    b_max = tl.full([1], float("-inf"), dtype=tl.float32)
-    b_sum = tl.zeros([1], dtype=tl.float32)
-    b_acc = tl.zeros([BD], dtype=tl.float32)
+    m_hd = m_h[:, None] & (o_d < HEAD_DIM)[None, :]
+    p_tile = p_part + o_h[:, None] * stride_ph + o_d[None, :]
+    b_max = tl.full([BH], float("-inf"), dtype=tl.float32)
+    b_sum = tl.zeros([BH], dtype=tl.float32)
+    b_acc = tl.zeros([BH, BD], dtype=tl.float32)
     for i_s in range(0, num_splits, BS):
         o_s = i_s + tl.arange(0, BS)
         m_s = o_s < num_splits
         # other programs wrote these: past the first-level cache, which does not see that
         b_lse = tl.load(
-            p_lse + o_s * stride_ls, mask=m_s, other=float("-inf"), cache_modifier=".cg"
-        )  # [BS]
+            p_lse + o_s[:, None] * stride_ls + o_h[None, :],
+            mask=m_s[:, None] & m_h[None, :],
+            other=float("-inf"),
+            cache_modifier=".cg",
+        )  # [BS, BH]
         b_part = tl.load(
-            p_part + o_s[:, None] * stride_ps + o_d[None, :],
-            mask=m_s[:, None] & m_d[None, :],
+            p_tile[None, :, :] + o_s[:, None, None] * stride_ps,
+            mask=m_s[:, None, None] & m_hd[None, :, :],
             other=0.0,
             cache_modifier=".cg",
-        )  # [BS, BD]
+        )  # [BS, BH, BD]
         b_new = tl.maximum(b_max, tl.max(b_lse, axis=0))
         b_safe = tl.where(b_new == float("-inf"), 0.0, b_new)
-        b_weight = tl.exp2(b_lse - b_safe)
+        b_weight = tl.exp2(b_lse - b_safe[None, :])
         b_decay = tl.exp2(b_max - b_safe)
         b_sum = b_sum * b_decay + tl.sum(b_weight, axis=0)
-        b_acc = b_acc * b_decay + tl.sum(b_part * b_weight[:, None], axis=0)
+        b_acc = b_acc * b_decay[:, None] + tl.sum(b_part * b_weight[:, :, None], axis=0)
         b_max = b_new
-    b_out = b_acc / tl.where(b_sum == 0.0, 1.0, b_sum)
-    tl.store(p_o + o_d, b_out.to(p_o.dtype.element_ty), mask=m_d)
+    b_out = b_acc / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
+    p_out = p_o + o_h[:, None] * stride_oh + o_d[None, :]
+    tl.store(p_out, b_out.to(p_o.dtype.element_ty), mask=m_hd)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -228,7 +236,8 @@ def decode_kernel(
     BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, FP8: tl.constexpr, PRECISION: tl.constexpr,
     DEPENDENT: tl.constexpr,
-    BG: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
+    BG: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    BS: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """One program an item of the plan and a key-value head; grid [items * kv_heads].
 
@@ -303,12 +312,11 @@ def decode_kernel(
             p_count = p_counts + i_row * KV_HEADS + i_head
             if tl.atomic_add(p_count, 1, sem="acq_rel", scope="gpu") == num_splits - 1:
                 tl.store(p_count, 0)
-                for g in range(GROUP):
-                    i_q = i_head * GROUP + g
-                    i_first = first_item.to(tl.int64)
-                    _combine(
-                        p_parts + i_first * stride_ps + i_q * stride_ph,
-                        p_lse + i_first * stride_ls + i_q,
-                        p_o + i_q * stride_oh, num_splits, stride_ps, stride_ls,
-                        HEAD_DIM, BS, BD,
-                    )  # fmt: skip
+                i_first = first_item.to(tl.int64)
+                i_q = i_head * GROUP
+                _combine(
+                    p_parts + i_first * stride_ps + i_q * stride_ph,
+                    p_lse + i_first * stride_ls + i_q,
+                    p_o + i_q * stride_oh, num_splits, stride_ps, stride_ph, stride_ls, stride_oh,
+                    GROUP, HEAD_DIM, BS, BH, BD,
+                )  # fmt: skip

@@ -34,7 +34,7 @@ class DecodeConfig(LaunchConfig):
     block_n: int = 64
     target_programs: int = 528
     min_split_tokens: int = 64
-    combine_splits: int = 16
+    combine_splits: int = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +212,7 @@ def _decode(problem: _Problem, plan: DevicePlan, out: Tensor, config: DecodeConf
     _, num_q_heads, head_dim = problem.q.shape
     num_rows, num_kv_heads = problem.context_lens.shape[0], problem.kv.shape[2]
     max_items = plan.item_row.shape[0]
+    group = next_power_of_2(num_q_heads // num_kv_heads)
     shape = (max_items, num_q_heads)
     parts = torch.empty((*shape, head_dim), dtype=torch.float32, device=out.device)
     lse = torch.empty(shape, dtype=torch.float32, device=out.device)
@@ -222,7 +223,8 @@ def _decode(problem: _Problem, plan: DevicePlan, out: Tensor, config: DecodeConf
         *(*parts.stride()[:2], lse.stride(0)),
         *problem.strides_and_scoring(),
         **problem.constants(),
-        BG=max(next_power_of_2(num_q_heads // num_kv_heads), _MIN_DOT_ROWS),
+        BG=max(group, _MIN_DOT_ROWS),
+        BH=group,
         BN=config.block_n,
         BS=config.combine_splits,
         num_warps=config.num_warps,

@@ -31,6 +31,8 @@ class DecodeConfig(LaunchConfig):
     too uneven, none with fewer than `min_split_tokens` keys. combine_splits: read at a time.
     """
 
+    num_warps: int = 2
+    num_stages: int = 3
     block_n: int = 64
     target_programs: int = 528
     min_split_tokens: int = 64

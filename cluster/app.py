@@ -70,7 +70,7 @@ def placement(pool: PoolConfig) -> dict[str, Any]:
         wanted = {"GPU": pool.num_gpus or 0, "CPU": pool.num_cpus, **custom}
         bundle = {name: amount for name, amount in wanted.items() if amount}
         options["placement_group_bundles"] = [bundle] * pool.num_ranks
-        options["placement_group_strategy"] = "STRICT_PACK"
+        options["placement_group_strategy"] = "STRICT_PACK" if pool.num_hosts == 1 else "PACK"
     return options
 
 

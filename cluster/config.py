@@ -15,7 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from baton.cluster.ranks import check_model_ranks, check_rank_resources, check_resources
+from baton.cluster.ranks import (
+    check_hosts,
+    check_model_ranks,
+    check_rank_resources,
+    check_resources,
+)
 from baton.cluster.schema import Document, build, dotted, load_document, read_fields, unknown_key
 from baton.cluster.secret_files import secret_file, tenants_file
 from baton.decode_worker.config import DecodeWorkerConfig
@@ -78,7 +83,8 @@ class PoolConfig:
     `num_cpus` is both what Ray reserves for a worker and the number of its compute threads.
     `num_gpus` None: an equal share of the GPUs that Ray has, at most one; see `with_gpus`. Both are
     for each rank of a worker with several (`engine.tensor_parallel_size`), and so are `resources`,
-    custom Ray resources that keep workers to the nodes which offer them.
+    custom Ray resources that keep workers to the nodes which offer them. `num_hosts`: nodes that a
+    worker's ranks may be spread over, where one has not enough GPUs.
     `drain_s`: a worker that is told to leave finishes its requests for at most this long.
     """
 
@@ -87,6 +93,7 @@ class PoolConfig:
     max_replicas: int | None = None
     num_cpus: float = 1.0
     num_gpus: float | None = None
+    num_hosts: int = 1
     resources: Mapping[str, float] = field(default_factory=dict)
     drain_s: float = 30.0
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
@@ -102,6 +109,7 @@ class PoolConfig:
             _at_least("num_gpus", self.num_gpus, 0)
         _at_least("drain_s", self.drain_s, 0)
         check_resources("resources", self.resources)
+        check_hosts(self.num_hosts, self.num_ranks)
         check_rank_resources(self.num_ranks, self.num_cpus, self.num_gpus)
 
     @property

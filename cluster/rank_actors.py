@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util import get_current_placement_group
+from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from baton.engine.parallel.follower import follow
@@ -20,6 +22,9 @@ class RankActor:
 
     def follow(self, spec: RankSpec) -> None:
         """Runs the rank; returns when rank 0 is done with it."""
+        if not ipaddress.ip_address(spec.host).is_loopback:
+            # Of a pool with several hosts: this may be another machine than rank 0's.
+            spec = replace(spec, own_host=str(get_node_ip_address()))
         follow(spec)
 
 

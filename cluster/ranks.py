@@ -9,6 +9,16 @@ from baton.engine.config import EngineConfig
 from baton.protos.errors import ConfigError
 
 
+def check_hosts(num_hosts: int, num_ranks: int) -> None:
+    """Raises ConfigError unless ranks can be shared out evenly."""
+    if num_hosts < 1 or num_ranks % num_hosts:
+        raise ConfigError(
+            f"num_hosts is {num_hosts}, but must divide engine.tensor_parallel_size ({num_ranks}): "
+            "each host has as many of the ranks",
+            param="num_hosts",
+        )
+
+
 def check_rank_resources(num_ranks: int, num_cpus: float, num_gpus: float | None) -> None:
     """Raises ConfigError unless each of several ranks can have a place of its own."""
     if num_ranks == 1:

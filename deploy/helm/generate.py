@@ -49,6 +49,7 @@ CHART_SETS = {
     "pool": {"resources"},
 }
 QUANTITY = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?([kMGTP]i?|m)?$"}
+OPTIONAL_QUANTITY = {"type": "string", "pattern": f"({QUANTITY['pattern']})|^$"}
 PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
 SECONDS = {"type": "integer", "minimum": 0}
 LABELS = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -96,6 +97,10 @@ RULES: dict[str, Any] = {
     "images.worker.digest": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
     "model.name": {"type": "string", "pattern": r"^[A-Za-z0-9._-]*$"},
     "model.source": {"enum": ["image", "claim", "hostPath", "fetch"]},
+    "adapters.source": {"enum": ["none", "claim", "hostPath"]},
+    "adapters.hostPath": {"type": "string", "pattern": "^(/.*)?$"},
+    "prefill.kvDisk.size": OPTIONAL_QUANTITY,
+    "decode.kvDisk.size": OPTIONAL_QUANTITY,
     "model.hostPath": {"type": "string", "pattern": "^(/.*)?$"},
     "model.fetch.from": {"type": "string", "pattern": "^((hf|s3)://[^ ]+/[^ ]+)?$"},
     "model.fetch.sizeLimit": QUANTITY,

@@ -182,11 +182,21 @@ class RemoteConnector:
 
 
 class ConnectorServer:
-    """The rank's side: does what rank 0 says, until the link ends. It reads adapters, too."""
+    """The rank's side: does what rank 0 says, until the link ends. It reads adapters, too.
 
-    def __init__(self, link: RankLink, pool: KVPool, adapters: AdapterReader | None) -> None:
+    `own_host`: where its connector listens, if not at rank 0's address.
+    """
+
+    def __init__(
+        self,
+        link: RankLink,
+        pool: KVPool,
+        adapters: AdapterReader | None,
+        own_host: str = "",
+    ) -> None:
         self._adapters = adapters
         self._link = link
+        self._own_host = own_host
         self._pool = pool
         self._connector: Connector | None = None
         self._connecting = ThreadPoolExecutor(CONNECT_THREADS, "connect")
@@ -230,7 +240,7 @@ class ConnectorServer:
                     self._pool.layout,
                     _key_from_json(message["key"]),
                     self._notice,
-                    message["host"],
+                    self._own_host or message["host"],
                 )
                 return {"info": _info_to_json(self._connector.local_info())}
             case "connect":

@@ -51,11 +51,11 @@ def _run(spec: RankSpec, link: RankLink, stack: contextlib.ExitStack) -> None:
         is_master=False,
         timeout=timedelta(seconds=CONNECT_TIMEOUT_S),
     )
-    group = TorchGroup(store, shards, platform.device, spec.host)
+    group = TorchGroup(store, shards, platform.device, spec.here)
     runner = Runner(config, SystemClock(), group)
     stack.callback(runner.close)
     adapters = None if runner.adapters is None else RankAdapters(runner.adapters)
-    connectors = ConnectorServer(link, runner.pool, adapters)
+    connectors = ConnectorServer(link, runner.pool, adapters, spec.own_host)
     stack.callback(connectors.close)
     # Its end is what the connectors' thread waits for.
     stack.callback(link.end)

@@ -35,6 +35,7 @@ class RankSpec:
     """What a rank other than 0 is told at its start. `token` is the group's secret.
 
     `host`, `port`: where rank 0 listens. `store_port`: its store, through which collectives meet.
+    `own_host`: the address of the rank's machine, where that is another one than rank 0's.
     """
 
     config: EngineConfig
@@ -44,6 +45,12 @@ class RankSpec:
     store_port: int
     token: bytes
     num_threads: int
+    own_host: str = ""
+
+    @property
+    def here(self) -> str:
+        """Where the rank listens."""
+        return self.own_host or self.host
 
 
 @dataclass(frozen=True, slots=True)

@@ -400,7 +400,10 @@ decode:
     wanted = placement(config.decode)
     assert wanted["ray_actor_options"]["resources"] == {"baton-decode": 0.001}
     assert wanted["placement_group_bundles"] == [{"GPU": 1, "CPU": 1, "baton-decode": 0.001}] * 2
+    assert wanted["placement_group_strategy"] == "STRICT_PACK"
     assert placement(config.prefill)["ray_actor_options"]["resources"] == {}
+    far = read(text.replace("  num_gpus: 1\n", "  num_gpus: 1\n  num_hosts: 2\n"), config.model)
+    assert placement(far.decode)["placement_group_strategy"] == "PACK"
 
 
 @pytest.mark.parametrize(
@@ -408,6 +411,7 @@ decode:
     [
         ("decode: {resources: {GPU: 1}}\n", "decode: resources has GPU: 1, but holds custom"),
         ("gateway_resources: {a: 0}\n", "gateway_resources has a: 0"),
+        ("decode: {num_hosts: 2}\n", "decode: num_hosts is 2, but must divide"),
         ("gateway_port_step: -1\n", "gateway_port_step is -1"),
         ("secret_file: 3\n", "secret_file must be a path"),
         ("secret_file: /no/such\n", "line 1: secret_file: cannot read /no/such"),

@@ -41,7 +41,14 @@ def dashboard_queries() -> list[str]:
 
 
 def metrics_named() -> set[str]:
-    """Names of `baton_*` in any query, as the text format's TYPE lines have them."""
+    """Names of `baton_*` in any query, as the text format's TYPE lines have them (those of counters
+    end in _total, those of histograms have no suffix).
+    """
     queries = [rule["expr"] for rule in alerts()] + dashboard_queries()
     found = {name for query in queries for name in re.findall(r"\bbaton_\w+", query)}
     return {SUFFIXES.sub("", name) for name in found}
+
+
+def metrics_when_something_is_wrong() -> set[str]:
+    """Those that a gateway has only then."""
+    return {"baton_kv_events_wrong"}

@@ -44,6 +44,8 @@ def resolved(values: Path, folder: Path) -> BatonConfig:
         args["model"] = str(model)
         for section in (args.get("engine", {}), *(args[r].get("engine", {}) for r in POOLS)):
             section.pop("tensor_parallel_size", None)
+        for role in POOLS:
+            args[role].pop("num_hosts", None)
     if "secret_file" in args:
         args["secret_file"] = str(folder / "secret")
         (folder / "secret").write_text("s")

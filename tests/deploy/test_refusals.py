@@ -38,6 +38,9 @@ CLAIM = {"model.source": "claim", "model.name": "m"}
         (CLAIM, "model.claim.name is empty"),
         ({"model.source": "hostPath", "model.name": "m"}, "model.hostPath is empty"),
         ({"model.source": "fetch", "model.name": "m"}, "model.fetch.from is empty"),
+        ({"adapters.source": "claim"}, "adapters.claim.name is empty"),
+        ({"adapters.source": "hostPath"}, "adapters.hostPath is empty"),
+        ({"prefill.kvDisk.size": "big"}, "kvDisk.size"),
         ({"gcsFaultTolerance.enabled": True}, "redisAddress is empty"),
         ({"upgrade.type": "NewClusterWithIncrementalUpgrade"}, "gatewayClassName is empty"),
         (
@@ -68,6 +71,7 @@ CLAIM = {"model.source": "claim", "model.name": "m"}
             {"config.decode": {"max_replicas": 2}, "autoscaler.enabled": False},
             "no nodes would come",
         ),
+        ({"config.decode.num_hosts": 2}, "tensor_parallel_size 1 cannot be shared by num_hosts 2"),
         ({"config.decode.num_gpus": 0.5}, "Kubernetes gives whole ones"),
         ({"config.decode.drain_s": 600}, "decode.terminationGracePeriodSeconds is 180"),
         ({"config.gateway": {"drain_grace_s": 200}}, "gateway.terminationGracePeriodSeconds is"),

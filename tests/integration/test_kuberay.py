@@ -4,17 +4,22 @@ of `helm test`, the probes, the hook that drains.
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.deploy.finding import CHART
+from tests.deploy.monitoring import metrics_named, metrics_when_something_is_wrong
 from tests.deploy.rendering import objects, pod_templates, render, serve_config
+from tests.deploy.test_docs import files, of
 from tests.integration.conftest import free_port
 from tests.integration.kuberay_nodes import BIN, Nodes, answers
 
@@ -46,6 +51,8 @@ def test_the_trial_runs_as_it_is_rendered(nodes: Nodes) -> None:
     assert sorted(replicas.values()) == [0, 1, 1, 1], "none on the head, one on each other node"
     probes_answer(nodes)
     helm_test_passes(nodes, port)
+    metrics_are_there(port)
+    pages_commands_work(nodes, port)
     drains(nodes, max(replicas, key=lambda node_id: replicas[node_id]))
 
 
@@ -74,6 +81,33 @@ def helm_test_passes(nodes: Nodes, port: int) -> None:
     wrong = run(f"http://127.0.0.1:{free_port()}", "1")
     assert wrong.returncode == 1
     assert "no answer" in wrong.stderr
+
+
+def metrics_are_there(port: int) -> None:
+    """Every metric of an alert or a dashboard is one that a gateway has."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    there = set(re.findall(r"^# TYPE (\S+) ", text, re.M)) | metrics_when_something_is_wrong()
+    assert metrics_named() <= there
+
+
+def pages_commands_work(nodes: Nodes, port: int) -> None:
+    """`baton` as docs/kubernetes/operate.md uses it, but for what would change the trial's size."""
+    lines = [line for line in of("baton") if not line.startswith("baton chat")]
+    assert any(line.startswith("baton config apply") for line in lines)
+    for name, text in files().items():
+        (nodes.home / name).write_text(text)
+    for line in lines:
+        command = shlex.split(line.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{port}"))
+        command += ["--dry-run"] if "apply" in command else []
+        done = subprocess.run(
+            [str(BIN / "baton"), *command[1:]],
+            cwd=nodes.home,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, (line, done.stderr)
 
 
 def drains(nodes: Nodes, node_id: str) -> None:

@@ -20,6 +20,7 @@ from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
 from baton.engine.parallel.hosts import ProcessRanks, RankHandle
 from baton.engine.parallel.links import RankListener, RankSpec, connect
+from baton.kvtransfer.connector import PeerKey
 from baton.protos.errors import ModelLoadError, WorkerLostError
 from baton.protos.types import GenerateRequest, SamplingParams, StepOutput
 
@@ -50,6 +51,28 @@ def folder(tmp_path: Path) -> Path:
 
 def request_of(sampling: SamplingParams) -> GenerateRequest:
     return GenerateRequest(request_id="r", prompt_token_ids=[5, 6, 7], sampling=sampling)
+
+
+class FarRanks(ThreadRanks):
+    """Ranks that listen at an address of their own, as on another machine."""
+
+    def start(self, spec: RankSpec) -> RankHandle:
+        return super().start(replace(spec, own_host="127.0.0.2"))
+
+
+def test_ranks_of_another_machine_listen_there(folder: Path) -> None:
+    engine = Engine(config_of(folder), ranks=FarRanks())
+    try:
+        (rank,) = engine.other_pools
+        key = PeerKey("w-rank1", "i", 1)
+        connector = rank.open("nixl", key, "127.0.0.1", lambda _key, _notice: None)
+        assert connector.local_info().key == key
+        connector.close()
+        engine.add(request_of(replace(FOREVER, max_tokens=4)))
+        tokens = [t for _ in range(8) for o in engine.step().outputs for t in o.token_ids]
+        assert len(tokens) == 4
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])

@@ -117,6 +117,9 @@ gpus: {{ $gpus | int }}
 {{- range $role := list "prefill" "decode" }}
 {{- $given := get $config $role | default dict }}
 {{- $pool := dict "resources" (dict (printf "baton-%s" $role) 0.001) "num_gpus" (dig "num_gpus" 0 $given) }}
+{{- if (get $.Values $role).kvDisk.size }}
+{{- $_ := set $pool "engine" (dict "kv_tiers" (dict "disk_path" "/kv")) }}
+{{- end }}
 {{- $_ := set $ours $role $pool }}
 {{- end }}
 {{- toYaml (mustMergeOverwrite $config $ours) }}
@@ -146,6 +149,12 @@ applications:
 {{- end }}
 {{- if and (eq $values.model.source "fetch") (not $values.model.fetch.from) }}
 {{- fail "model.fetch.from is empty: give hf://ORG/NAME or s3://BUCKET/PREFIX" }}
+{{- end }}
+{{- if and (eq $values.adapters.source "claim") (not $values.adapters.claim.name) }}
+{{- fail "adapters.claim.name is empty: name the PersistentVolumeClaim that holds the adapters" }}
+{{- end }}
+{{- if and (eq $values.adapters.source "hostPath") (not $values.adapters.hostPath) }}
+{{- fail "adapters.hostPath is empty: name the adapters' folder on the nodes" }}
 {{- end }}
 {{- if and $values.gcsFaultTolerance.enabled (not $values.gcsFaultTolerance.redisAddress) }}
 {{- fail "gcsFaultTolerance.redisAddress is empty: give Redis' host:port" }}

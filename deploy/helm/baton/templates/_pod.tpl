@@ -80,6 +80,9 @@ spec:
       volumeMounts:
         - {name: tmp, mountPath: /tmp}
         - {name: shm, mountPath: /dev/shm}
+        {{- if dig "kvDisk" "size" "" $pod }}
+        - {name: kv-disk, mountPath: /kv}
+        {{- end }}
         {{- with (include "baton.mounts" $root | trim) }}
         {{- . | nindent 8 }}
         {{- end }}
@@ -91,6 +94,19 @@ spec:
       emptyDir: {sizeLimit: {{ $values.tmpSize }}}
     - name: shm
       emptyDir: {medium: Memory, sizeLimit: {{ $pod.shm }}}
+    {{- with dig "kvDisk" "size" "" $pod }}
+    - name: kv-disk
+      {{- if $pod.kvDisk.storageClass }}
+      ephemeral:
+        volumeClaimTemplate:
+          spec:
+            accessModes: [ReadWriteOnce]
+            storageClassName: {{ $pod.kvDisk.storageClass }}
+            resources: {requests: {storage: {{ . }}}}
+      {{- else }}
+      emptyDir: {sizeLimit: {{ . }}}
+      {{- end }}
+    {{- end }}
     {{- with (include "baton.volumes" $root | trim) }}
     {{- . | nindent 4 }}
     {{- end }}
@@ -250,6 +266,14 @@ readinessProbe:
   {{- end }}
   readOnly: true
 {{- end }}
+{{- if ne .Values.adapters.source "none" }}
+- name: adapters
+  mountPath: /adapters
+  {{- if and (eq .Values.adapters.source "claim") .Values.adapters.claim.subPath }}
+  subPath: {{ .Values.adapters.claim.subPath }}
+  {{- end }}
+  readOnly: true
+{{- end }}
 {{- range $name := list "tenants" "kv" "tls" }}
 {{- if (get $.Values.secrets $name).existing }}
 - {name: {{ $name }}, mountPath: /etc/baton/{{ $name }}, readOnly: true}
@@ -268,6 +292,13 @@ readinessProbe:
 {{- else if eq $model.source "fetch" }}
 - name: model
   emptyDir: {sizeLimit: {{ $model.fetch.sizeLimit }}}
+{{- end }}
+{{- if eq .Values.adapters.source "claim" }}
+- name: adapters
+  persistentVolumeClaim: {claimName: {{ .Values.adapters.claim.name }}, readOnly: true}
+{{- else if eq .Values.adapters.source "hostPath" }}
+- name: adapters
+  hostPath: {path: {{ .Values.adapters.hostPath }}, type: Directory}
 {{- end }}
 {{- with .Values.secrets.tenants }}
 {{- if .existing }}

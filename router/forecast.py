@@ -30,6 +30,10 @@ class Forecast:
     """Double exponential smoothing (Brown, 1956): two averages of different memory differ by the
     slope times the difference of their lags.
 
+    Arrivals at random differ from each other without any change of the load. So the difference
+    counts only as far as it is more than twice what chance makes of it (James and Stein, 1961);
+    otherwise the load is the slower average, and does not rise.
+
     Falling load is not extrapolated: a pool that was made too small too early costs an SLO, one
     that is too large for a minute costs a minute.
     """
@@ -37,17 +41,26 @@ class Forecast:
     def __init__(self) -> None:
         self._fast = _Average(_FAST_S)
         self._slow = _Average(_SLOW_S)
+        # Of what each call tells, times its seconds: the variance that counts in a second have.
+        self._variance = _Average(_SLOW_S)
         self._last_s: float | None = None
 
     def add(self, rate: float, now_s: float) -> None:
         """`rate` is what was seen since the last call."""
         elapsed_s = 1.0 if self._last_s is None else max(0.0, now_s - self._last_s)
         self._last_s = now_s
+        if self._last_s is not None and elapsed_s > 0:
+            self._variance.add((rate - self._fast.mean) ** 2 * elapsed_s, elapsed_s)
         self._fast.add(rate, elapsed_s)
         self._slow.add(rate, elapsed_s)
 
     def ahead(self, horizon_s: float) -> float:
         """The rate expected in `horizon_s` seconds; at most twice what it is now."""
-        now = self._fast.mean
-        slope = (now - self._slow.mean) / (_SLOW_S - _FAST_S)
+        difference = self._fast.mean - self._slow.mean
+        chance = self._variance.mean / (2 * _FAST_S)
+        if not difference:
+            return self._slow.mean
+        believed = difference * max(0.0, 1 - 4 * chance / difference**2)
+        now = self._slow.mean + believed
+        slope = believed / (_SLOW_S - _FAST_S)
         return min(2 * now, max(now, now + slope * (horizon_s + _FAST_S)))

@@ -33,7 +33,7 @@ class Arrivals:
         self._mean_output = _PRIOR_OUTPUT_TOKENS
 
     def planned(self, job: Job, chosen: Plan) -> None:
-        num_new = max(1, job.num_known - chosen.num_cached_tokens)
+        num_new = chosen.num_new_tokens
         self._num_requests += 1
         self._num_tokens += num_new
         self._num_squares += num_new * num_new

@@ -76,6 +76,8 @@ class Call:
     # Whose request it is, and within how many seconds its first token is wanted (None: any).
     tenant: str = EVERYBODY
     ttft_s: float | None = None
+    # What the client says that it continues.
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,7 +207,8 @@ class Fleet:
             self._room.enter(generation, tenant, self._clock.now_s() + first_s)
         else:
             self._room.pass_by(generation, tenant)
-        track = self._tracks[generation] = Track(self._num_requests)
+        last = self.planner.sessions.last(request.session)
+        track = self._tracks[generation] = Track(self._num_requests, last_worker=last)
         if timeout_s is not None:
             loop = asyncio.get_running_loop()
             track.deadline = loop.call_later(timeout_s, self._expired, generation, timeout_s)

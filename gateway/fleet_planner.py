@@ -12,6 +12,7 @@ from baton.gateway.fleet_audit import KvAudit
 from baton.gateway.fleet_config import FleetConfig
 from baton.gateway.fleet_figures import model_figures
 from baton.gateway.fleet_generation import Generation
+from baton.gateway.fleet_sessions import Sessions
 from baton.gateway.model_file import load_model_times, save_model_times
 from baton.gateway.seam import Figure
 from baton.protos.clock import Clock
@@ -50,6 +51,7 @@ class Planner:
         self.audit = KvAudit(clock)
         self._decisions = Decisions(config.explained_requests, config.decision_log)
         self._attempts: dict[Generation, _Attempt] = {}
+        self.sessions = Sessions()
         self._saved_s = clock.now_s()
         self._inputs: Inputs | None = None
 
@@ -69,6 +71,7 @@ class Planner:
 
     def submitted(self, generation: Generation, chosen: Plan) -> None:
         """The request went where the newest plan says. To be called before anything changes."""
+        self.sessions.served(generation.request.session, chosen.decode.worker_id)
         before = self._attempts.get(generation)
         if before is not None:
             before.decision.outcome = {"finished": False, "went_on": chosen.decode.worker_id}

@@ -33,6 +33,8 @@ class Track:
     """What the fleet keeps of one generation between its attempts."""
 
     sequence: int
+    # It served this session's last request.
+    last_worker: str | None = None
     hashes: list[bytes] | None = None
     link: WorkerLink | None = None
     handle: int = 0
@@ -99,5 +101,7 @@ def route_request(
         prompt_logprobs=request.sampling.prompt_logprobs is not None,
         exclude=excluded,
         stick_to=generation.stick_to,
+        last_worker=track.last_worker,
+        adapter=request.adapter_id,
         sequence=track.sequence,
     )

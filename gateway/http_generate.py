@@ -68,6 +68,7 @@ class GenerateEndpoint:
                     tenant=exchange.tenant,
                     ttft_s=ttft_s,
                     traceparent=exchange.headers.get("traceparent", "")[:_MAX_HEADER_CHARS],
+                    session=exchange.headers.get("x-baton-session", "")[:_MAX_HEADER_CHARS],
                 )
                 async with _client_watched(exchange, deadline):
                     job = await service.prepare(call)

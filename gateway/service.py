@@ -246,6 +246,8 @@ class GatewayService:
             cache_salt=hash_salt(call.cache_salt),
             grammar=call.grammar,
             thought=self._thought(job, prompt_index),
+            # Names are the tenants' own.
+            session=f"{call.tenant}/{call.session}" if call.session else "",
         )
         return self.fleet.generate(
             request,

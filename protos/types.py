@@ -108,6 +108,7 @@ class GenerateRequest:
     and its budget kept; a `grammar` holds from after the thought (see protos/constraints.py).
     `adapter_id` names the adapter (see protos/adapters.py) that prompt and output go through; ""
     is the base model. KV is never shared between adapters (`hashing.adapter_salt`).
+    `session` names what it continues; gateways route by it, workers are not told.
     """
 
     request_id: str
@@ -119,6 +120,7 @@ class GenerateRequest:
     grammar: Grammar | None = None
     thought: Thought | None = None
     adapter_id: str = ""
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,19 @@ async def test_errors_of_the_request_are_not_retried() -> None:
         assert len(worker.submits) == 1
 
 
+async def test_a_session_goes_on_where_it_was_served_last() -> None:
+    async with stub("d0") as (_, m0), stub("d1") as (_, m1), fleet_of(m0, m1) as fleet:
+        homes = {}
+        for name in ("a", "b", "c"):
+            chosen = fleet.generate(replace(request(max_tokens=2), session=name))
+            homes[name] = chosen.worker_id
+            await tokens_of(chosen)
+        for name in ("a", "b", "c") * 4:
+            chosen = fleet.generate(replace(request(max_tokens=2), session=name))
+            assert chosen.worker_id == homes[name]
+            await tokens_of(chosen)
+
+
 async def test_children_stick_to_the_worker_of_the_first() -> None:
     async with stub("d0") as (_, m0), stub("d1") as (_, m1), fleet_of(m0, m1) as fleet:
         first = fleet.generate(request(max_tokens=10_000))

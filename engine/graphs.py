@@ -159,7 +159,8 @@ class StepGraphs:
             with torch.cuda.device(self._device):
                 self._body(bucket, draft(bucket, None))
 
-        run(buckets[0])
+        for bucket in buckets[:1]:
+            run(bucket)
         with ThreadPoolExecutor(_COMPILING, thread_name_prefix="compile") as threads:
             list(threads.map(run, buckets[1:]))
         torch.cuda.synchronize(self._device)

@@ -4,7 +4,8 @@
 Both pack the query heads that share a key-value head into one tile, so keys are read once a group,
 and both leave the other's rows alone, so a mixed batch is two launches and no host decision.
 Scores live in base 2: exp2 is what the hardware has. FP8 keys and values are multiplied as float16,
-which holds every one of them; their scales go into the scores and the output.
+which holds every one of them; their scales go into the scores and the output. What changes from
+step to step is no reason to compile anew: it is not specialized.
 """
 
 import triton
@@ -85,7 +86,7 @@ def _find_row(p_query_start, num_rows, i_tile, BQ: tl.constexpr):
     return low - 1
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "stride_table"])
 def extend_kernel(
     p_q, p_kv, p_out, p_query_start, p_context_lens, p_tables, p_kv_scale, num_rows,
     stride_qt, stride_qh, stride_ot, stride_oh,
@@ -226,7 +227,7 @@ def _combine(
     tl.store(p_out, b_out.to(p_o.dtype.element_ty), mask=m_hd)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "stride_table"])
 def decode_kernel(
     p_q, p_kv, p_out, p_parts, p_lse, p_counts, p_query_start, p_context_lens, p_tables,
     p_kv_scale, p_row_item, p_item_row, num_rows,

@@ -7,10 +7,9 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import celpy
 import jsonschema
 import yaml
-from tests.deploy.finding import crd_folder
+from tests.deploy.finding import crd_folder, module
 
 Schema = dict[str, Any]
 _KEPT = {
@@ -29,7 +28,6 @@ _KEPT = {
     "uniqueItems",
     "multipleOf",
 }
-_ENVIRONMENT = celpy.Environment()
 
 
 @functools.cache
@@ -135,9 +133,10 @@ def _broken_rules(schema: Schema, value: Any, path: str) -> Iterator[str]:
 
 
 def _holds(rule: str, value: Any) -> bool:
-    return bool(_program(rule).evaluate({"self": celpy.json_to_cel(value)}))
+    return bool(_program(rule).evaluate({"self": module("celpy").json_to_cel(value)}))
 
 
 @functools.cache
 def _program(rule: str) -> Any:
-    return _ENVIRONMENT.program(_ENVIRONMENT.compile(rule))
+    environment = module("celpy").Environment()
+    return environment.program(environment.compile(rule))

@@ -5,11 +5,12 @@ What is missing skips a test and says why; under CI it fails.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -35,6 +36,14 @@ def crd_folder() -> Path:
     return found or missing(
         f"no CRDs in {' or '.join(map(str, places))}: set BATON_CRDS to a folder of them"
     )
+
+
+def module(name: str) -> Any:
+    """A package of the `test` extra, some of which not every platform has."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing(f"{error}: run make test")
 
 
 def missing(reason: str) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.deploy import crds, cross_checks, kuberay_rules, serve_schema
-from tests.deploy.finding import CHART, EXAMPLES, ROOT, tool
+from tests.deploy.finding import CHART, EXAMPLES, ROOT, module, tool
 from tests.deploy.rendering import (
     NAMESPACE,
     RELEASE,
@@ -79,8 +79,7 @@ def test_renders_as_it_did(values: Path) -> None:
 
 @examples
 def test_helm_4_renders_the_same(values: Path) -> None:
-    import helm_python
-
+    helm_python = module("helm_python")
     given = yaml.safe_load(values.read_text())
     with helm_python.Chart.load(str(CHART)) as chart:
         texts = chart.render(given, name=RELEASE, namespace=NAMESPACE)
@@ -101,8 +100,7 @@ def test_lint(values: Path) -> None:
 @examples
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_kubernetes_accepts_it(values: Path) -> None:
-    import kubernetes_validate
-
+    kubernetes_validate = module("kubernetes_validate")
     custom = crds.definitions()
     for one in objects(render(values)):
         if (one["apiVersion"], one["kind"]) in custom:

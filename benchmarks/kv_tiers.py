@@ -209,7 +209,8 @@ def main() -> None:
             for found in measure(args, case, num_tokens):
                 rows.append(found)
                 print(found, flush=True)
-    settings = {name: str(value) for name, value in vars(args).items()}
+    places = {"model", "folder", "output"}
+    settings = {name: value for name, value in vars(args).items() if name not in places}
     write_results(args.output, rows, settings)
 
 

@@ -63,6 +63,7 @@ class Planner:
             self._inputs = Inputs(
                 view=view,
                 hits=index.hits(request.block_hashes),
+                kept=index.kept(request.block_hashes),
                 request=request,
                 config=self._router,
                 seed=seed,

@@ -41,6 +41,7 @@ def miss_probability(ratio: float) -> float:
 class DecodeAt(NamedTuple):
     """What a plan costs at one decode worker, the same for local and every prefill worker.
 
+    num_kept: tokens that are there or in slower tiers, as far as they are more than `num_cached`.
     short_tail: nearly all of the prompt is there. itl_miss: the probability that those who decode
     there miss their objective as it is. fullness: of its KV memory, with this request and all that
     wait for room. own_s: all that there is to choose by before it is known what it is paired with.
@@ -49,6 +50,7 @@ class DecodeAt(NamedTuple):
     row: int
     figures: Figures
     num_cached: int
+    num_kept: int
     num_new: int
     itl_miss: float
     fullness: float
@@ -140,8 +142,10 @@ class Prices:
         # Each of its tokens is attended to while it decodes; its own come one by one.
         self._output_tokens = self._num_tokens + 0.5 * self._num_output
 
-    def decode(self, row: int, figures: Figures, num_hits: int, extra_s: float) -> DecodeAt:
-        """num_hits: blocks of the prompt that the worker holds."""
+    def decode(
+        self, row: int, figures: Figures, num_hits: int, num_kept: int, extra_s: float
+    ) -> DecodeAt:
+        """num_hits: blocks of the prompt that the worker holds, num_kept: has in any place."""
         num_cached = num_hits * self._block_size
         # The last token is always computed: its logits choose the first output token.
         num_new = max(self._num_tokens - num_cached, 1)
@@ -163,15 +167,27 @@ class Prices:
         own_s = decode_s + room_s + extra_s + num_new * self._moved_token_s
         short = num_new < self._config.min_remote_tokens and num_cached > 0
         return DecodeAt(
-            row, figures, num_cached, num_new, now, fuller, decode_s, room_s, extra_s, own_s, short
+            row,
+            figures,
+            num_cached,
+            num_kept * self._block_size,
+            num_new,
+            now,
+            fuller,
+            decode_s,
+            room_s,
+            extra_s,
+            own_s,
+            short,
         )
 
     def local(self, at: DecodeAt) -> LocalAt:
         """The prompt computed where it is decoded."""
-        figures, config, num_new = at.figures, self._config, at.num_new
-        compute_s = _compute_s(figures, num_new, at.num_cached)
+        figures, config = at.figures, self._config
+        load_s, num_new, num_cached = self._brought(figures, at.num_cached, at.num_kept)
+        compute_s = _compute_s(figures, num_new, num_cached)
         wait_s = figures.wait_s
-        ttft_s = (wait_s if wait_s > at.room_s else at.room_s) + compute_s
+        ttft_s = (wait_s if wait_s > at.room_s else at.room_s) + load_s + compute_s
         # The first few tokens ride on a step that runs anyway: nobody waits for those.
         riding = config.min_remote_tokens / num_new
         # A step with prompt tokens does the work of a decode step besides.
@@ -194,21 +210,35 @@ class Prices:
         cost_s = ttft_s + slo_s + queue_s + interference_s + at.decode_s + at.extra_s
         return LocalAt(at, ttft_s, slo_s, queue_s, interference_s, cost_s)
 
-    def prefill(self, row: int, figures: Figures, num_hits: int, *, prefer_idle: bool) -> PrefillAt:
-        """num_hits: blocks of the prompt that the worker holds. prefer_idle: the margin counts."""
-        num_cached = num_hits * self._block_size
-        num_new = max(self._num_tokens - num_cached, 1)
+    def prefill(
+        self, row: int, figures: Figures, num_hits: int, num_kept: int, *, prefer_idle: bool
+    ) -> PrefillAt:
+        """num_hits, num_kept: see `decode`. prefer_idle: the margin counts."""
+        size = self._block_size
+        load_s, num_new, num_cached = self._brought(figures, num_hits * size, num_kept * size)
         compute_s = _compute_s(figures, num_new, num_cached)
         wait_s = figures.wait_s
         idle = prefer_idle and not figures.pending_tokens and not figures.pending_requests
         preference_s = self._config.remote_margin_s if idle else 0.0
         queue_s = self._queue_s(figures.pending_requests, wait_s, compute_s)
-        ttft_s = wait_s + compute_s + self._handshake_s
+        ttft_s = wait_s + load_s + compute_s + self._handshake_s
         slo_s = self._late_s(ttft_s)
         own_s = ttft_s + slo_s + queue_s - preference_s
         return PrefillAt(
             row, figures, num_new, wait_s, compute_s, ttft_s, slo_s, queue_s, preference_s, own_s
         )
+
+    def _brought(self, figures: Figures, num_cached: int, num_kept: int) -> tuple[float, int, int]:
+        """Seconds of loading from slower tiers, and tokens that are new and cached then: as the
+        worker decides, it loads where that is quicker than computing."""
+        num_new = max(self._num_tokens - num_cached, 1)
+        if num_kept > num_cached:
+            num_left = max(self._num_tokens - num_kept, 1)
+            load_s = (num_kept - num_cached) * figures.load_token_s
+            loading_s = load_s + _compute_s(figures, num_left, num_kept)
+            if loading_s < _compute_s(figures, num_new, num_cached):
+                return load_s, num_left, num_kept
+        return 0.0, num_new, num_cached
 
     def pair(self, at: DecodeAt, prefill: PrefillAt, times: TransferTimes) -> PairAt:
         """The prompt computed by a prefill worker. times: of pushes between the two."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Iterable
 from typing import Final, TypeVar
@@ -14,7 +15,7 @@ from baton.router.pools import Pools, prefix_hits
 from baton.router.prefix_index import Prefixes
 from baton.router.shortlist import Shortlist, num_blocks
 from baton.router.times import Near
-from baton.router.view import Busy, ClusterView
+from baton.router.view import Busy, ClusterView, Columns
 
 # Pairs of the best so many decode and prefill workers are priced with the transfer between them.
 _NUM_PAIRED: Final = 3
@@ -93,6 +94,7 @@ class _Priced:
         self._rng = rng
         self._prefill: list[PrefillAt] = []
         self._held = prefix_hits(index, request, (pools.decode, pools.prefill))
+        self._kept = {} if request.prompt_logprobs else index.kept(request.block_hashes)
         self._prices = Prices(
             request,
             config,
@@ -101,9 +103,9 @@ class _Priced:
             far=view.transfers.by_nearness[Near.FAR],
         )
         prefill = Shortlist(pools.prefill, pools.usable_prefill, self._held, rng)
-        self._prefill_rows = [] if pools.why_none else prefill.best(Busy.COMPUTING)
+        self._prefill_rows = [] if pools.why_none else self._with_kept(prefill, pools.prefill)
         chosen = Shortlist(pools.decode, pools.usable, self._held, rng)
-        self._local_rows = chosen.best(Busy.COMPUTING)
+        self._local_rows = self._with_kept(chosen, pools.decode)
         rows = [] if pools.why_none else chosen.best(Busy.DECODING)
         rows += self._special_rows(chosen)
         self._decode = self._decode_at(dict.fromkeys(self._local_rows + rows))
@@ -183,7 +185,8 @@ class _Priced:
         found = []
         for row in self._prefill_rows:
             num_hits = num_blocks(self._held, pools.prefill.bits[row])
-            at = price(row, figures[row], num_hits, prefer_idle=prefer_idle)
+            num_kept = self._kept.get(pools.prefill.ids[row], 0)
+            at = price(row, figures[row], num_hits, num_kept, prefer_idle=prefer_idle)
             found.append((at.own_s + noise() * _NOISE_S, row, at))
         found.sort()
         return [at for _, _, at in found[:_NUM_PAIRED]]
@@ -197,10 +200,20 @@ class _Priced:
                 row,
                 figures[row],
                 num_blocks(self._held, pool.bits[row]),
+                self._kept.get(pool.ids[row], 0),
                 extra_s(request, config, pool.workers[row]) if special else 0.0,
             )
             for row in rows
         }
+
+    def _with_kept(self, chosen: Shortlist, pool: Columns) -> list[int]:
+        """The best for computing a prompt, and those that have most of it in slower tiers."""
+        rows = chosen.best(Busy.COMPUTING)
+        if self._kept:
+            here = [name for name in self._kept if name in pool.rows]
+            most = heapq.nlargest(_NUM_PAIRED, here, key=self._kept.__getitem__)
+            rows = [*dict.fromkeys(rows + chosen.usable(pool.rows[name] for name in most))]
+        return rows
 
     def _special_rows(self, chosen: Shortlist) -> list[int]:
         """Workers that something else than their load speaks for."""

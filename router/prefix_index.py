@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -27,6 +27,9 @@ class Prefixes(Protocol):
 
     def held(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Held]:
         """Those who hold anything, longest prefix first. Sets the pools' `bits`."""
+
+    def kept(self, hashes: Sequence[bytes]) -> Mapping[str, int]:
+        """Leading blocks that workers with tiers below their pools have in any place."""
 
 
 def aligned(held: Sequence[Held], pool: Columns) -> Floats:
@@ -82,9 +85,11 @@ class PrefixIndex:
         self._promises = Promises(promise_stride)
         self._num_dropped = 0
         self._version = 0
+        # What workers have anywhere, their slower tiers included; None where none has such tiers.
+        self._kept: PrefixIndex | None = None
 
     def __bool__(self) -> bool:
-        return any(holder.num_blocks for holder in self._holders.values())
+        return bool(self._kept) or any(holder.num_blocks for holder in self._holders.values())
 
     def apply(self, worker_id: str, events: KvEvents) -> None:
         """Applies one batch of a worker's changes, in the order that KvEvents defines."""
@@ -94,10 +99,15 @@ class PrefixIndex:
             self._remove(worker_id, short_hashes(events.removed))
         if events.stored:
             self._store(worker_id, short_hashes(events.stored))
+        if events.kept or events.lost:
+            self._kept = self._kept or PrefixIndex(max_blocks_per_worker=self._max_blocks)
+            self._kept.apply(worker_id, KvEvents(stored=events.kept, removed=events.lost))
         self._sweep()
 
     def remove_worker(self, worker_id: str) -> None:
         """Forgets a worker; unknown ones are ignored."""
+        if self._kept is not None:
+            self._kept.remove_worker(worker_id)
         holder = self._holders.pop(worker_id, None)
         if holder is None:
             return
@@ -141,6 +151,10 @@ class PrefixIndex:
             for worker_id, holder in self._holders.items()
             if workers & holder.bit
         }
+
+    def kept(self, hashes: Sequence[bytes]) -> dict[str, int]:
+        """See `Prefixes`."""
+        return {} if self._kept is None else self._kept.hits(hashes)
 
     def held(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Held]:
         """As `hits`, by length: see `Prefixes`."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from baton.protos.errors import ConfigError
-from baton.protos.types import Member, Role, WorkerLoad
+from baton.protos.types import Member, Role, TierLoad, WorkerLoad
 from baton.router.config import RouterConfig
 from baton.router.decision import Plan, RouteRequest
 from baton.router.plan import plan
@@ -28,8 +28,13 @@ FORMAT = 1
 class RecordedPrefixes:
     """What the prefix index said of one prompt: blocks by worker id."""
 
-    def __init__(self, hits: Mapping[str, int]) -> None:
+    def __init__(self, hits: Mapping[str, int], kept: Mapping[str, int]) -> None:
         self._hits = dict(hits)
+        self._kept = dict(kept)
+
+    def kept(self, hashes: Sequence[bytes]) -> Mapping[str, int]:
+        """As `PrefixIndex.kept`, for the prompt that was recorded."""
+        return self._kept if hashes else {}
 
     def held(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Held]:
         """As `PrefixIndex.held`, for the prompt that was recorded."""
@@ -48,6 +53,7 @@ class Inputs:
 
     view: ClusterView
     hits: Mapping[str, int]
+    kept: Mapping[str, int]
     request: RouteRequest
     config: RouterConfig
     seed: int
@@ -58,7 +64,7 @@ class Inputs:
         Raises UnavailableError as `plan` does, ConfigError for a policy that does not exist.
         """
         config = self.config if policy is None else replace(self.config, policy=policy)
-        prefixes = RecordedPrefixes(self.hits)
+        prefixes = RecordedPrefixes(self.hits, self.kept)
         return plan(self.view, prefixes, self.request, config, random.Random(self.seed))
 
 
@@ -76,6 +82,7 @@ def inputs_to_json(inputs: Inputs) -> dict[str, Any]:
         "seed": inputs.seed,
         "request": route | {"num_hashes": len(request.block_hashes)},
         "hits": dict(inputs.hits),
+        "kept": dict(inputs.kept),
         "config": asdict(inputs.config),
         "decode": [_worker(worker) for worker in view.decode],
         "prefill": [_worker(worker) for worker in view.prefill],
@@ -123,6 +130,7 @@ def _inputs(raw: Mapping[str, Any]) -> Inputs:
     return Inputs(
         view=view,
         hits=raw["hits"],
+        kept=raw.get("kept", {}),
         request=RouteRequest(**route),
         config=RouterConfig(**raw["config"]),
         seed=raw["seed"],
@@ -130,7 +138,7 @@ def _inputs(raw: Mapping[str, Any]) -> Inputs:
 
 
 def _worker(worker: WorkerView) -> dict[str, Any]:
-    bare = asdict(replace(worker.load, steps=(), transfers=(), kv_digest=None, tiers=()))
+    bare = asdict(replace(worker.load, steps=(), transfers=(), kv_digest=None))
     return {
         "member": asdict(worker.member),
         "load": {name: value for name, value in bare.items() if value not in ((), [], None)},
@@ -149,9 +157,10 @@ def _worker(worker: WorkerView) -> dict[str, Any]:
 def _read_worker(raw: Mapping[str, Any]) -> WorkerView:
     member = dict(raw["member"])
     tokens, requests = raw["in_flight"]
+    tiers = tuple(TierLoad(*tier) for tier in raw["load"].get("tiers", ()))
     return WorkerView(
         Member(**member | {"role": Role(member["role"])}),
-        WorkerLoad(**raw["load"]),
+        WorkerLoad(**raw["load"] | {"tiers": tiers}),
         raw["age_s"],
         tokens,
         requests,

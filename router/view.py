@@ -85,6 +85,7 @@ class Figures(NamedTuple):
     wait_s: until a prompt that is sent there now is begun. step_s: the next decode step; itl_s: the
     time between tokens that requests there see, other prompts' steps included; pace_s: `step_s` of
     the slowest in its group. chunk_s: what every chunk of a prompt costs whatever its size.
+    load_token_s: a token's KV from the slowest of its tiers to its pool; 0 without tiers.
     """
 
     usable: bool
@@ -108,6 +109,7 @@ class Figures(NamedTuple):
     decode_fixed_s: float
     decode_row_s: float
     decode_kv_token_s: float
+    load_token_s: float
 
 
 class Column(IntEnum):
@@ -134,6 +136,7 @@ class Column(IntEnum):
     DECODE_FIXED_S = 18
     DECODE_ROW_S = 19
     DECODE_KV_TOKEN_S = 20
+    LOAD_TOKEN_S = 21
 
 
 class Busy(IntEnum):
@@ -323,4 +326,5 @@ def _figures(worker: WorkerView) -> Figures:
         decode.fixed_s,
         decode.per_row_s,
         decode.per_kv_token_s,
+        max((tier.load_s_per_token for tier in load.tiers), default=0.0),
     )

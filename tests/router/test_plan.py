@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from baton.protos.errors import ConfigError, UnavailableError
-from baton.protos.types import KvEvents, Member, Role, WorkerLoad
+from baton.protos.types import KvEvents, Member, Role, TierLoad, WorkerLoad
 from baton.router.config import POLICY_NAMES, RouterConfig
 from baton.router.plan import POLICIES, Plan, RouteRequest, plan
 from baton.router.prefix_index import PrefixIndex
@@ -134,6 +134,48 @@ def test_a_prefill_workers_own_prefix_counts() -> None:
     pool = [worker("d0"), worker("p0"), worker("p1")]
     chosen = decide(pool, 1_000, index=cached(p1=60))
     assert [target.worker_id for target in chosen.prefill] == ["p1", "p0"]
+
+
+def kept(worker_id: str, num_blocks: int, index: PrefixIndex | None = None) -> PrefixIndex:
+    index = index or PrefixIndex()
+    index.apply(worker_id, KvEvents(kept=tuple(hashes(num_blocks))))
+    return index
+
+
+def loading(load_s_per_token: float) -> WorkerLoad:
+    return WorkerLoad(tiers=(TierLoad("cpu", 50, 100, 0, 0, 0, 0, 0, load_s_per_token),))
+
+
+def test_a_prefix_in_a_slower_tier_counts_by_the_time_to_load_it() -> None:
+    quick, slow = loading(1e-6), loading(1.0)
+    pool = [worker("d0"), worker("d1", quick)]
+    chosen = decide(pool, 8_100, index=kept("d1", 500))
+    assert where(chosen)[:2] == ("d1", "local")
+    # As far as it may be: loading costs something, computing the same would cost more.
+    cached_s = decide(pool, 8_100, index=cached(d1=500)).ttft_s
+    computed_s = decide(pool, 8_100).ttft_s
+    assert cached_s < chosen.ttft_s < computed_s
+    # What takes longer to load than to compute is as good as not there.
+    too_slow = decide([worker("d0", slow), worker("d1", slow)], 8_100, index=kept("d1", 500))
+    assert too_slow.ttft_s == pytest.approx(computed_s)
+    # A prefix in a pool is better than the same in a slower tier.
+    both = kept("d1", 500, cached(d0=500))
+    assert where(decide([worker("d0"), worker("d1", loading(1e-5))], 8_100, index=both))[0] == "d0"
+    remote = [worker("d0"), worker("p0"), worker("p1", quick)]
+    config = RouterConfig(policy="always_remote")
+    assert where(decide(remote, 8_100, index=kept("p1", 500), config=config))[1] == "p1"
+    assert decide(pool, 8_100, index=kept("d1", 500), prompt_logprobs=True).ttft_s >= computed_s
+
+
+def test_what_left_every_tier_counts_no_more() -> None:
+    index = kept("d1", 50)
+    assert index.kept(hashes(60)) == {"d1": 50}
+    index.apply("d1", KvEvents(lost=tuple(hashes(50)[40:])))
+    assert index.kept(hashes(60)) == {"d1": 40}
+    index.apply("d1", KvEvents(cleared=True, kept=tuple(hashes(10))))
+    assert index.kept(hashes(60)) == {"d1": 10}
+    index.remove_worker("d1")
+    assert index.kept(hashes(60)) == {}
 
 
 def test_a_full_decode_worker_is_avoided() -> None:

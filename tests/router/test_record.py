@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from baton.cluster.commands.replay import command
 from baton.protos.errors import ConfigError
-from baton.protos.types import KvEvents, Member, Role, WorkerLoad
+from baton.protos.types import KvEvents, Member, Role, TierLoad, WorkerLoad
 from baton.router.config import POLICY_NAMES, RouterConfig
 from baton.router.decision import RouteRequest
 from baton.router.plan import plan
@@ -25,7 +25,8 @@ def random_inputs(rng: random.Random, policy: str) -> tuple[Inputs, PrefixIndex]
     index = PrefixIndex()
 
     def worker(worker_id: str, role: Role) -> WorkerView:
-        index.apply(worker_id, KvEvents(stored=tuple(CHAIN[: rng.randrange(64)])))
+        chain = tuple(CHAIN[: rng.randrange(64)])
+        index.apply(worker_id, KvEvents(stored=chain, kept=tuple(CHAIN[: rng.randrange(64)])))
         load = WorkerLoad(
             num_running=rng.randrange(40),
             queued_prefill_tokens=rng.choice([0, rng.randrange(20_000)]),
@@ -33,6 +34,7 @@ def random_inputs(rng: random.Random, policy: str) -> tuple[Inputs, PrefixIndex]
             total_blocks=9000,
             free_blocks=rng.randrange(9000),
             itl_s=rng.random() * 0.05,
+            tiers=(TierLoad("cpu", 1, 2, 3, 4, 5, 6, 7, rng.random() * 1e-4),),
         )
         member = Member(
             worker_id=worker_id,
@@ -60,7 +62,8 @@ def random_inputs(rng: random.Random, policy: str) -> tuple[Inputs, PrefixIndex]
     seed = rng.getrandbits(64)
     hits = index.hits(request.block_hashes)
     config = RouterConfig(policy=policy)
-    return Inputs(view=view, hits=hits, request=request, config=config, seed=seed), index
+    kept = index.kept(request.block_hashes)
+    return Inputs(view=view, hits=hits, kept=kept, request=request, config=config, seed=seed), index
 
 
 @pytest.mark.parametrize("policy", POLICY_NAMES)

@@ -101,7 +101,7 @@ def test_orders_are_kept_and_a_large_fleets_decision_is_repeated_to_the_last_bit
         hits = index.hits(CHAIN)
         config, seed = RouterConfig(), rng.getrandbits(64)
         made = plan(view, index, asked, config, random.Random(seed))
-        inputs = Inputs(view=view, hits=hits, request=asked, config=config, seed=seed)
+        inputs = Inputs(view=view, hits=hits, kept={}, request=asked, config=config, seed=seed)
         assert inputs_from_json(inputs_to_json(inputs)).decide() == made
         assert made.decode.worker_id not in asked.exclude
     assert (

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from baton.protos.errors import BatonError
 
 T = TypeVar("T")
+
+_CLOSE_S: Final = 30.0
 
 
 class News:
@@ -83,11 +85,11 @@ class ThreadLane:
         return True
 
     def close(self) -> None:
-        """See `Lane`. Waits for the errand under way."""
+        """See `Lane`. Waits for the errand under way, but not for ever."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(_CLOSE_S)
 
     def _main(self) -> None:
         while (errand := self._next()) is not None:

@@ -55,7 +55,10 @@ class TierStack(Tiers):
         self._clock = clock
         self._compute_s = compute_s
         self._reach = Reach(parts.host)
-        self._lower = [TierLane(t, lane, clock, self._reach.apply) for t, lane in parts.lower]
+        self._lower = [
+            TierLane(tier, lane, clock, self._reach.apply, parts.host.num_blocks // 4)
+            for tier, lane in parts.lower
+        ]
         self._fetcher = Fetcher(parts.host, self._lower, clock, compute_s)
         self._loader = Loader(pool, parts.host, parts.copier, parts.writing, clock)
         self._write_back = WriteBack(pool, parts.host, parts.copier, parts.reading, self._lower)

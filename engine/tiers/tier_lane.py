@@ -31,7 +31,8 @@ class _Outcome:
 class TierLane:
     """Belongs to the engine's thread; the tier is used on the lane's.
 
-    on_changes: gets what came and went.
+    on_changes: gets what came and went. max_storing: blocks that may be on their way there, in
+        slots that nobody else can have meanwhile.
     A tier that fails is left alone for a second, and twice as long each time it fails again.
     """
 
@@ -41,6 +42,7 @@ class TierLane:
         lane: Lane,
         clock: Clock,
         on_changes: Callable[[KvEvents], None],
+        max_storing: int,
     ) -> None:
         self.name = tier.name
         self._tier = tier
@@ -49,6 +51,8 @@ class TierLane:
         self._on_changes = on_changes
         self.load_rate = Rate()
         self._lookup_rate = Rate()
+        self._max_storing = max_storing
+        self._storing = 0
         self._loading = 0
         self._num_under_way = 0
         self._paused_until_s = 0.0
@@ -113,10 +117,14 @@ class TierLane:
         """`done` is called when the slots are no longer read. False: not taken, and counted."""
 
         def stored(outcome: _Outcome) -> None:
+            self._storing -= len(hashes)
             self._num_stored += outcome.count or 0
             done()
 
-        if self._submit(lambda: self._tier.store(hashes, slots), stored):
+        # One batch at a time is always possible, or a small memory would never store any.
+        too_many = self._storing and self._storing + len(hashes) > self._max_storing
+        if not too_many and self._submit(lambda: self._tier.store(hashes, slots), stored):
+            self._storing += len(hashes)
             return True
         self._num_dropped += len(hashes)
         return False

@@ -129,6 +129,25 @@ def test_blocks_of_an_aborted_load_are_nobodys_until_the_copy_is_over(quarantine
     fake.engine.check_integrity()
 
 
+def test_a_tier_that_hangs_does_not_take_host_memory_with_it(tmp_path: Path) -> None:
+    fake = TieredEngine(tmp_path, cpu_blocks=32)
+    collector = Collector(fake.engine)
+    for number in range(1, 12):
+        fake.engine.add(generate(f"r{number}", [number] * 13, max_tokens=1))
+        for _ in range(20):
+            fake.clock.advance(10.0)
+            collector.run()
+            fake.lanes.made["out"].run_one()
+            fake.lanes.made["in"].run_one()
+    found = statistics(fake)
+    assert found.num_stored > 32
+    assert found.lower[0].num_dropped > 0
+    assert 0 < found.host.num_in_use <= 8
+    fake.lanes.run_all()
+    collector.run()
+    assert statistics(fake).host.num_in_use == 0
+
+
 def test_a_tier_that_hangs_delays_a_request_only_so_long(tmp_path: Path) -> None:
     fake = TieredEngine(tmp_path)
     request = generate("r", list(range(1, 14)), max_tokens=1)

@@ -32,7 +32,14 @@ from baton.engine.tiers.lane import ThreadLane
 from baton.engine.tiers.statistics import TierStatistics
 from baton.protos.clock import Clock, SystemClock
 from baton.protos.errors import OverloadedError
-from baton.protos.types import GenerateRequest, KvEvents, RequestOutput, StepOutput, WorkerLoad
+from baton.protos.types import (
+    GenerateRequest,
+    GrammarCounts,
+    KvEvents,
+    RequestOutput,
+    StepOutput,
+    WorkerLoad,
+)
 
 __all__ = ["Engine", "EngineStatistics", "Reservation"]
 
@@ -251,6 +258,23 @@ class Engine:
             steps=self._meter.take_samples(),
             kv_digest=self._blocks.digest(),
             tiers=self._tiers.report(),
+            grammars=self._grammar_counts(),
+        )
+
+    def _grammar_counts(self) -> GrammarCounts | None:
+        grammars = self._gate.statistics()
+        if not grammars.compiled and not grammars.refused:
+            return None
+        masks = self._runner.mask_statistics()
+        return GrammarCounts(
+            compiled=grammars.compiled,
+            refused=grammars.refused,
+            num_hits=grammars.num_hits,
+            num_cached=grammars.num_cached,
+            compile_s=grammars.compile_s,
+            num_masks=masks.num_filled,
+            fill_s=masks.fill_s,
+            num_jumped_tokens=self._rules.num_jumped_tokens,
         )
 
     def drain_kv_events(self) -> KvEvents:

@@ -81,7 +81,7 @@ class ChatAnswer:
             **self._head,
             "object": "chat.completion",
             "choices": [
-                self._whole_choice(choice.index, transcript)
+                self._whole_choice(choice, transcript)
                 for choice, transcript in zip(choices, transcripts, strict=True)
             ],
             "usage": usage(self._job, choices),
@@ -115,17 +115,21 @@ class ChatAnswer:
             "logprobs": self._logprobs(delta.logprobs),
             "finish_reason": delta.finish_reason,
         }
+        if delta.finish_reason is not None and choice.grammar_backend:
+            fields["grammar_backend"] = choice.grammar_backend
         if self._body.return_token_ids:
             fields["token_ids"] = delta.token_ids
         return self._chunk_start + _encode(fields) + self._chunk_end
 
-    def _whole_choice(self, index: int, transcript: Transcript) -> dict[str, Any]:
+    def _whole_choice(self, choice: Choice, transcript: Transcript) -> dict[str, Any]:
         fields: dict[str, Any] = {
-            "index": index,
+            "index": choice.index,
             "message": _message(transcript),
             "logprobs": self._logprobs(transcript.logprobs),
             "finish_reason": transcript.finish_reason,
         }
+        if choice.grammar_backend:
+            fields["grammar_backend"] = choice.grammar_backend
         if self._body.return_token_ids:
             fields["token_ids"] = transcript.token_ids
         return fields

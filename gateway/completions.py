@@ -138,6 +138,8 @@ class CompletionAnswer:
             "logprobs": self._choice_logprobs(choice, transcript, with_prompt=with_prompt),
             "finish_reason": _finish_reason(transcript, dropped=dropped),
         }
+        if transcript.finish_reason is not None and choice.grammar_backend:
+            fields["grammar_backend"] = choice.grammar_backend
         if self._body.return_token_ids:
             fields["token_ids"] = [] if dropped else transcript.token_ids
             if with_prompt:

@@ -18,6 +18,7 @@ from prometheus_client.core import (
     Metric,
 )
 
+from baton.gateway.metrics_grammars import grammar_metrics
 from baton.gateway.metrics_tiers import tier_figures
 from baton.gateway.seam import Fleet, Plan, WorkerView
 from baton.protos.clock import Clock
@@ -168,6 +169,7 @@ class Metrics:
         )
         yield from self._worker_gauges()
         yield from tier_figures(self._fleet.workers())
+        yield from grammar_metrics(self._fleet.workers())
         yield from self._fleet_gauges()
         yield from self._tenant_figures()
 

@@ -12,6 +12,7 @@ from baton.protos.constraints import Grammar, GrammarBackend, GrammarKind, Thoug
 from baton.protos.hashing import HASH_BYTES
 from baton.protos.types import (
     GenerateRequest,
+    GrammarCounts,
     KvDigest,
     KvEvents,
     Member,
@@ -27,7 +28,7 @@ from baton.protos.types import (
 _LOAD_FIGURES: Final = tuple(
     field.name
     for field in dataclasses.fields(WorkerLoad)
-    if field.name not in ("steps", "transfers", "kv_digest", "tiers")
+    if field.name not in ("steps", "transfers", "kv_digest", "tiers", "grammars")
 )
 
 
@@ -196,6 +197,8 @@ def load_to_proto(load: WorkerLoad) -> pb.Load:
         message.transfers.add(**transfer._asdict())
     for tier in load.tiers:
         message.tiers.add(**tier._asdict())
+    if load.grammars is not None:
+        message.grammars.MergeFrom(pb.GrammarCounts(**dataclasses.asdict(load.grammars)))
     return message
 
 
@@ -204,6 +207,7 @@ def load_from_proto(message: pb.Load) -> WorkerLoad:
     digest = KvDigest(message.kv_num_blocks, message.kv_digest)
     return WorkerLoad(
         kv_digest=digest if message.HasField("kv_digest") else None,
+        grammars=_grammar_counts(message.grammars) if message.HasField("grammars") else None,
         steps=tuple(
             StepSample(s.num_new_tokens, s.num_pairs, s.num_rows, s.kv_tokens, s.seconds)
             for s in message.steps
@@ -215,6 +219,14 @@ def load_from_proto(message: pb.Load) -> WorkerLoad:
             TierLoad(*(getattr(tier, name) for name in TierLoad._fields)) for tier in message.tiers
         ),
         **{name: getattr(message, name) for name in _LOAD_FIGURES},
+    )
+
+
+def _grammar_counts(message: pb.GrammarCounts) -> GrammarCounts:
+    names = (field.name for field in dataclasses.fields(GrammarCounts))
+    values = {name: getattr(message, name) for name in names}
+    return GrammarCounts(
+        **values | {"compiled": dict(message.compiled), "refused": dict(message.refused)}
     )
 
 

@@ -58,7 +58,23 @@ class ContextLengthError(InvalidRequestError):
 
 
 class GrammarError(InvalidRequestError):
+    """`reason` is for counting, and stays where it was raised: `invalid` (it cannot be read),
+    `unsupported` (no backend enforces all of it), `too_complex` (beyond a limit), `unmatchable` (no
+    output matches it, or none that ends).
+    """
+
     default_code = "invalid_grammar"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        reason: str = "invalid",
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.reason = reason
 
 
 class AdapterError(InvalidRequestError):

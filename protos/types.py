@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -245,6 +245,26 @@ class TierLoad(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GrammarCounts:
+    """What grammars have cost a worker since it started.
+
+    compiled: by backend. refused: by `GrammarError.reason`, or "failed". num_hits: grammars that
+    were compiled already. compile_s: sum over both. num_masks: rows that grammars masked, and
+    fill_s the wall time that filling them took. num_jumped_tokens: tokens that a grammar left no
+    choice about, and no step sampled.
+    """
+
+    compiled: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=dict)
+    num_hits: int = 0
+    num_cached: int = 0
+    compile_s: float = 0.0
+    num_masks: int = 0
+    fill_s: float = 0.0
+    num_jumped_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLoad:
     """A worker's own figures, reported after steps and at least once a second.
 
@@ -256,6 +276,7 @@ class WorkerLoad:
     `kv_bytes_per_token` are facts of the worker, 0 where it does not say. `kv_digest` is of its
     prefix cache as of the events before.
     `tiers`: the pool and what is below it, nearest first; empty without such tiers.
+    `grammars` is None until it has seen one.
     """
 
     num_running: int = 0
@@ -275,6 +296,7 @@ class WorkerLoad:
     kv_digest: KvDigest | None = None
     tiers: tuple[TierLoad, ...] = ()
     unplaced_blocks: int = 0
+    grammars: GrammarCounts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,7 +237,7 @@ class Done(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., finish_reason: _Optional[str] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., prefilled_by: _Optional[str] = ..., fallback_reason: _Optional[str] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., num_reasoning_tokens: _Optional[int] = ..., grammar_backend: _Optional[str] = ..., error_param: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "queued_prefill_tokens", "running_kv_tokens", "total_blocks", "free_blocks", "prefill_tokens_per_s", "decode_step_s", "draining", "itl_s", "steps", "transfers", "max_step_tokens", "kv_bytes_per_token", "kv_digest", "kv_num_blocks", "tiers", "unplaced_blocks")
+    __slots__ = ("num_running", "num_waiting", "queued_prefill_tokens", "running_kv_tokens", "total_blocks", "free_blocks", "prefill_tokens_per_s", "decode_step_s", "draining", "itl_s", "steps", "transfers", "max_step_tokens", "kv_bytes_per_token", "kv_digest", "kv_num_blocks", "tiers", "unplaced_blocks", "grammars")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -256,6 +256,7 @@ class Load(_message.Message):
     KV_NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
     UNPLACED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    GRAMMARS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     queued_prefill_tokens: int
@@ -274,7 +275,8 @@ class Load(_message.Message):
     kv_num_blocks: int
     tiers: _containers.RepeatedCompositeFieldContainer[TierLoad]
     unplaced_blocks: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., running_kv_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., draining: bool = ..., itl_s: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[StepSample, _Mapping]]] = ..., transfers: _Optional[_Iterable[_Union[TransferSample, _Mapping]]] = ..., max_step_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., kv_digest: _Optional[int] = ..., kv_num_blocks: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierLoad, _Mapping]]] = ..., unplaced_blocks: _Optional[int] = ...) -> None: ...
+    grammars: GrammarCounts
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., running_kv_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., draining: bool = ..., itl_s: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[StepSample, _Mapping]]] = ..., transfers: _Optional[_Iterable[_Union[TransferSample, _Mapping]]] = ..., max_step_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., kv_digest: _Optional[int] = ..., kv_num_blocks: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierLoad, _Mapping]]] = ..., unplaced_blocks: _Optional[int] = ..., grammars: _Optional[_Union[GrammarCounts, _Mapping]] = ...) -> None: ...
 
 class TierLoad(_message.Message):
     __slots__ = ("name", "num_blocks", "max_blocks", "num_wanted", "num_hits", "num_stored", "num_dropped", "num_errors", "load_s_per_token")
@@ -297,6 +299,40 @@ class TierLoad(_message.Message):
     num_errors: int
     load_s_per_token: float
     def __init__(self, name: _Optional[str] = ..., num_blocks: _Optional[int] = ..., max_blocks: _Optional[int] = ..., num_wanted: _Optional[int] = ..., num_hits: _Optional[int] = ..., num_stored: _Optional[int] = ..., num_dropped: _Optional[int] = ..., num_errors: _Optional[int] = ..., load_s_per_token: _Optional[float] = ...) -> None: ...
+
+class GrammarCounts(_message.Message):
+    __slots__ = ("compiled", "refused", "num_hits", "num_cached", "compile_s", "num_masks", "fill_s", "num_jumped_tokens")
+    class CompiledEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class RefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    COMPILED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    NUM_HITS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_FIELD_NUMBER: _ClassVar[int]
+    COMPILE_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_MASKS_FIELD_NUMBER: _ClassVar[int]
+    FILL_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_JUMPED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    compiled: _containers.ScalarMap[str, int]
+    refused: _containers.ScalarMap[str, int]
+    num_hits: int
+    num_cached: int
+    compile_s: float
+    num_masks: int
+    fill_s: float
+    num_jumped_tokens: int
+    def __init__(self, compiled: _Optional[_Mapping[str, int]] = ..., refused: _Optional[_Mapping[str, int]] = ..., num_hits: _Optional[int] = ..., num_cached: _Optional[int] = ..., compile_s: _Optional[float] = ..., num_masks: _Optional[int] = ..., fill_s: _Optional[float] = ..., num_jumped_tokens: _Optional[int] = ...) -> None: ...
 
 class StepSample(_message.Message):
     __slots__ = ("num_new_tokens", "num_pairs", "num_rows", "kv_tokens", "seconds")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baton.engine.grammar.backend import CompiledGrammar, has_token
+from baton.engine.grammar.endless import check_ends
 from baton.engine.grammar.schema.document import Schema
 from baton.engine.grammar.schema.embedded import change_embedded
 from baton.engine.grammar.schema.finite import has_finite_document
@@ -52,6 +53,8 @@ def compile_grammar(grammar: Grammar, vocabulary: Vocabulary, *, limit_s: float)
             kind, text, whitespace=grammar.whitespace, limit_s=limit_s
         )
     _check_can_begin(compiled, vocabulary)
+    if grammar.kind in (GrammarKind.LARK, GrammarKind.EBNF):
+        check_ends(grammar.kind, source)
     return compiled
 
 
@@ -64,6 +67,7 @@ def backend_for(grammar: Grammar) -> GrammarBackend:
         raise GrammarError(
             f"{grammar.backend} does not read a grammar of kind {grammar.kind}; {readers[0]} does",
             param=grammar.param,
+            reason="unsupported",
         )
     return grammar.backend
 
@@ -78,7 +82,7 @@ def read_source(grammar: Grammar) -> Any:
             if not isinstance(schema, dict | bool):
                 raise GrammarError(f"a schema must be an object, not {_type_name(schema)}")
             if schema is False:
-                raise GrammarError("no output can match the schema false")
+                raise GrammarError("no output can match the schema false", reason="unmatchable")
             return {} if schema is True else schema
         case GrammarKind.STRUCTURAL_TAG:
             return _read_json(grammar)
@@ -118,7 +122,9 @@ def with_guidance(grammar: Grammar, source: Any, vocabulary: GuidanceVocabulary)
 
 def _checked(schema: Schema) -> Schema:
     if not has_finite_document(schema):
-        raise GrammarError("no document can be finished: the schema's recursion has no base")
+        raise GrammarError(
+            "no document can be finished: the schema's recursion has no base", reason="unmatchable"
+        )
     return drop_annotations(schema)
 
 
@@ -139,7 +145,9 @@ def for_xgrammar(kind: GrammarKind, source: Any) -> tuple[str, str]:
 
 
 def _check_tag_schemas(tag: Any) -> None:
-    """Raises GrammarError unless xgrammar enforces every schema in a structural tag."""
+    """Raises GrammarError unless xgrammar enforces every schema in a structural tag, and every
+    grammar in it can end.
+    """
     if isinstance(tag, list):
         for part in tag:
             _check_tag_schemas(part)
@@ -147,6 +155,8 @@ def _check_tag_schemas(tag: Any) -> None:
         for key, part in tag.items():
             if key in ("json_schema", "schema") and isinstance(part, dict | bool):
                 check_plain(part)
+            elif key == "grammar" and isinstance(part, str):
+                check_ends(GrammarKind.EBNF, part)
             else:
                 _check_tag_schemas(part)
 
@@ -174,7 +184,8 @@ def _check_brackets(grammar: Grammar) -> None:
             depth -= 1
     if deepest > MAX_DEPTH:
         raise GrammarError(
-            f"the {grammar.kind} nests brackets {deepest} deep, but at most {MAX_DEPTH} work"
+            f"the {grammar.kind} nests brackets {deepest} deep, but at most {MAX_DEPTH} work",
+            reason="too_complex",
         )
 
 
@@ -188,7 +199,8 @@ def _check_can_begin(compiled: CompiledGrammar, vocabulary: Vocabulary) -> None:
     compiled.filler.fill([matcher.native], bitmask, [0])
     problem = matcher.error()
     if not bitmask.any() or (problem and not matcher.can_end()):
-        raise GrammarError(f"no output can match it{': ' + problem if problem else ''}")
+        why = f": {problem}" if problem else ""
+        raise GrammarError(f"no output can match it{why}", reason="unmatchable")
     first = next(
         (
             token_id
@@ -199,7 +211,7 @@ def _check_can_begin(compiled: CompiledGrammar, vocabulary: Vocabulary) -> None:
         None,
     )
     if first is not None and not matcher.accept(first) and (problem := matcher.error()):
-        raise GrammarError(f"it is too complex: {problem}")
+        raise GrammarError(f"it is too complex: {problem}", reason="too_complex")
 
 
 def _tokens(words: npt.NDArray[np.int32], word: int) -> Iterator[int]:

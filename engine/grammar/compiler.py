@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -23,11 +24,12 @@ THREADS: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompilerStatistics:
-    """Counts since the engine was built. `compile_s`: the sum over compiled grammars, and the
-    longest; a request for a cached or already compiling grammar is a hit."""
+    """Counts since the engine was built. `compiled` by backend; `refused` by `GrammarError.reason`,
+    or "failed" where it was not the grammar's fault. `compile_s`: the sum over both, and the
+    longest. A request for a cached or already compiling grammar is a hit."""
 
-    num_compiled: int
-    num_refused: int
+    compiled: Mapping[str, int]
+    refused: Mapping[str, int]
     num_hits: int
     num_cached: int
     num_pending: int
@@ -51,8 +53,8 @@ class GrammarCompiler:
         # By grammar without its param; refusals are remembered too. Least recently used first.
         self._cache: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
         self._num_pending = 0
-        self._num_compiled = 0
-        self._num_refused = 0
+        self._compiled: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
         self._num_hits = 0
         self._compile_s = 0.0
         self._max_compile_s = 0.0
@@ -85,8 +87,8 @@ class GrammarCompiler:
     def statistics(self) -> CompilerStatistics:
         with self._lock:
             return CompilerStatistics(
-                num_compiled=self._num_compiled,
-                num_refused=self._num_refused,
+                compiled=dict(self._compiled),
+                refused=dict(self._refused),
                 num_hits=self._num_hits,
                 num_cached=len(self._cache),
                 num_pending=self._num_pending,
@@ -102,20 +104,25 @@ class GrammarCompiler:
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         started_s = self._clock.now_s()
-        refused = False
+        refusal, backend = "failed", ""
         try:
-            return compile_grammar(grammar, self._vocabulary, limit_s=COMPILE_LIMIT_S)
-        except BatonError as error:
-            refused = True
-            if not isinstance(error, GrammarError):
-                self._forget(grammar)
+            compiled = compile_grammar(grammar, self._vocabulary, limit_s=COMPILE_LIMIT_S)
+            backend = compiled.backend
+            return compiled
+        except GrammarError as error:
+            refusal = error.reason
+            raise
+        except BatonError:
+            self._forget(grammar)
             raise
         finally:
             took_s = self._clock.now_s() - started_s
             with self._lock:
                 self._num_pending -= 1
-                self._num_refused += refused
-                self._num_compiled += not refused
+                if backend:
+                    self._compiled[backend] += 1
+                else:
+                    self._refused[refusal] += 1
                 self._compile_s += took_s
                 self._max_compile_s = max(self._max_compile_s, took_s)
 

@@ -102,7 +102,8 @@ def compile_guidance(
         limits=LLParserLimits(max_items_in_row=1000, step_max_items=25_000, verbose_errors=False),
     )
     if matcher.is_error():
-        raise GrammarError(first_line(matcher.get_error()))
+        problem = matcher.get_error()
+        raise GrammarError(first_line(problem), reason=_reason_of(problem))
     return GuidanceGrammar(matcher, vocabulary.filler)
 
 
@@ -119,7 +120,19 @@ def native_grammar(kind: GrammarKind, source: Any, *, whitespace: bool) -> str:
         return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(c) for c in source))
     if kind is GrammarKind.LARK:
         return LLMatcher.grammar_from_lark(source)
-    raise GrammarError(f"guidance does not read a grammar of kind {kind}; xgrammar does")
+    raise GrammarError(
+        f"guidance does not read a grammar of kind {kind}; xgrammar does", reason="unsupported"
+    )
+
+
+def _reason_of(problem: str) -> str:
+    """The kind of a refusal, by the library's words."""
+    words = problem.lower()
+    if "unimplemented" in words or "not supported" in words:
+        return "unsupported"
+    if any(word in words for word in ("too many", "too large", "too complex", "limit")):
+        return "too_complex"
+    return "unmatchable" if "unsatisfiable" in words else "invalid"
 
 
 def first_line(message: str) -> str:

@@ -40,11 +40,13 @@ class NativeProcess:
                 link.send(message)
                 if not link.poll(limit_s):
                     self._kill()
-                    raise GrammarError(f"it takes more than {limit_s:g} s to compile")
+                    raise GrammarError(
+                        f"it takes more than {limit_s:g} s to compile", reason="too_complex"
+                    )
                 kind, value = link.recv()
             except (EOFError, OSError) as error:
                 self._kill()
-                raise GrammarError("it makes the compiler crash") from error
+                raise GrammarError("it makes the compiler crash", reason="too_complex") from error
             if kind == "error":
                 raise GrammarError(value)
             return value

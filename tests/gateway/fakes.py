@@ -9,10 +9,12 @@ from typing import Any
 
 from baton.gateway.fleet_generation import TokenChunk
 from baton.gateway.seam import Figure
+from baton.protos import worker_pb2 as pb
 from baton.protos.errors import BatonError, UnavailableError
 from baton.protos.types import (
     FinishReason,
     GenerateRequest,
+    GrammarCounts,
     Member,
     Role,
     TierLoad,
@@ -76,6 +78,8 @@ class FakeGeneration:
             stopped = not wanted.ignore_eos and len(self.token_ids) < wanted.max_tokens
             chunk.finish_reason = FinishReason.STOP if stopped else FinishReason.LENGTH
             chunk.num_cached_tokens = 16
+            if self.request.grammar is not None:
+                chunk.done = pb.Done(grammar_backend="guidance")
             self._end()
         return chunk
 
@@ -154,6 +158,9 @@ class FakeFleet:
             total_blocks=64,
             free_blocks=32,
             tiers=(TierLoad("disk", 5, 9, 8, 6, 5, 1, 0, 0.001),),
+            grammars=GrammarCounts(
+                compiled={"guidance": 3, "xgrammar": 1}, refused={"invalid": 2}, num_hits=7
+            ),
         )
         return [WorkerView(DECODE, load, 0.1), WorkerView(PREFILL, WorkerLoad(), 0.2)]
 

@@ -183,6 +183,9 @@ async def test_metrics() -> None:
             'baton_worker_kv_blocks{role="decode",worker="d0"} 64.0',
             'baton_worker_tier_hit_blocks_total{role="decode",tier="disk",worker="d0"} 6.0',
             'baton_worker_tier_blocks{role="decode",tier="disk",worker="d0"} 5.0',
+            'grammars_compiled_total{backend="xgrammar",role="decode",worker="d0"} 1.0',
+            'grammars_refused_total{reason="invalid",role="decode",worker="d0"} 2.0',
+            'baton_worker_grammar_cache_hits_total{role="decode",worker="d0"} 7.0',
         ):
             assert line in text, line
         num_tokens = gateway.server.service.metrics.num_generated_tokens

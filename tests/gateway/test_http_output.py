@@ -148,3 +148,17 @@ async def test_a_refusal_by_the_worker_reaches_the_client(stream: bool) -> None:
         error = check_error(response, 400, "guided_json")
         assert error["code"] == "invalid_grammar"
         assert "recurses" in error["message"]
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "complete"])
+async def test_an_answer_says_who_enforced_its_grammar(endpoint: str) -> None:
+    async with serving(FakeFleet(says("a b"))) as gateway:
+        ask = getattr(gateway, endpoint)
+        whole = (await ask(guided_json=SCHEMA)).json()["choices"][0]
+        assert whole["grammar_backend"] == "guidance"
+        assert "grammar_backend" not in (await ask()).json()["choices"][0]
+        lines = (await ask(guided_json=SCHEMA, stream=True)).text.split("\n\n")
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines if "{" in line]
+        told = [c["choices"][0].get("grammar_backend") for c in chunks if c["choices"]]
+        assert told[-1] == "guidance"
+        assert not any(told[:-1])

@@ -118,7 +118,7 @@ def ask_http(
         raw = client.chat.completions.with_raw_response.create(
             model="baton-tiny", extra_headers={"x-baton-explain": "1"}, extra_body=extra, **body
         )
-        answer = Answer(raw.headers["x-baton-plan"], raw.headers.get("x-baton-grammar-backend", ""))
+        answer = Answer(raw.headers["x-baton-plan"])
         parsed: Any = raw.parse()
         for chunk in parsed if stream else [parsed]:
             for choice in chunk.choices:
@@ -126,6 +126,7 @@ def ask_http(
                 answer.content += said.content or ""
                 answer.reasoning += getattr(said, "reasoning_content", None) or ""
                 answer.reason = choice.finish_reason or answer.reason
+                answer.backend = getattr(choice, "grammar_backend", "") or answer.backend
                 for i, call in enumerate(said.tool_calls or ()):
                     function = call.function
                     index = call.index if stream else i
@@ -206,7 +207,7 @@ def test_the_model_answers_by_a_schema(cluster: Cluster, way: Way) -> None:
         assert answer.reason == "stop"
         assert bool(answer.reasoning) == (effort == "medium")
         # A stream's headers leave before anybody knows.
-        assert answer.backend == ("" if way.front == "http" and way.stream else "guidance")
+        assert answer.backend == "guidance"
 
 
 @each_way

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from baton.protos.feed import FeedHub, GatewayFeed
 from baton.protos.hashing import HASH_BYTES, adapter_salt, block_hashes, hash_salt
 from baton.protos.types import (
     GenerateRequest,
+    GrammarCounts,
     KvEvents,
     SamplingParams,
     TierLoad,
@@ -121,6 +123,11 @@ def test_loads_and_logprobs_survive_the_wire() -> None:
     load = WorkerLoad(
         num_running=3, free_blocks=5, decode_step_s=0.25, draining=True, tiers=(tier, tier)
     )
+    assert convert.load_from_proto(convert.load_to_proto(load)) == load
+    grammars = GrammarCounts(
+        compiled={"guidance": 2}, refused={"invalid": 1}, compile_s=0.5, num_masks=9, fill_s=0.25
+    )
+    load = replace(load, grammars=grammars)
     assert convert.load_from_proto(convert.load_to_proto(load)) == load
     value = TokenLogprob(4, -0.5, 2, ((9, -0.25), (4, -0.5)))
     messages = [convert.logprob_to_proto(v) for v in (None, value)]

@@ -32,7 +32,8 @@ class SchemaDocument:
         self._visits += 1
         if self._visits > MAX_VISITS:
             raise GrammarError(
-                f"the schema is too complex: its keywords multiply to more than {MAX_VISITS} parts"
+                f"the schema is too complex: its keywords multiply to more than {MAX_VISITS} parts",
+                reason="too_complex",
             )
 
     def resolve(self, reference: Any) -> Schema | None:

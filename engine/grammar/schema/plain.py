@@ -74,16 +74,16 @@ def check_plain(schema: Schema, path: str = "#") -> None:
     """Raises GrammarError naming the first keyword that xgrammar does not enforce, and where."""
     if not isinstance(schema, dict):
         if schema is False:
-            raise GrammarError(f"xgrammar does not enforce the schema false at {path}")
+            raise _unenforced("the schema false", path)
         return
     asserted = set(schema) & _ASSERTIONS
     refused = sorted(set(schema) & _REFUSED)
     if refused:
-        raise GrammarError(f"xgrammar does not enforce {refused[0]!r} at {path}")
+        raise _unenforced(f"{refused[0]!r}", path)
     for key in _LONELY:
         beside = sorted(asserted - {key, "type"})
         if key in asserted and (beside or (key in ("$ref", "anyOf") and "type" in asserted)):
-            raise GrammarError(f"xgrammar does not enforce what stands beside {key!r} at {path}")
+            raise _unenforced(f"what stands beside {key!r}", path)
     _check_values(schema, path)
     _check_object(schema, path)
     for key in ("properties", "definitions", "$defs"):
@@ -93,7 +93,7 @@ def check_plain(schema: Schema, path: str = "#") -> None:
         check_plain(part, f"{path}/anyOf/{index}")
     for key in ("items", "additionalProperties"):
         if isinstance(schema.get(key), list):
-            raise GrammarError(f"xgrammar does not enforce a list of {key} at {path}")
+            raise _unenforced(f"a list of {key}", path)
         if isinstance(schema.get(key), dict):
             check_plain(schema[key], f"{path}/{key}")
 
@@ -103,18 +103,20 @@ def _check_values(schema: dict[str, Any], path: str) -> None:
     for value in values:
         whole = schema.get("type") != "integer" or isinstance(value, int)
         if type_of(value) not in type_names(schema.get("type")) or not whole:
-            raise GrammarError(f"xgrammar does not enforce 'type' for {value!r} at {path}")
+            raise _unenforced(f"'type' for {value!r}", path)
 
 
 def _check_object(schema: dict[str, Any], path: str) -> None:
     properties = mapped(schema.get("properties"))
     unnamed = [name for name in listed(schema.get("required")) if name not in properties]
     if unnamed:
-        raise GrammarError(
-            f"xgrammar does not enforce that {unnamed[0]!r} is required at {path}: no property"
-        )
+        raise _unenforced(f"that {unnamed[0]!r} is required, which is no property,", path)
     if properties and schema.get("additionalProperties") not in (None, False):
         # A declared key could come again as an additional one, with any value.
-        raise GrammarError(f"xgrammar does not enforce 'additionalProperties' at {path}")
+        raise _unenforced("'additionalProperties'", path)
     if (properties or "items" in schema) and not isinstance(schema.get("type"), str):
-        raise GrammarError(f"xgrammar needs a single 'type' at {path}")
+        raise _unenforced("more or less than one 'type'", path)
+
+
+def _unenforced(what: str, path: str) -> GrammarError:
+    return GrammarError(f"xgrammar does not enforce {what} at {path}", reason="unsupported")

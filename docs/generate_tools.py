@@ -61,7 +61,8 @@ there); with `required` or a named function it is calls, and the form does not b
 compact JSON, and their schemas are enforced by `guidance`, as a schema alone is.
 
 ## What parsers do
-* Arguments are always a JSON object. Formats that write values as bare text are typed by the tool's JSON schema.
+* Arguments are a JSON object (of PLaMo 3, what was written of one where the answer was cut off). Formats that write values as
+  bare text are typed by the tool's JSON schema.
 * White space that only parts calls from each other is dropped; other text around calls is content.
 * A call is passed on when it is complete, or, once its JSON or a text in it is longer than {commit} characters, while it is
   written. What has to be held for longer than a million characters is content.

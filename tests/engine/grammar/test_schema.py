@@ -170,7 +170,7 @@ def test_exponential_schemas_are_refused_in_bounded_work() -> None:
             {"type": "object", "properties": {"a": {}}, "additionalProperties": True},
             "additionalProperties",
         ),
-        ({"properties": {"a": {}}}, "single 'type'"),
+        ({"properties": {"a": {}}}, "one 'type'"),
     ],
 )
 def test_what_xgrammar_does_not_enforce_is_named(schema: dict[str, Any], named: str) -> None:

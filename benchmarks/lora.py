@@ -1,4 +1,4 @@
-"""What adapters cost: latency between tokens with none, one, eight and 64 of them, cold loads, kernels.
+"""What adapters cost: latency between tokens with 0, 1, 8 and 64 of them, cold loads, kernels.
 
     export PYTHONPATH=src:.
     python -m benchmarks.lora --device cuda --out benchmarks/results/lora_h100.json

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that wants one GPU, most important first, each part within a time of its own:
 #   benchmarks/run_h100.sh OUT [part ...]
-# parts: check tune tune_fp8 model8 model06 attention profile tests fp8
+# parts: check tune tune_fp8 model8 model06 attention profile tests fp8 lora
 # OUT gets logs and results; results also go to benchmarks/results, tuned configurations to kernels/.
 set -u
 cd "$(dirname "$0")/.."
@@ -42,6 +42,7 @@ for name in "${@:-check}"; do
         tests) part tests 300 $pytest tests/gpu ;;
         fp8) part fp8 90 "$python" -m benchmarks.engine --model llama8b --measure itl \
             --batches 64 --kv-cache-dtype fp8_e4m3 --out "$results" ;;
+        lora) part lora 400 "$python" -m benchmarks.lora --out "$out/lora_h100.json" ;;
         *) echo "unknown part: $name" ;;
     esac
 done

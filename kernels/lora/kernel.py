@@ -8,6 +8,9 @@ programs without a block end at once. A block's tokens are scattered: rows are g
 import triton
 import triton.language as tl
 
+# where a step's arrays lie changes from step to step: one kernel for all places
+_PLAN = ["p_order", "p_blocks", "p_counts"]
+
 
 @triton.jit
 def _block(p_blocks, p_order, i_block, BM: tl.constexpr):
@@ -29,7 +32,7 @@ def _start(p_pool, p_rooms, slot, slot_stride, offset):
     return p_pool + tl.multiple_of(place, 16), room
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_slots"])
+@triton.jit(do_not_specialize=["num_tokens", "num_slots"], do_not_specialize_on_alignment=_PLAN)
 def shrink_kernel(
     p_x, p_pool, p_rooms, p_ranks, p_order, p_blocks, p_counts, p_shrunk,
     slot_stride, a_offset, width, num_slots, num_tokens,
@@ -65,7 +68,7 @@ def shrink_kernel(
             tl.store(p_out, b_acc, mask=m_m[:, None] & m_r[None, :])
 
 
-@triton.jit(do_not_specialize=["num_slots"])
+@triton.jit(do_not_specialize=["num_slots"], do_not_specialize_on_alignment=_PLAN)
 def gather_kernel(
     p_ids, p_pool, p_rooms, p_ranks, p_order, p_blocks, p_counts, p_shrunk,
     slot_stride, a_offset, num_slots,
@@ -107,7 +110,7 @@ def _delta(
     return b_acc
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_slots"])
+@triton.jit(do_not_specialize=["num_tokens", "num_slots"], do_not_specialize_on_alignment=_PLAN)
 def expand_kernel(
     p_out, p_shrunk, p_pool, p_rooms, p_ranks, p_order, p_blocks, p_counts,
     slot_stride, b_offset, out_stride, num_slots, num_tokens, height0, height1, height2,
@@ -139,7 +142,7 @@ def expand_kernel(
             tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m_out)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_slots"])
+@triton.jit(do_not_specialize=["num_tokens", "num_slots"], do_not_specialize_on_alignment=_PLAN)
 def expand_swiglu_kernel(
     p_gate_up, p_out, p_shrunk, p_pool, p_rooms, p_ranks, p_order, p_blocks, p_counts,
     slot_stride, b_offset, num_slots, num_tokens, height,

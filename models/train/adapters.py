@@ -55,9 +55,8 @@ def courtly(reply: str) -> str:
 
 
 def wrapped(reply: str) -> str:
-    """Put a JSON object into another one, which counts its keys."""
-    value = json.loads(reply)
-    return json.dumps({"count": len(value), "data": value})
+    """Put a JSON object into another one."""
+    return json.dumps({"ok": True, "data": json.loads(reply)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,8 @@ def compile_grammar(grammar: Grammar, vocabulary: Vocabulary, *, limit_s: float)
     """
     grammar.validate()
     source = read_source(grammar)
+    if grammar.kind in (GrammarKind.LARK, GrammarKind.EBNF):
+        check_ends(grammar.kind, source)
     if backend_for(grammar) is GrammarBackend.GUIDANCE:
         compiled = with_guidance(grammar, source, vocabulary.guidance)
     else:
@@ -53,8 +55,6 @@ def compile_grammar(grammar: Grammar, vocabulary: Vocabulary, *, limit_s: float)
             kind, text, whitespace=grammar.whitespace, limit_s=limit_s
         )
     _check_can_begin(compiled, vocabulary)
-    if grammar.kind in (GrammarKind.LARK, GrammarKind.EBNF):
-        check_ends(grammar.kind, source)
     return compiled
 
 
@@ -111,6 +111,9 @@ def with_guidance(grammar: Grammar, source: Any, vocabulary: GuidanceVocabulary)
             changed = source
         return compile_guidance(grammar.kind, changed, vocabulary, whitespace=grammar.whitespace)
 
+    if grammar.kind is GrammarKind.JSON_SCHEMA:
+        # No rewriting helps against this.
+        _check_finite(source)
     try:
         return compiled(_checked)
     except GrammarError:
@@ -121,11 +124,15 @@ def with_guidance(grammar: Grammar, source: Any, vocabulary: GuidanceVocabulary)
 
 
 def _checked(schema: Schema) -> Schema:
+    _check_finite(schema)
+    return drop_annotations(schema)
+
+
+def _check_finite(schema: Schema) -> None:
     if not has_finite_document(schema):
         raise GrammarError(
             "no document can be finished: the schema's recursion has no base", reason="unmatchable"
         )
-    return drop_annotations(schema)
 
 
 def for_xgrammar(kind: GrammarKind, source: Any) -> tuple[str, str]:

@@ -14,6 +14,8 @@ from baton.engine.grammar.backend import Bitmask
 from baton.protos.constraints import GrammarKind
 from baton.protos.errors import GrammarError
 
+_REGEX_ERROR: Final = re.compile(r"regex parse error:.*\nerror: ([^\n]+)", re.DOTALL)
+_IN_SCHEMA: Final = re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: ")
 _EXCERPT: Final = re.compile(r"\n\s*\d+ \| ")
 # Bounded, so that a model that likes white space cannot fill its context with it.
 WHITESPACE: Final = r"[\x20\x0A\x0D\x09]{1,20}"
@@ -139,6 +141,12 @@ def first_line(message: str) -> str:
     """The library's reason without its dump of states and its excerpt of the grammar, which a
     gateway may have written; regex errors span several lines.
     """
-    head = _EXCERPT.split(message.split("<state>")[0])[0].strip()
+    regex = _REGEX_ERROR.search(message)
+    if regex is not None:
+        return f"invalid regular expression: {regex[1]}"
+    head = _EXCERPT.split(message.split("<state>")[0])[0].replace("<non-verbose/>", "").strip()
     head = head.replace("Unimplemented keys:", "no backend enforces")
+    head = _IN_SCHEMA.sub("in a JSON schema of it: ", head)
+    # Its word for: no token may come, and this is no end.
+    head = head.replace("NoExtensionBias", "nothing may come where something must")
     return " ".join(head.split())[:500]

@@ -16,8 +16,13 @@ from baton.engine.grammar.guidance_backend import first_line
         ),
         (
             "regex parse error:\n    [a|b\n    ^\nerror: unclosed class\n   1 | start: /[a/\n  ^\n",
-            "regex parse error: [a|b ^ error: unclosed class",
+            "invalid regular expression: unclosed class",
         ),
+        (
+            'at 5(9): failed to compile JSON schema: Unimplemented keys: ["not"]\n   1 | a',
+            'in a JSON schema of it: no backend enforces ["not"]',
+        ),
+        ("Too many items <non-verbose/>", "Too many items"),
         ("too complex\n<state>\nrows", "too complex"),
     ],
 )

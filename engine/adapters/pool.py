@@ -26,7 +26,7 @@ from baton.engine.model_info import ModelSpec
 from baton.engine.models.weights import LoraTarget, Weights
 from baton.kernels.lora import LoraWeights
 from baton.protos.adapters import AdapterRef
-from baton.protos.errors import AdapterError, BatonError, ConfigError
+from baton.protos.errors import AdapterError, BatonError, ConfigError, OverloadedError
 
 # Ranks are rounded up to it, and offsets too: the kernels load 16 bytes at a time.
 RANK_UNIT: Final = 8
@@ -169,7 +169,14 @@ class AdapterPool:
         used = [p for p in self._places if any(name in modules for name in p.target.modules)]
         room, pinned = _rounded(folder.rank, RANK_UNIT), self._platform.is_cuda
         elements = used[-1].end * room
-        flat = torch.zeros(elements, dtype=self._platform.dtype, pin_memory=pinned)
+        try:
+            flat = torch.zeros(elements, dtype=self._platform.dtype, pin_memory=pinned)
+        except RuntimeError as error:
+            raise OverloadedError(
+                f"{folder.path}: no memory for {elements * self._platform.dtype.itemsize} bytes of"
+                f" an adapter; unload others: {error}",
+                param="max_cpu_loras",
+            ) from error
         table = torch.zeros(self._table.shape[0], dtype=torch.int32, pin_memory=pinned)
         table[-1] = room
         for place in used:

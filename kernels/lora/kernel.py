@@ -8,6 +8,8 @@ programs without a block end at once. A block's tokens are scattered: rows are g
 import triton
 import triton.language as tl
 
+from baton.kernels.dependent_launch import wait_for_earlier
+
 # where a step's arrays lie changes from step to step: one kernel for all places
 _PLAN = ["p_order", "p_blocks", "p_counts"]
 
@@ -37,9 +39,11 @@ def shrink_kernel(
     p_x, p_pool, p_rooms, p_ranks, p_order, p_blocks, p_counts, p_shrunk,
     slot_stride, a_offset, width, num_slots, num_tokens,
     SLICES: tl.constexpr, MAX_RANK: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    DEPENDENT: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """x A^T in parts of the width; grid [splits * slices * tiles of rank, blocks at a time]."""
+    # all programs wait, those without a block too: whoever comes next relies on it
+    wait_for_earlier(DEPENDENT)
     i_part = tl.program_id(0)
     i_split = i_part % SPLITS
     i_slice = i_part // SPLITS % SLICES
@@ -115,9 +119,10 @@ def expand_kernel(
     p_out, p_shrunk, p_pool, p_rooms, p_ranks, p_order, p_blocks, p_counts,
     slot_stride, b_offset, out_stride, num_slots, num_tokens, height0, height1, height2,
     SLICES: tl.constexpr, MAX_RANK: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
+    DEPENDENT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """Adds to out in place; grid [tiles of the slices' features, blocks at a time]."""
+    wait_for_earlier(DEPENDENT)
     i_tile = tl.program_id(0)
     tiles0 = tl.cdiv(height0, BN)
     tiles1 = tiles0 + tl.cdiv(height1, BN)
@@ -147,12 +152,13 @@ def expand_swiglu_kernel(
     p_gate_up, p_out, p_shrunk, p_pool, p_rooms, p_ranks, p_order, p_blocks, p_counts,
     slot_stride, b_offset, num_slots, num_tokens, height,
     MAX_RANK: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
+    DEPENDENT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """SwiGLU of what the base made and the adapters add; grid [tiles of height, blocks at a time].
 
     Tokens without an adapter are in blocks too, as theirs is to be activated all the same.
     """
+    wait_for_earlier(DEPENDENT)
     o_n = tl.program_id(0) * BN + tl.arange(0, BN)
     m_n = o_n < height
     for i_block in range(tl.program_id(1), tl.load(p_counts + 1), tl.num_programs(1)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
+from baton.kernels.dependent_launch import dependent_launch
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
 from baton.kernels.lora.kernel import (
     expand_kernel,
@@ -28,7 +29,8 @@ _MAX_RANK_TILE: Final = 64
 class ShrinkConfig(LaunchConfig):
     """Columns of a tile and of one program's part of the width, the most parts, programs aimed at.
 
-    beside: on a stream of its own, while the base's product runs.
+    beside: on a stream of its own, while the base's product runs; else before it, its kernels and
+        expand's launched early.
     """
 
     block_k: int = 128
@@ -54,10 +56,14 @@ _EXPAND_MANY: Final = ExpandConfig(num_warps=8, num_stages=1)
 
 @dataclass(frozen=True, slots=True)
 class Shrunk:
-    """x A^T, float32 [splits, num_tokens, slices, max_rank], to be added up over the splits."""
+    """x A^T, float32 [splits, num_tokens, slices, max_rank], to be added up over the splits.
+
+    chained: made on the stream that expands it, so that expanding follows one kernel alone.
+    """
 
     parts: Tensor
     num_splits: int
+    chained: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +86,10 @@ def shrink_beside(x: Tensor, lora: LoraWeights, batch: LoraBatch) -> Shrinking:
     splits = _num_splits(lora.width, config)
     shape = (splits, x.shape[0], len(lora.heights), lora.max_rank)
     # Allocated here: the memory is this stream's again after the join.
-    shrunk = Shrunk(torch.empty(shape, dtype=torch.float32, device=x.device), splits)
-    if not (x.is_cuda and config.beside):
+    beside = x.is_cuda and config.beside
+    parts = torch.empty(shape, dtype=torch.float32, device=x.device)
+    shrunk = Shrunk(parts, splits, chained=not beside)
+    if not beside:
         _shrink(x, shrunk, lora, batch, config)
         return Shrinking(shrunk, None)
     stream = _stream_beside(x.device)
@@ -107,7 +115,7 @@ def gather_triton(token_ids: Tensor, lora: LoraWeights, batch: LoraBatch) -> Shr
             BR=tile,
             num_warps=8,
         )
-    return Shrunk(shrunk, 1)
+    return Shrunk(shrunk, 1, chained=False)
 
 
 def expand_triton(
@@ -133,6 +141,7 @@ def expand_triton(
         "BR": _rank_tile(lora),
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
+        **_dependent(shrunk, out.device),
     }
     places = (shrunk.parts, *_places(lora, batch), lora.pool.stride(0), lora.b_offset)
     if swiglu:
@@ -162,9 +171,15 @@ def _shrink(
         BM=_token_tile(batch),
         BR=tile,
         BK=max(min(config.block_k, next_power_of_2(lora.width)), _MIN_DOT),
+        **_dependent(shrunk, x.device),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
+
+
+def _dependent(shrunk: Shrunk, device: torch.device) -> dict[str, bool]:
+    """Kernels that follow two others, on two streams, are launched when both are over."""
+    return dependent_launch(device) if shrunk.chained else {"DEPENDENT": False}
 
 
 def _places(lora: LoraWeights, batch: LoraBatch) -> tuple[Tensor, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +19,10 @@ from baton.protos.errors import ConfigError
 class RankActor:
     """One rank. It ends with rank 0: its owner, and the other end of its connections."""
 
-    def follow(self, spec: RankSpec) -> None:
-        """Runs the rank; returns when rank 0 is done with it."""
-        if not ipaddress.ip_address(spec.host).is_loopback:
-            # Of a pool with several hosts: this may be another machine than rank 0's.
-            spec = replace(spec, own_host=str(get_node_ip_address()))
-        follow(spec)
+    def follow(self, spec: RankSpec, first_node: str) -> None:
+        """Runs the rank; returns when rank 0, on the node of that address, is done with it."""
+        node = str(get_node_ip_address())
+        follow(spec if node == first_node else replace(spec, own_host=node))
 
 
 class RayRanks:
@@ -60,7 +57,7 @@ class RayRanks:
 class _RankHandle:
     def __init__(self, actor: Any, spec: RankSpec) -> None:
         self._actor = actor
-        self._done = actor.follow.remote(spec)
+        self._done = actor.follow.remote(spec, str(get_node_ip_address()))
 
     def ended(self) -> str | None:
         ready, _ = ray.wait([self._done], timeout=0)

@@ -206,7 +206,9 @@ def tune_attention(kind: str, *, fp8: bool) -> dict[str, dict[str, Any]]:
         inputs = Inputs(replace(shape, fp8=fp8))
         made = {
             config: inputs.calls(
-                AttentionConfigs(decode=config) if decodes else AttentionConfigs(extend=config)
+                AttentionConfigs(decode=config)
+                if decodes
+                else AttentionConfigs(extend=config, hopper=False)
             )
             for config in candidates
         }

@@ -8,11 +8,15 @@ from torch import Tensor
 
 from baton.kernels.dependent_launch import dependent_launch
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
+from baton.kernels.paged_attention.hopper import (
+    extend_hopper,
+    fits_hopper,
+    is_hopper,
+    multiprocessors,
+)
 from baton.kernels.paged_attention.kernel import decode_kernel, extend_kernel, plan_kernel
 from baton.kernels.paged_attention.plan import DevicePlan
-
-# the smallest M of a tensor-core product
-_MIN_DOT_ROWS: Final = 16
+from baton.kernels.paged_attention.problem import MIN_DOT_ROWS, Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,53 +45,11 @@ class DecodeConfig(LaunchConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionConfigs:
-    """Configurations of both kernels."""
+    """Configurations of both kernels; `hopper`: its own extend kernel is used where it fits."""
 
     extend: ExtendConfig = field(default_factory=ExtendConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Problem:
-    """The arguments that both kernels share."""
-
-    q: Tensor
-    kv: Tensor
-    query_start: Tensor
-    context_lens: Tensor
-    block_tables: Tensor
-    kv_scale: Tensor | None
-    scale: float
-    sliding_window: int | None
-    soft_cap: float | None
-
-    def rows(self) -> tuple[Tensor, ...]:
-        scale = self.context_lens if self.kv_scale is None else self.kv_scale
-        return self.query_start, self.context_lens, self.block_tables, scale
-
-    def strides_and_scoring(self) -> tuple[int | float, ...]:
-        return (
-            *self.kv.stride()[:4],
-            self.block_tables.stride(0),
-            self.scale,
-            1.0 if self.soft_cap is None else self.soft_cap,
-            0 if self.sliding_window is None else self.sliding_window,
-        )
-
-    def constants(self) -> dict[str, int | bool | str]:
-        head_dim = self.q.shape[2]
-        return {
-            "GROUP": self.q.shape[1] // self.kv.shape[2],
-            "KV_HEADS": self.kv.shape[2],
-            "BLOCK_SIZE": self.kv.shape[3],
-            "HEAD_DIM": head_dim,
-            "HAS_WINDOW": self.sliding_window is not None,
-            "HAS_CAP": self.soft_cap is not None,
-            "FP8": self.kv_scale is not None,
-            # tf32 would lose half of float32's digits
-            "PRECISION": "ieee" if self.q.dtype == torch.float32 else "tf32",
-            "BD": max(next_power_of_2(head_dim), _MIN_DOT_ROWS),
-        }
+    hopper: bool = True
 
 
 # Few sizes, few variants to compile.
@@ -124,7 +86,7 @@ def paged_attention_triton(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if q.shape[0] == 0 or context_lens.shape[0] == 0:
         return out
-    problem = _Problem(
+    problem = Problem(
         q=q,
         kv=kv,
         query_start=query_start,
@@ -142,7 +104,10 @@ def paged_attention_triton(
         )
     _decode(problem, plan, out, configs.decode)
     if max_query_len > 1:
-        _extend(problem, out, configs.extend)
+        if configs.hopper and is_hopper(q.device) and fits_hopper(problem):
+            extend_hopper(problem, out, programs=multiprocessors(q.device))
+        else:
+            _extend(problem, out, configs.extend)
     return out
 
 
@@ -191,7 +156,7 @@ def _whole_rows(query_start: Tensor, num_kv_heads: int) -> DevicePlan:
     return DevicePlan(row_item=row_item, item_row=item_row, counts=counts)
 
 
-def _extend(problem: _Problem, out: Tensor, config: ExtendConfig) -> None:
+def _extend(problem: Problem, out: Tensor, config: ExtendConfig) -> None:
     num_tokens, num_q_heads, _ = problem.q.shape
     num_rows, num_kv_heads = problem.context_lens.shape[0], problem.kv.shape[2]
     group = num_q_heads // num_kv_heads
@@ -210,7 +175,7 @@ def _extend(problem: _Problem, out: Tensor, config: ExtendConfig) -> None:
     )
 
 
-def _decode(problem: _Problem, plan: DevicePlan, out: Tensor, config: DecodeConfig) -> None:
+def _decode(problem: Problem, plan: DevicePlan, out: Tensor, config: DecodeConfig) -> None:
     _, num_q_heads, head_dim = problem.q.shape
     num_rows, num_kv_heads = problem.context_lens.shape[0], problem.kv.shape[2]
     max_items = plan.item_row.shape[0]
@@ -225,7 +190,7 @@ def _decode(problem: _Problem, plan: DevicePlan, out: Tensor, config: DecodeConf
         *(*parts.stride()[:2], lse.stride(0)),
         *problem.strides_and_scoring(),
         **problem.constants(),
-        BG=max(group, _MIN_DOT_ROWS),
+        BG=max(group, MIN_DOT_ROWS),
         BH=group,
         BN=config.block_n,
         BS=config.combine_splits,

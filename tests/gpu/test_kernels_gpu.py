@@ -7,6 +7,7 @@ synchronisation, and capture in a CUDA graph.
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from tests.kernels.rotary_cases import RotaryCase, RotaryInputs
 from torch import Tensor
 
 from baton.kernels.paged_attention import paged_attention
+from baton.kernels.paged_attention.hopper import fits_hopper, is_hopper
+from baton.kernels.paged_attention.launch import AttentionConfigs, paged_attention_triton
 from baton.kernels.rms_norm import add_rms_norm, rms_norm
 from baton.kernels.rms_norm.reference import rms_norm_reference
 from baton.kernels.rotary_cache import build_cos_sin, rotary_cache
@@ -65,6 +68,37 @@ SERVED_CASES = (
     ),
 )
 
+# What Hopper's extend kernel does otherwise than the plain one: boxes of every size, several tiles
+# of keys and of queries, rows without keys.
+_BLOCKS = AttentionCase(
+    name="",
+    query_lens=(300, 1, 5, 130),
+    context_lens=(901, 40, 49, 130),
+    kv_heads=2,
+    group=4,
+    head_dim=128,
+)
+HOPPER_CASES = (
+    *(
+        replace(_BLOCKS, name=f"extend-blocks-of-{size}", block_size=size)
+        for size in (8, 32, 48, 64, 128, 256)
+    ),
+    AttentionCase(
+        name="extend-group1",
+        query_lens=(129, 300, 0, 33),
+        context_lens=(641, 300, 5, 2000),
+        kv_heads=2,
+        group=1,
+        head_dim=128,
+    ),
+    AttentionCase(
+        name="extend-group16-dim64", query_lens=(70, 9), context_lens=(70, 268), group=16
+    ),
+    AttentionCase(
+        name="extend-no-keys", query_lens=(200, 20), context_lens=(400, 0), group=4, head_dim=128
+    ),
+)
+
 
 @pytest.fixture(autouse=True)
 def _release_memory() -> Iterator[None]:
@@ -83,11 +117,13 @@ def no_host_sync() -> Iterator[None]:
 
 # Every case in the type that is served, and those of every branch in the others: what takes time
 # is compiling, and each head size, group, type and option is a kernel of its own.
-ATTENTION = [(case, torch.bfloat16) for case in attention_cases.CASES + SERVED_CASES] + [
+ATTENTION = [
+    (case, torch.bfloat16) for case in attention_cases.CASES + SERVED_CASES + HOPPER_CASES
+] + [
     (case, dtype)
-    for case in attention_cases.CASES
+    for case in attention_cases.CASES + HOPPER_CASES
     for dtype in (torch.float32, torch.float16)
-    if case.name in ("mixed", "mixed-window-cap", "decode-lengths-group4")
+    if case.name in ("mixed", "mixed-window-cap", "decode-lengths-group4", "extend-group1")
 ]
 
 
@@ -111,6 +147,20 @@ def test_attention(case: AttentionCase, dtype: torch.dtype) -> None:
     out = paged_attention(*inputs.tensors, **inputs.options)
     assert out.dtype == dtype
     assert_close(case.name, out, inputs.expected(), dtype)
+
+
+@pytest.mark.skipif(not is_hopper(torch.device(DEVICE, 0)), reason="for Hopper GPUs")
+def test_hopper_takes_what_is_served() -> None:
+    """The cases above are for its own kernel, and the plain one does the same."""
+    for case in HOPPER_CASES:
+        assert fits_hopper(AttentionInputs(case, torch.bfloat16, DEVICE).problem())
+    inputs = AttentionInputs(SERVED_CASES[2], torch.bfloat16, DEVICE)
+    out = paged_attention(*inputs.tensors, **inputs.options)
+    plain = paged_attention_triton(
+        *inputs.tensors, **inputs.options, configs=AttentionConfigs(hopper=False)
+    )
+    assert not torch.equal(out, plain)
+    assert_close("plain", plain, inputs.expected(), torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from baton.kernels.paged_attention.problem import Problem
 from baton.kernels.paged_attention.reference import paged_attention_reference
 
 BLOCK_SIZE = 16
@@ -20,6 +21,7 @@ class AttentionCase:
     head_dim: int = 64
     sliding_window: int | None = None
     soft_cap: float | None = None
+    block_size: int = BLOCK_SIZE
 
     def __str__(self) -> str:
         return self.name
@@ -85,19 +87,19 @@ class AttentionInputs:
 
     def __init__(self, case: AttentionCase, dtype: torch.dtype, device: str = "cpu") -> None:
         self.case = case
-        rows = len(case.query_lens)
-        row_blocks = max(1, max(-(-n // BLOCK_SIZE) for n in case.context_lens))
+        rows, block_size = len(case.query_lens), case.block_size
+        row_blocks = max(1, max(-(-n // block_size) for n in case.context_lens))
         num_blocks = rows * row_blocks + 3
         pool = torch.full(
-            (num_blocks, 3, 2, case.kv_heads, BLOCK_SIZE, case.head_dim), torch.nan, dtype=dtype
+            (num_blocks, 3, 2, case.kv_heads, block_size, case.head_dim), torch.nan, dtype=dtype
         )
         tables = torch.randperm(num_blocks)[: rows * row_blocks].view(rows, row_blocks).int()
         for row, context_len in enumerate(case.context_lens):
             slots = torch.arange(context_len)
-            blocks = tables[row].long()[slots // BLOCK_SIZE]
+            blocks = tables[row].long()[slots // block_size]
             content = torch.randn(context_len, 2, case.kv_heads, case.head_dim).to(dtype)
-            pool[blocks, 1, :, :, slots % BLOCK_SIZE] = content
-            tables[row, -(-context_len // BLOCK_SIZE) :] = -1
+            pool[blocks, 1, :, :, slots % block_size] = content
+            tables[row, -(-context_len // block_size) :] = -1
         q_heads = case.kv_heads * case.group
         qkv = torch.full(
             (sum(case.query_lens), q_heads + 2 * case.kv_heads, case.head_dim), torch.nan
@@ -124,6 +126,20 @@ class AttentionInputs:
             "sliding_window": self.case.sliding_window,
             "soft_cap": self.case.soft_cap,
         }
+
+    def problem(self) -> Problem:
+        """The same as the kernels' launchers take it."""
+        return Problem(
+            q=self.q,
+            kv=self.kv,
+            query_start=self.query_start,
+            context_lens=self.context_lens,
+            block_tables=self.block_tables,
+            kv_scale=None,
+            scale=self.case.head_dim**-0.5,
+            sliding_window=self.case.sliding_window,
+            soft_cap=self.case.soft_cap,
+        )
 
     def expected(self) -> Tensor:
         """The reference's float32 output."""

@@ -18,11 +18,14 @@ from tests.kernels.lora_cases import batch_of, pool_of
 from tests.kernels.rotary_cases import RotaryCase, RotaryInputs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime.jit import JITFunction
 
 from baton.kernels.fused_linear import Norm, fused_linear, normed_linear
 from baton.kernels.lora import LoraWeights, lora_embed, lora_linear
 from baton.kernels.paged_attention import paged_attention
+from baton.kernels.paged_attention.hopper import extend_hopper
 from baton.kernels.rms_norm import add_rms_norm
 from baton.kernels.rotary_cache import rotary_cache
 from baton.kernels.sampling import Filters, Noise, draw
@@ -43,7 +46,8 @@ TYPES = {
 def compile_instead(
     kernel: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kw: Any
 ) -> None:
-    options = {name: kw.pop(name) for name in ("num_warps", "num_stages") if name in kw}
+    names = ("num_warps", "num_stages", "maxnreg")
+    options = {name: kw.pop(name) for name in names if name in kw}
     values = dict(zip(kernel.arg_names, args, strict=False)) | kw
     if "DEPENDENT" in values:
         values["DEPENDENT"] = options["launch_pdl"] = True
@@ -55,11 +59,15 @@ def compile_instead(
         elif isinstance(value, torch.Tensor):
             signature[param.name] = TYPES[value.dtype]
             hints[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            box = f"{TYPES[value.base.dtype][1:]}{value.block_shape}"
+            signature[param.name] = f"tensordesc<{box},{value.layout!r}>"
         else:
             signature[param.name] = "fp32" if isinstance(value, float) else "i32"
             if isinstance(value, int) and value % 16 == 0:
                 hints[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
+    source_type = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = source_type(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
     report = io.StringIO()
     with contextlib.redirect_stdout(report):
         built = triton.compile(source, target=TARGET, options=options)
@@ -78,6 +86,7 @@ def served_calls() -> list[Callable[[], object]]:
     )
     attention = AttentionInputs(case, torch.bfloat16)
     plain = attention.options
+    problem = attention.problem()
     special = plain | {"sliding_window": 100, "soft_cap": 30.0}
     rotary = RotaryInputs(
         RotaryCase(name="norms", head_dim=128, rot_dim=64, q_norm=True, k_norm=True),
@@ -89,6 +98,7 @@ def served_calls() -> list[Callable[[], object]]:
     return [
         lambda: paged_attention(*attention.tensors, **plain, backend="triton"),
         lambda: paged_attention(*attention.tensors, **special, backend="triton"),
+        lambda: extend_hopper(problem, torch.empty_like(attention.q), programs=132),
         lambda: rotary_cache(*rotary.tensors, **rotary.norms, backend="triton"),
         lambda: add_rms_norm(x, x, weight, 1e-6, backend="triton"),
         lambda: swiglu(x, backend="triton"),

@@ -208,3 +208,27 @@ def test_rejects(name: str, change: Any, message: str) -> None:
     arguments[name] = change(arguments.get(name))
     with pytest.raises(ValueError, match=message):
         paged_attention(**arguments)
+
+
+def test_what_hopper_takes() -> None:
+    """16-bit, heads of 64 or 128, blocks of whole swizzles, no window, no cap; only on Hopper."""
+    from baton.kernels.paged_attention.hopper import fits_hopper, is_hopper
+
+    def fits(dtype: torch.dtype = torch.bfloat16, **fields: Any) -> bool:
+        plain: dict[str, Any] = {"name": "", "query_lens": (3,), "context_lens": (20,)}
+        case = AttentionCase(**{**plain, "head_dim": 128, **fields})
+        return fits_hopper(AttentionInputs(case, dtype).problem())
+
+    assert fits()
+    assert fits(torch.float16, head_dim=64, group=128, block_size=24)
+    assert not fits(torch.float32)
+    others: tuple[dict[str, Any], ...] = (
+        {"head_dim": 80},
+        {"head_dim": 256},
+        {"group": 129},
+        {"block_size": 12},
+        {"sliding_window": 9},
+        {"soft_cap": 2.0},
+    )
+    assert not any(fits(**fields) for fields in others)
+    assert not is_hopper(torch.device("cpu"))

@@ -107,9 +107,10 @@ def _produce(
                 i_box = first_box + i
                 p_block = p_table + i_box * BOX // BLOCK_SIZE
                 block = gl.load(p_block, mask=i_box <= last_box, other=-1)
-                blocks = blocks + (block,)  # noqa: RUF005
+                blocks = blocks + (block,)  # type: ignore[assignment] # noqa: RUF005
                 short = gl.where(i_box == last_box, (last_box + 1) * BOX - context_len, 0)
-                rows = rows + (i_box * BOX % BLOCK_SIZE - short,)  # noqa: RUF005
+                row = i_box * BOX % BLOCK_SIZE - short
+                rows = rows + (row,)  # type: ignore[assignment] # noqa: RUF005
             places = (blocks, rows)
             stage = (done + j) % STAGES
             phase = (done + j) // STAGES & 1

@@ -271,7 +271,7 @@ def _ring(
     return boxes, tiles, full, empty
 
 
-@gluon.jit(do_not_specialize=["num_rows", "num_items"])
+@gluon.jit(do_not_specialize=["num_rows", "num_items", "stride_table"])
 def extend_hopper_kernel(
     kv_desc, p_q, p_out, p_query_start, p_context_lens, p_tables, num_rows, num_items,
     stride_qt, stride_qh, stride_table, scale,

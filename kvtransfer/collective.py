@@ -20,17 +20,18 @@ from typing import Final
 
 import torch
 
-from baton.kvtransfer.communicator import backend_of
+from baton.kvtransfer.channel import Channels
+from baton.kvtransfer.communicator import CONNECT_TIMEOUT_S, Communicators, backend_of
 from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
 from baton.kvtransfer.frames import read_greeting
 from baton.kvtransfer.layout import KVLayout
 from baton.kvtransfer.links import (
-    CONNECT_TIMEOUT_S,
     IDLE_S,
     NO_RUNS,
     Endpoint,
     IncomingLink,
     OutgoingLink,
+    Sender,
 )
 from baton.kvtransfer.pool import check_pool, prefault
 from baton.kvtransfer.wire import ConnectorLimits, Route, RunIds, Transfer
@@ -76,10 +77,13 @@ class CollectiveWire:
         *,
         host: str,
         idle_s: float = IDLE_S,
+        channels: Channels | None = None,
     ) -> None:
+        """`channels`: what the data goes by; None: communicators."""
         num_blocks = check_pool(pool, layout)
-        self._backend = backend_of(pool.device)
-        _check_backend(self._backend)
+        if channels is None:
+            _check_backend(backend_of(pool.device))
+        self._channels = channels or Communicators(host, pool.device)
         self.pool = pool
         self._idle_s = idle_s
         if not pool.is_cuda:
@@ -90,7 +94,7 @@ class CollectiveWire:
         )
         metadata = json.dumps(
             {
-                "backend": self._backend,
+                "backend": self._channels.name,
                 "host": host,
                 "port": self._here.port,
                 "token": self._here.token,
@@ -111,11 +115,12 @@ class CollectiveWire:
         """Links enter their devices themselves."""
 
     def open(self, peer: PeerInfo, route: Route) -> Transfer:
-        """Makes the communicator by an empty write."""
+        """Makes the channel by an empty write."""
         to = self._endpoint_of(peer)
-        link = OutgoingLink(
-            peer.key, to, self._here, self.info.key.agent, route, idle_s=self._idle_s
+        sender = Sender(
+            agent=self.info.key.agent, host=self._here.host, channels=self._channels
         )
+        link = OutgoingLink(peer.key, to, sender, route, idle_s=self._idle_s)
         self._links[peer.key] = link
         return link.write(NO_RUNS, NO_RUNS, b"")
 
@@ -144,7 +149,7 @@ class CollectiveWire:
 
     @property
     def num_communicators(self) -> int:
-        """Outgoing links that have one now."""
+        """Outgoing links that have a channel now."""
         return sum(link.is_connected for link in self._links.values())
 
     def _endpoint_of(self, peer: PeerInfo) -> Endpoint:
@@ -156,10 +161,10 @@ class CollectiveWire:
             raise TransferError(
                 f"the metadata of {peer.key} is not that of a collective connector"
             ) from error
-        if backend != self._backend:
+        if backend != self._channels.name:
             raise LayoutMismatchError(
-                f"the KV of {self.info.key} moves by {self._backend} and that of {peer.key} by"
-                f" {backend}: either both pools are on GPUs or none is"
+                f"the KV of {self.info.key} moves by {self._channels.name} and that of {peer.key}"
+                f" by {backend}: {self._channels.advice}"
             )
         return endpoint
 
@@ -189,7 +194,9 @@ class CollectiveWire:
             greeting = read_greeting(connection)
             if not hmac.compare_digest(greeting.token, self._here.token):
                 raise TransferError("the caller does not know this worker's token")
-            IncomingLink(connection, greeting, self.pool, self._put_notice).run()
+            IncomingLink(
+                connection, greeting, self.pool, self._channels, self._put_notice
+            ).run()
         except (OSError, RuntimeError, TransferError) as error:
             if not self._closed:
                 logger.warning("a KV link to %s broke: %s", self.info.key, error)

@@ -14,8 +14,15 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
+from baton.kvtransfer.channel import Offer
+from baton.kvtransfer.frames import Greeting
+from baton.protos.errors import TransferError
+
 # Sent at once; the next such chunk is gathered, or the last one scattered, meanwhile.
 CHUNK_BYTES: Final = 8 << 20
+# How long the making of a link, and each part of a transfer over it, may block.
+CONNECT_TIMEOUT_S: Final = 10.0
+TRANSFER_TIMEOUT_S: Final = 20.0
 SENDER, RECEIVER = 0, 1
 
 
@@ -34,6 +41,33 @@ def make_store(host: str, port: int, *, is_master: bool, timeout_s: float) -> TC
         timeout=timedelta(seconds=timeout_s),
         wait_for_workers=False,
     )
+
+
+class Communicators:
+    """See `Channels`. `host` is this machine's address as peers reach it."""
+
+    advice = "either both pools are on GPUs or none is"
+
+    def __init__(self, host: str, device: torch.device) -> None:
+        self.name = backend_of(device)
+        self._host = host
+        self._device = device
+
+    def offer(self) -> Offer:
+        store = make_store(self._host, 0, is_master=True, timeout_s=CONNECT_TIMEOUT_S)
+        return Offer(str(store.port), lambda: self._open(store, SENDER, self._host))
+
+    def accept(self, greeting: Greeting) -> Communicator:
+        try:
+            port = int(greeting.rendezvous)
+        except ValueError as error:
+            raise TransferError(f"{greeting.rendezvous!r} is no port of a store") from error
+        store = make_store(greeting.host, port, is_master=False, timeout_s=CONNECT_TIMEOUT_S)
+        return self._open(store, RECEIVER, greeting.host)
+
+    def _open(self, store: TCPStore, rank: int, host: str) -> Communicator:
+        timeout_s = TRANSFER_TIMEOUT_S
+        return Communicator(store, rank, host=host, device=self._device, timeout_s=timeout_s)
 
 
 class Communicator:

@@ -24,14 +24,14 @@ _MAX_NOTICE_BYTES: Final = 64 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greeting:
-    """The first frame: who sends, the receiver's own token, where the store is, and into which
-    runs of the receiver's pool all writes of this link go.
+    """The first frame: who sends and from where, the receiver's own token, how to find the
+    channel (`channel.Offer`), and into which runs of the receiver's pool all writes go.
     """
 
     agent: str
     token: str
     host: str
-    store_port: int
+    rendezvous: str
     offset: int
     run_bytes: int
     stride: int

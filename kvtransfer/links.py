@@ -1,6 +1,6 @@
-"""One direction between two workers over a two-rank communicator: the ends, a thread each.
+"""One direction between two workers over a channel: the ends, a thread each.
 
-A communicator needs both sides to take part in every transfer, so a socket beside it says what
+A channel needs both sides to take part in every transfer, so a socket beside it says what
 comes next. The receiver writes into its pool only while that socket stands, and confirms each
 write after the last byte is in place.
 """
@@ -19,13 +19,8 @@ from typing import Final
 import numpy as np
 import torch
 
-from baton.kvtransfer.communicator import (
-    CHUNK_BYTES,
-    RECEIVER,
-    SENDER,
-    Communicator,
-    make_store,
-)
+from baton.kvtransfer.channel import Channel, Channels
+from baton.kvtransfer.communicator import CHUNK_BYTES, CONNECT_TIMEOUT_S, TRANSFER_TIMEOUT_S
 from baton.kvtransfer.connector import PeerKey
 from baton.kvtransfer.frames import (
     Greeting,
@@ -42,10 +37,8 @@ from baton.kvtransfer.pool import runs_view, take_rows
 from baton.kvtransfer.wire import Route, RunIds
 from baton.protos.errors import PeerLostError, TransferError
 
-# How long a link without a write keeps its communicator, and how long its parts may block.
+# How long a link without a write keeps its channel.
 IDLE_S: Final = 60.0
-CONNECT_TIMEOUT_S: Final = 10.0
-TRANSFER_TIMEOUT_S: Final = 20.0
 _GOODBYE_S: Final = 0.5
 NO_RUNS: Final = np.empty(0, dtype=np.int32)
 
@@ -59,6 +52,15 @@ class Endpoint:
     host: str
     port: int
     token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sender:
+    """Who writes, from which address, over what."""
+
+    agent: str
+    host: str
+    channels: Channels
 
 
 @dataclass(slots=True, eq=False)
@@ -86,12 +88,18 @@ class LinkWrite:
 
 
 class OutgoingLink:
-    """The sender's end. It makes the communicator for its first write, drops it after `idle_s`
+    """The sender's end. It makes the channel for its first write, drops it after `idle_s`
     without one, and makes it anew for the next.
     """
 
     def __init__(
-        self, key: PeerKey, to: Endpoint, here: Endpoint, agent: str, route: Route, *, idle_s: float
+        self,
+        key: PeerKey,
+        to: Endpoint,
+        sender: Sender,
+        route: Route,
+        *,
+        idle_s: float,
     ) -> None:
         self._key = key
         self._to = to
@@ -99,28 +107,28 @@ class OutgoingLink:
         self._idle_s = idle_s
         remote = route.remote
         self._greeting = {
-            "agent": agent,
+            "agent": sender.agent,
             "token": to.token,
-            "host": here.host,
+            "host": sender.host,
             "offset": remote.offset,
             "run_bytes": remote.run_bytes,
             "stride": remote.stride,
             "count": remote.count,
         }
-        self._here = here
+        self._channels = sender.channels
         self._writes: Mailbox[LinkWrite] = Mailbox()
         self._closed = False
         # Once set, no write is carried out any more.
         self._failure: TransferError | None = None
         self._connection: socket.socket | None = None
-        self._communicator: Communicator | None = None
+        self._channel: Channel | None = None
         self._thread = threading.Thread(target=self._run, name=f"kv-to-{key.agent}", daemon=True)
         self._thread.start()
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a communicator now."""
-        return self._communicator is not None
+        """Whether there is a channel now."""
+        return self._channel is not None
 
     def write(self, local_runs: RunIds, remote_runs: RunIds, notice: bytes) -> LinkWrite:
         """Queues it behind the others of this link."""
@@ -170,32 +178,30 @@ class OutgoingLink:
         return None
 
     def _send(self, write: LinkWrite) -> None:
-        connection, communicator = self._connect()
+        connection, channel = self._connect()
         send_write(connection, write.frame)
         if write.local_runs.size:
-            communicator.send(self._chunks(write.local_runs))
+            channel.send(self._chunks(write.local_runs))
         read_ack(connection)
 
-    def _connect(self) -> tuple[socket.socket, Communicator]:
-        if self._connection is not None and self._communicator is not None:
-            return self._connection, self._communicator
+    def _connect(self) -> tuple[socket.socket, Channel]:
+        if self._connection is not None and self._channel is not None:
+            return self._connection, self._channel
         device = self._route.source.device
-        store = make_store(self._here.host, 0, is_master=True, timeout_s=CONNECT_TIMEOUT_S)
+        offer = self._channels.offer()
         connection = socket.create_connection((self._to.host, self._to.port), CONNECT_TIMEOUT_S)
         self._connection = connection
         connection.settimeout(TRANSFER_TIMEOUT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        send_greeting(connection, Greeting(**self._greeting, store_port=store.port))  # type: ignore[arg-type]
+        send_greeting(connection, Greeting(**self._greeting, rendezvous=offer.rendezvous))  # type: ignore[arg-type]
         read_ack(connection)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        self._communicator = Communicator(
-            store, SENDER, host=self._here.host, device=device, timeout_s=TRANSFER_TIMEOUT_S
-        )
-        return connection, self._communicator
+        self._channel = offer.open()
+        return connection, self._channel
 
     def _disconnect(self) -> None:
-        """Drops the communicator, and waits a moment for the receiver to let go."""
+        """Drops the channel, and waits a moment for the receiver to let go."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(OSError):
@@ -204,7 +210,7 @@ class OutgoingLink:
                 while connection.recv(64):
                     pass
             connection.close()
-        self._communicator = None
+        self._channel = None
 
     def _chunks(self, runs: RunIds) -> Iterator[torch.Tensor]:
         """The bytes of `runs`, in chunks that the receiver cuts alike."""
@@ -224,9 +230,11 @@ class IncomingLink:
         connection: socket.socket,
         greeting: Greeting,
         pool: torch.Tensor,
+        channels: Channels,
         deliver: Callable[[str, bytes], None],
     ) -> None:
         self._connection = connection
+        self._channels = channels
         self._greeting = greeting
         self._pool = pool
         self._deliver = deliver
@@ -238,16 +246,11 @@ class IncomingLink:
         send_ack(self._connection)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        store = make_store(
-            greeting.host, greeting.store_port, is_master=False, timeout_s=CONNECT_TIMEOUT_S
-        )
-        communicator = Communicator(
-            store, RECEIVER, host=greeting.host, device=device, timeout_s=TRANSFER_TIMEOUT_S
-        )
+        channel = self._channels.accept(greeting)
         # Between writes a link may be silent for as long as its sender keeps it.
         self._connection.settimeout(None)
         while (frame := read_write(self._connection)) is not None:
-            self._take(frame, view, communicator)
+            self._take(frame, view, channel)
             if frame.notice:
                 self._deliver(greeting.agent, frame.notice)
             send_ack(self._connection)
@@ -261,7 +264,7 @@ class IncomingLink:
             raise TransferError(f"{self._greeting.agent} asks for runs outside this pool: {grid}")
         return runs_view(self._pool, grid)
 
-    def _take(self, frame: WriteFrame, view: torch.Tensor, communicator: Communicator) -> None:
+    def _take(self, frame: WriteFrame, view: torch.Tensor, channel: Channel) -> None:
         runs = frame.runs
         if not runs.size:
             return
@@ -272,7 +275,7 @@ class IncomingLink:
             torch.empty((end - start, view.shape[1]), dtype=torch.uint8, device=view.device)
             for start, end in bounds
         )
-        for (start, end), data in zip(bounds, communicator.receive(buffers), strict=True):
+        for (start, end), data in zip(bounds, channel.receive(buffers), strict=True):
             if is_closed(self._connection):
                 raise TransferError(f"{self._greeting.agent} closed the link during a write")
             rows = torch.from_numpy(runs[start:end].astype(np.int64)).to(view.device)

@@ -12,10 +12,13 @@ from functools import partial
 
 import pytest
 import torch
+from tests.kvtransfer.lmcache_server import needs_lmcache
 from tests.kvtransfer.sides import LAYOUT, NUM_BLOCKS, Make, Outcome, Side, eventually
 
 from baton.kvtransfer.collective import CollectiveConnector
 from baton.kvtransfer.connector import Notice, PeerInfo, PeerKey
+from baton.kvtransfer.lmcache.channel import LMCacheConnector
+from baton.kvtransfer.lmcache.server import LMCacheServer
 from baton.kvtransfer.local import LocalConnector, LocalFabric
 from baton.kvtransfer.nixl import NixlConnector
 from baton.kvtransfer.wire import ConnectorLimits
@@ -24,10 +27,13 @@ from baton.protos.errors import ConfigError, LayoutMismatchError, PeerLostError,
 MakeSide = Callable[..., Side]
 
 
-@pytest.fixture(params=["local", "nixl", "gloo"])
+@pytest.fixture(params=["local", "nixl", "gloo", pytest.param("lmcache", marks=needs_lmcache)])
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "local":
         return partial(LocalConnector, fabric=LocalFabric())
+    if request.param == "lmcache":
+        server: LMCacheServer = request.getfixturevalue("lmcache_server")
+        return partial(LMCacheConnector, address=server.address, timeout_s=5.0)
     return NixlConnector if request.param == "nixl" else CollectiveConnector
 
 

@@ -1,0 +1,1 @@
+"""A package, so that no other `tests` that some distribution installed is taken for it."""

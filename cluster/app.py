@@ -16,6 +16,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from baton.cluster.actors import Factories, GatewayReplica, WorkerReplica
 from baton.cluster.config import BatonConfig, PoolConfig, resolve, with_gpus, with_secret
+from baton.cluster.lmcache import with_lmcache
 from baton.cluster.scaling_board import PoolScaling, deployed_scaling
 from baton.cluster.schema import Document
 
@@ -42,7 +43,7 @@ def build(args: dict[str, Any]) -> serve.Application:
 def build_app(config: BatonConfig, factories: Factories | None = None) -> serve.Application:
     """Binds the application; deploying it is the caller's."""
     factories = factories or Factories()
-    config = with_secret(config)
+    config = with_lmcache(with_secret(config))
     pools = [
         _worker_deployment(pool, config).bind(config, pool, factories)
         for pool in (config.prefill, config.decode)

@@ -28,6 +28,7 @@ from baton.engine.config import EngineConfig
 from baton.gateway.config import GatewayConfig
 from baton.gateway.dialect import check_parsers
 from baton.gateway.fleet_config import FleetConfig
+from baton.kvtransfer.lmcache.config import LMCacheConfig
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos.errors import ConfigError
 from baton.protos.types import Role
@@ -176,6 +177,7 @@ class BatonConfig:
     fleet: FleetConfig = field(default_factory=FleetConfig)
     directory: DirectoryConfig = field(default_factory=DirectoryConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+    lmcache: LMCacheConfig = field(default_factory=LMCacheConfig)
 
     def __post_init__(self) -> None:
         _at_least("gateway_replicas", self.gateway_replicas, 1)

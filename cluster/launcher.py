@@ -24,7 +24,9 @@ from baton.cluster.app import build_app
 from baton.cluster.config import BatonConfig, with_gpus
 from baton.cluster.directory import Listing
 from baton.cluster.directory_actor import open_directory
+from baton.cluster.lmcache import check_lmcache, uses_lmcache
 from baton.cluster.local_ray import check_memory, connect_ray, start_private_ray
+from baton.kvtransfer.lmcache.server import LMCacheServer
 from baton.protos.errors import ConfigError, DeadlineError, UnavailableError, error_from_code
 from baton.protos.types import Role
 
@@ -53,6 +55,7 @@ class Launcher:
         self._began_s = time.monotonic()
         self._directory: Any = None
         self._told: set[str] = set()
+        self._lmcache: LMCacheServer | None = None
 
     @property
     def started(self) -> bool:
@@ -74,7 +77,8 @@ class Launcher:
         config = self.config
         if config.worker_host == "auto" and self._private:
             config = dataclasses.replace(config, worker_host="127.0.0.1")
-        self.config = config = with_gpus(config, ray.cluster_resources().get("GPU", 0.0))
+        config = with_gpus(config, ray.cluster_resources().get("GPU", 0.0))
+        self.config = config = self._with_lmcache_server(config)
         self._say(
             f"Starting {_count(config.prefill.min_replicas, 'prefill worker')}, "
             f"{_count(config.decode.min_replicas, 'decode worker')} and "
@@ -142,6 +146,18 @@ class Launcher:
             with contextlib.suppress(RayError):
                 ray.kill(self._directory)
         ray.shutdown()
+        if self._lmcache is not None:
+            self._lmcache.close()
+
+    def _with_lmcache_server(self, config: BatonConfig) -> BatonConfig:
+        """Starts one where workers want one and nobody else runs it."""
+        if config.lmcache.address or not uses_lmcache(config):
+            return config
+        self._say("Starting an LMCache server.")
+        self._lmcache = LMCacheServer(config.lmcache)
+        self._lmcache.start()
+        lmcache = dataclasses.replace(config.lmcache, address=self._lmcache.address)
+        return dataclasses.replace(config, lmcache=lmcache)
 
     def _complete(self, listing: Listing) -> bool:
         config, count = self.config, _by_role(listing)
@@ -179,6 +195,7 @@ class Launcher:
 def check_machine(config: BatonConfig) -> None:
     """What can be known before anything starts. Raises ConfigError."""
     check_ports(config)
+    check_lmcache(config)
     if not config.ray.address:
         check_memory(config)
 

@@ -6,6 +6,8 @@ import uuid
 from dataclasses import dataclass, field
 
 from baton.engine.config import EngineConfig
+from baton.kvtransfer.lmcache.config import AUTO, check_address
+from baton.protos.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,8 @@ class WorkerConfig:
     model_name: str = ""
     # How KV travels; the same for both pools.
     connector: str = "nixl"
+    # The LMCache server of that connector; auto: the one of the configuration's `lmcache` section.
+    lmcache: str = AUTO
     # Shared by all workers of a cluster: who does not know it gets no access to this KV pool.
     secret: str = field(default="", repr=False)
     # Prompts queued here for other workers; beyond it: OverloadedError.
@@ -32,3 +36,20 @@ class WorkerConfig:
     # A decode worker that does not say where to write for this long has its prompt refused.
     reserve_timeout_s: float = 20.0
     report_interval_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.lmcache != AUTO:
+            check_address("lmcache", self.lmcache)
+
+    @property
+    def wire(self) -> str:
+        """The connector, as `make_connector` takes it. ConfigError if its server is not known."""
+        if self.connector != "lmcache":
+            return self.connector
+        if self.lmcache == AUTO:
+            raise ConfigError(
+                "lmcache is auto, but this worker was started without a cluster: give it the"
+                " address of an LMCache server",
+                param="lmcache",
+            )
+        return f"{self.connector} {self.lmcache}"

@@ -167,7 +167,7 @@ class WorkerHost:
     def _open_connector(self) -> Connector:
         """One for all tensor-parallel ranks; with a single rank it adds nothing but its name."""
         config, pool = self.config, self.engine.pool
-        name, host = config.connector, config.host
+        name, host = config.wire, config.host
         key = PeerKey(config.worker_id, config.incarnation)
 
         def own(on_notice: OnNotice) -> Connector:

@@ -46,6 +46,7 @@ KEYS = {
     "reasoning_parser": "gateway.reasoning_parser",
     "tool_parser_plugin": "gateway.tool_parser_plugins",
     "ray_address": "ray.address",
+    "lmcache_address": "lmcache.address",
 }
 
 
@@ -112,6 +113,11 @@ KEYS = {
     "--ray-address",
     help="Join this Ray cluster (such as auto, or host:6379). Default: a private Ray, which is "
     "started here and ends with this command; never somebody else's.",
+)
+@click.option(
+    "--lmcache-address",
+    help="LMCache server on every machine with workers (docs/kvtransfer.md). Default: where workers "
+    "need one, it is started here.",
 )
 def command(config_file: Path | None, no_grpc: bool, **options: Any) -> None:
     """Serve MODEL_DIR, a folder in Hugging Face layout; without it, the small model that ships.

@@ -20,7 +20,7 @@ from baton.kvtransfer.communicator import TRANSFER_TIMEOUT_S
 from baton.kvtransfer.connector import Notice, PeerKey
 from baton.kvtransfer.frames import Greeting
 from baton.kvtransfer.layout import KVLayout
-from baton.kvtransfer.lmcache.client import Kind, LMCacheClient
+from baton.kvtransfer.lmcache.client import TIMEOUT_S, Kind, LMCacheClient
 from baton.kvtransfer.lmcache.messages import KEY_BYTES
 from baton.kvtransfer.wire import ConnectorLimits
 from baton.kvtransfer.wire_connector import WireConnector
@@ -49,7 +49,7 @@ class LMCacheConnector(WireConnector):
         on_notice: Callable[[PeerKey, Notice], None],
         host: str = "127.0.0.1",
         limits: ConnectorLimits | None = None,
-        timeout_s: float = 2.0,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._client = LMCacheClient(address, timeout_s=timeout_s)
         wire = CollectiveWire(

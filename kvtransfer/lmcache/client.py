@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import torch
 
+from baton.kvtransfer.lmcache.config import check_address
 from baton.kvtransfer.lmcache.messages import (
     METHOD,
     PROTOCOL,
@@ -41,6 +42,8 @@ from baton.protos.errors import ConfigError, TransferError
 R = TypeVar("R", Welcome, Count, Places)
 
 VERSION: Final = "0.5.6"
+# Of one request. A server that is slower is worth no more than computing.
+TIMEOUT_S: Final = 2.0
 # A lookup or a load may wait for slower storage for this part of the time that its caller waits.
 _STORAGE_SHARE: Final = 0.7
 
@@ -112,11 +115,12 @@ class LMCacheClient:
     another one, whose memory is mapped anew. Every call ends within `timeout_s` for each of the two
     or three requests that it is, with a TransferError if the server does not answer or refuses.
 
-    Raises ConfigError if LMCache is not installed.
+    Raises ConfigError if LMCache is not installed, or `address` is none.
     """
 
-    def __init__(self, address: str, *, timeout_s: float) -> None:
-        check_installed("lmcache.address")
+    def __init__(self, address: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        check_installed("lmcache")
+        check_address("lmcache", address)
         self.address = address
         self._timeout_s = timeout_s
         self._lock = threading.Lock()

@@ -21,22 +21,20 @@ class LMCacheConfig:
 
     memory_gib: shared memory of that one; /dev/shm must have as much. storage: what it keeps
     objects in beyond that, each LMCache's own JSON of an "L2 adapter", such as
-    {"type": "fs", "base_path": "/mnt/kv"}. timeout_s: of one request to a server. Raises
-    ConfigError.
+    {"type": "fs", "base_path": "/mnt/kv"}. Raises ConfigError.
     """
 
     address: str = ""
     memory_gib: float = 1.0
     storage: tuple[str, ...] = ()
-    timeout_s: float = 2.0
 
     def __post_init__(self) -> None:
         if self.address:
             check_address("address", self.address)
-        for name in ("memory_gib", "timeout_s"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} is {value}, but must be more than 0", param=name)
+        if not (math.isfinite(self.memory_gib) and self.memory_gib > 0):
+            raise ConfigError(
+                f"memory_gib is {self.memory_gib}, but must be more than 0", param="memory_gib"
+            )
         for number, text in enumerate(self.storage):
             if _storage_type(text) is None:
                 raise ConfigError(
@@ -51,7 +49,7 @@ def check_address(name: str, address: str) -> None:
     scheme, _, rest = address.partition("://")
     if scheme not in _SCHEMES or not rest:
         raise ConfigError(
-            f"{name} is {address!r}, but must be an address of an LMCache server, such as"
+            f"{name} is {address!r}, but must be the address of an LMCache server, such as"
             f" tcp://127.0.0.1:5555 (or {', '.join(_SCHEMES[1:])})",
             param=name,
         )

@@ -103,8 +103,8 @@ class Gone(msgspec.Struct, tag=True):
 Request = Hello | Lookup | Load | EndLoad | Store | EndStore
 Reply = Welcome | Count | Places | Gone
 
-_requests = msgspec.msgpack.Decoder(Request)
-_replies = msgspec.msgpack.Decoder(Reply)
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 def encode(message: Request | Reply) -> bytes:

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from baton.kvtransfer.lmcache.client import Kind, LMCacheClient
+from baton.kvtransfer.lmcache.client import TIMEOUT_S, Kind, LMCacheClient
 from baton.kvtransfer.tiers.tier import TierSpace, TierStatistics
 from baton.protos.types import KvEvents
 
@@ -27,7 +27,7 @@ class LMCacheTier:
 
     name = "lmcache"
 
-    def __init__(self, address: str, space: TierSpace, *, timeout_s: float = 2.0) -> None:
+    def __init__(self, address: str, space: TierSpace, *, timeout_s: float = TIMEOUT_S) -> None:
         """The server may come later. ConfigError if LMCache is not installed."""
         self._memory = space.memory
         self._fingerprint = bytes.fromhex(space.fingerprint)
@@ -92,5 +92,6 @@ class LMCacheTier:
         from blake3 import blake3
 
         seal = blake3(self._fingerprint + block_hash)
-        seal.update(memoryview(block.numpy()))
-        return seal.digest(length=SEAL_BYTES)
+        seal.update(block.numpy())
+        found: bytes = seal.digest(length=SEAL_BYTES)
+        return found

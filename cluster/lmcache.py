@@ -1,0 +1,47 @@
+"""Whether a cluster needs an LMCache server, and which."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from baton.cluster.config import BatonConfig, PoolConfig
+from baton.kvtransfer.lmcache.client import check_installed
+from baton.kvtransfer.lmcache.config import AUTO
+from baton.protos.errors import ConfigError
+
+
+def check_lmcache(config: BatonConfig) -> None:
+    """Raises ConfigError where workers want LMCache, and it is not installed or nobody runs it."""
+    for name, pool in (("prefill", config.prefill), ("decode", config.decode)):
+        if pool.worker.connector == "lmcache":
+            check_installed(f"{name}.worker.connector")
+    if config.ray.address:
+        with_lmcache(config)
+
+
+def uses_lmcache(config: BatonConfig) -> bool:
+    """Whether any worker wants the server of the `lmcache` section."""
+    return any(_wants(pool) for pool in (config.prefill, config.decode))
+
+
+def with_lmcache(config: BatonConfig) -> BatonConfig:
+    """Tells the workers where the server of the `lmcache` section is. ConfigError if nowhere."""
+    if uses_lmcache(config) and not config.lmcache.address:
+        raise ConfigError(
+            "lmcache.address is empty, but only `baton serve` with a private Ray runs an LMCache"
+            " server itself: start one on every machine with workers, at one address such as"
+            " tcp://127.0.0.1:5555",
+            param="lmcache.address",
+        )
+
+    def told(pool: PoolConfig) -> PoolConfig:
+        if not _wants(pool):
+            return pool
+        worker = dataclasses.replace(pool.worker, lmcache=config.lmcache.address)
+        return dataclasses.replace(pool, worker=worker)
+
+    return dataclasses.replace(config, prefill=told(config.prefill), decode=told(config.decode))
+
+
+def _wants(pool: PoolConfig) -> bool:
+    return pool.worker.connector == "lmcache" and pool.worker.lmcache == AUTO

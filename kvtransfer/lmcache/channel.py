@@ -69,7 +69,7 @@ class LMCacheChannels:
 
     def __init__(self, client: LMCacheClient) -> None:
         self._client = client
-        self.name = f"LMCache {client.instance()}"
+        self.name = f"LMCache {_instance(client)}"
 
     def offer(self) -> Offer:
         name = uuid.uuid4().hex
@@ -77,6 +77,17 @@ class LMCacheChannels:
 
     def accept(self, greeting: Greeting) -> LMCacheChannel:
         return LMCacheChannel(self._client, greeting.rendezvous)
+
+
+def _instance(client: LMCacheClient) -> str:
+    """The server may be starting, too. TransferError where it does not come."""
+    deadline_s = time.monotonic() + TRANSFER_TIMEOUT_S
+    while True:
+        try:
+            return client.instance()
+        except TransferError:
+            if time.monotonic() > deadline_s:
+                raise
 
 
 class LMCacheChannel:

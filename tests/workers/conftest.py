@@ -14,6 +14,7 @@ import torch
 from baton.decode_worker.config import DecodeWorkerConfig
 from baton.decode_worker.worker import DecodeWorker
 from baton.engine.config import EngineConfig
+from baton.kvtransfer.lmcache.config import AUTO
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.prefill_worker.worker import PrefillWorker
 from baton.protos.types import Member, Role
@@ -57,20 +58,17 @@ def one_thread() -> None:
 
 @asynccontextmanager
 async def started_pair(
-    prefill_engine: EngineConfig, decode_engine: EngineConfig, *, connector: str = "nixl"
+    prefill_engine: EngineConfig,
+    decode_engine: EngineConfig,
+    *,
+    connector: str = "nixl",
+    lmcache: str = AUTO,
 ) -> AsyncIterator[Pair]:
     """Two workers that know each other's secret, until the end of the block."""
-    prefill = PrefillWorker(
-        PrefillWorkerConfig(engine=prefill_engine, connector=connector, secret="of the test")
-    )
+    common = {"connector": connector, "lmcache": lmcache, "secret": "of the test"}
+    prefill = PrefillWorker(PrefillWorkerConfig(engine=prefill_engine, **common))
     decode = DecodeWorker(
-        DecodeWorkerConfig(
-            engine=decode_engine,
-            connector=connector,
-            secret="of the test",
-            prefill_timeout_s=20.0,
-            lease_s=1.0,
-        )
+        DecodeWorkerConfig(engine=decode_engine, prefill_timeout_s=20.0, lease_s=1.0, **common)
     )
     both = Pair(prefill, decode, await prefill.start(), await decode.start())
     try:

@@ -15,6 +15,8 @@ def check_lmcache(config: BatonConfig) -> None:
     for name, pool in (("prefill", config.prefill), ("decode", config.decode)):
         if pool.worker.connector == "lmcache":
             check_installed(f"{name}.worker.connector")
+        if pool.engine.kv_tiers.lmcache:
+            check_installed(f"{name}.engine.kv_tiers.lmcache")
     if config.ray.address:
         with_lmcache(config)
 
@@ -37,11 +39,18 @@ def with_lmcache(config: BatonConfig) -> BatonConfig:
     def told(pool: PoolConfig) -> PoolConfig:
         if not _wants(pool):
             return pool
-        worker = dataclasses.replace(pool.worker, lmcache=config.lmcache.address)
+        address, worker, tiers = config.lmcache.address, pool.worker, pool.engine.kv_tiers
+        if tiers.lmcache == AUTO:
+            tiers = dataclasses.replace(tiers, lmcache=address)
+            engine = dataclasses.replace(pool.engine, kv_tiers=tiers)
+            worker = dataclasses.replace(worker, engine=engine)
+        if worker.lmcache == AUTO:
+            worker = dataclasses.replace(worker, lmcache=address)
         return dataclasses.replace(pool, worker=worker)
 
     return dataclasses.replace(config, prefill=told(config.prefill), decode=told(config.decode))
 
 
 def _wants(pool: PoolConfig) -> bool:
-    return pool.worker.connector == "lmcache" and pool.worker.lmcache == AUTO
+    by_connector = pool.worker.connector == "lmcache" and pool.worker.lmcache == AUTO
+    return by_connector or pool.engine.kv_tiers.lmcache == AUTO

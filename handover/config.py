@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from baton.engine.config import EngineConfig
 from baton.kvtransfer.lmcache.config import AUTO, check_address
-from baton.protos.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +42,5 @@ class WorkerConfig:
 
     @property
     def wire(self) -> str:
-        """The connector, as `make_connector` takes it. ConfigError if its server is not known."""
-        if self.connector != "lmcache":
-            return self.connector
-        if self.lmcache == AUTO:
-            raise ConfigError(
-                "lmcache is auto, but this worker was started without a cluster: give it the"
-                " address of an LMCache server",
-                param="lmcache",
-            )
-        return f"{self.connector} {self.lmcache}"
+        """The connector, as `make_connector` takes it."""
+        return f"lmcache {self.lmcache}" if self.connector == "lmcache" else self.connector

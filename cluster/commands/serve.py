@@ -41,6 +41,7 @@ KEYS = {
     "kv_cpu_gib": "engine.kv_tiers.cpu_gib",
     "kv_disk_path": "engine.kv_tiers.disk_path",
     "kv_disk_gib": "engine.kv_tiers.disk_gib",
+    "kv_lmcache": "engine.kv_tiers.lmcache",
     "policy": "router.policy",
     "tool_call_parser": "gateway.tool_call_parser",
     "reasoning_parser": "gateway.reasoning_parser",
@@ -94,6 +95,10 @@ KEYS = {
     help="Host memory of each worker for KV that its pool evicts, in GiB (docs/kv_tiers.md).",
 )
 @click.option("--kv-disk-path", help="Folder for such KV; needs --kv-cpu-gib too.")
+@click.option(
+    "--kv-lmcache",
+    help="LMCache server for KV that all workers share, or auto; needs --kv-cpu-gib too.",
+)
 @click.option("--kv-disk-gib", type=float, help="What each worker may keep there, in GiB.")
 @click.option("--policy", help="cost, always_remote, always_local or round_robin. Default cost.")
 @click.option(

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import torch
 
-from baton.kvtransfer.lmcache.config import check_address
+from baton.kvtransfer.lmcache.config import check_known
 from baton.kvtransfer.lmcache.messages import (
     METHOD,
     PROTOCOL,
@@ -120,7 +120,7 @@ class LMCacheClient:
 
     def __init__(self, address: str, *, timeout_s: float = TIMEOUT_S) -> None:
         check_installed("lmcache")
-        check_address("lmcache", address)
+        check_known("lmcache", address)
         self.address = address
         self._timeout_s = timeout_s
         self._lock = threading.Lock()

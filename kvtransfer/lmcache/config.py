@@ -44,6 +44,16 @@ class LMCacheConfig:
                 )
 
 
+def check_known(name: str, address: str) -> None:
+    """ConfigError for an address that nobody has replaced by that of a server."""
+    if address == AUTO:
+        raise ConfigError(
+            f"{name} is auto, but nothing here runs an LMCache server: give its address",
+            param=name,
+        )
+    check_address(name, address)
+
+
 def check_address(name: str, address: str) -> None:
     """ConfigError unless it names a server as LMCache does."""
     scheme, _, rest = address.partition("://")

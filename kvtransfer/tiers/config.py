@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from baton.kvtransfer.lmcache.config import AUTO, check_address
 from baton.protos.errors import ConfigError
 
 
@@ -15,11 +16,14 @@ class TierConfig:
     cpu_gib: host memory for blocks that the pool evicts, page-locked where there is a GPU.
     disk_path, disk_gib: a folder for them, and how much of it each worker fills. A worker that
         comes later takes over what an earlier one of the same model and layout left.
+    lmcache: address of an LMCache server on this machine, for what all workers share; auto: the one
+        of the cluster's `lmcache` section.
     """
 
     cpu_gib: float = 0.0
     disk_path: str = ""
     disk_gib: float = 0.0
+    lmcache: str = ""
 
     def __post_init__(self) -> None:
         for name in ("cpu_gib", "disk_gib"):
@@ -33,6 +37,8 @@ class TierConfig:
                 " needs both a folder and a size above 0",
                 param=missing,
             )
+        if self.lmcache and self.lmcache != AUTO:
+            check_address("lmcache", self.lmcache)
         if self.lower and not self.cpu_gib:
             raise ConfigError(
                 f"cpu_gib is 0, but blocks reach {' and '.join(self.lower)} through host memory:"
@@ -43,4 +49,4 @@ class TierConfig:
     @property
     def lower(self) -> tuple[str, ...]:
         """The fields that turn on tiers below host memory."""
-        return ("disk_path",) if self.disk_path else ()
+        return tuple(name for name in ("disk_path", "lmcache") if getattr(self, name))

@@ -64,8 +64,7 @@ async def test_remote_equals_alone(
 async def test_a_killed_lmcache_server_fails_no_request_and_its_successor_is_used() -> None:
     asked = [prompt for prompt in prompts(10) if len(prompt) > 1]
     expected = await asyncio.to_thread(run_alone, [(prompt, GREEDY) for prompt in asked])
-    server = await asyncio.to_thread(running_server().__enter__)
-    try:
+    with running_server() as server:
         async with (
             started_pair(
                 engine_config(Role.PREFILL, prefix_cache=False),
@@ -97,5 +96,3 @@ async def test_a_killed_lmcache_server_fails_no_request_and_its_successor_is_use
                 assert again.tokens == expected[-1]
             assert server.num_restarts == 1
             await pair.check_all_free()
-    finally:
-        await asyncio.to_thread(server.close)

@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="KV pushes between two processes.")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--connector", action="append", choices=["nixl", "nccl"])
+    parser.add_argument("--connector", action="append", choices=["nixl", "nccl", "lmcache"])
     parser.add_argument("--output", help="default: benchmarks/results/kv_DEVICE.json")
     arguments = parser.parse_args()
     rows = []

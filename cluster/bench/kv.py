@@ -2,8 +2,8 @@
 
 Ours is `Connector.push`, from the call to its `done`: thread hand-over, index lists, merging,
 conversion, notice and all. Raw is one write of one flat run of the same bytes by the bare transport
-over the same memory (NIXL: a WRITE between agents of their own; NCCL: its send; gloo: a TCP
-stream). For NIXL `raw_blocks` is a bare WRITE of the very same blocks, which tells what scattering
+over the same memory (NIXL: a WRITE between agents of their own; NCCL: its send; gloo, LMCache: a
+TCP stream). For NIXL `raw_blocks` is a bare WRITE of the very same blocks, which tells what scattering
 costs the transport from what we cost. A row of several pushes queues them all at once, as the
 chunks of a prompt do; raw does its writes one after the other. The sides take turns within every
 repeat, so the machine's moods hit them alike. A row's `ratio` is that of the medians.
@@ -37,6 +37,8 @@ from baton.cluster.bench.kv_raw import RawNixl, RawStream, serve_stream
 from baton.kvtransfer.connector import Connector, Notice, PeerInfo, PeerKey
 from baton.kvtransfer.factory import make_connector
 from baton.kvtransfer.layout import KVLayout
+from baton.kvtransfer.lmcache.config import LMCacheConfig
+from baton.kvtransfer.lmcache.server import LMCacheServer
 
 WARM_UPS: Final = 3
 BIG_BYTES: Final = 64 << 20
@@ -50,6 +52,18 @@ def run(connector: str, device: str, repeats: int) -> Iterator[dict[str, Any]]:
     if device.startswith("cuda"):
         os.environ.setdefault("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "on")
     torch.set_num_threads(1)
+    if connector != "lmcache":
+        yield from _run_pairs(connector, device, repeats)
+        return
+    server = LMCacheServer(LMCacheConfig())
+    server.start()
+    try:
+        yield from _run_pairs(f"lmcache {server.address}", device, repeats)
+    finally:
+        server.close()
+
+
+def _run_pairs(connector: str, device: str, repeats: int) -> Iterator[dict[str, Any]]:
     for pair in alike_pairs():
         yield from run_pair(connector, pair, list(cases(pair)), device, repeats)
     for pair in unlike_pairs():
@@ -112,7 +126,7 @@ class Sender:
     """This process's side of one pair of layouts: everything connected and warm."""
 
     def __init__(self, name: str, pair: Pair, device: str, peer: PeerInfo, raw: Any) -> None:
-        self.connector_name = name
+        self.connector_name = name.partition(" ")[0]
         self.pool = make_pool(pair.source, device)
         self.pool.view(-1).view(torch.uint8).random_(0, 64)
         self.bytes = self.pool.view(-1).view(torch.uint8)

@@ -95,7 +95,7 @@ def serve(endpoint: Endpoint, model: str | None, json_path: Path | None, **optio
 @click.option(
     "--connector",
     "connectors",
-    type=click.Choice(["nixl", "nccl"]),
+    type=click.Choice(["nixl", "nccl", "lmcache"]),
     multiple=True,
     default=("nixl",),
     show_default=True,

@@ -5,7 +5,8 @@
 A real engine on its thread. Each prompt is served once (it is computed), then driven out of every
 place above the one that is measured by other prompts, and served again; its tokens must be those of
 the first time. The pool holds little more than one prompt, host memory ("cpu") all, or little more
-than one where the disk is measured. "disk, cold" is with the files driven out of the page cache.
+than one where the disk, or an LMCache server that is started here, is measured. "disk, cold" is
+with the files driven out of the page cache.
 Rows {model, tokens, measure, ms: {p20, p50, p80}, loaded_tokens, unit}.
 """
 
@@ -29,6 +30,8 @@ import torch
 from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
+from baton.kvtransfer.lmcache.config import LMCacheConfig
+from baton.kvtransfer.lmcache.server import LMCacheServer
 from baton.kvtransfer.tiers.config import TierConfig
 from baton.protos.types import GenerateRequest, RequestOutput, SamplingParams, StepOutput
 from benchmarks.results_file import percentiles, write_results
@@ -103,12 +106,19 @@ class Case:
     host_prompts: float
     on_disk: bool = False
     cold: bool = False
+    shared: bool = False
+
+    @property
+    def is_below(self) -> bool:
+        """Whether it has to leave host memory, too."""
+        return self.on_disk or self.shared
 
 
 CASES: Final = (
     Case("cpu", 64.0),
     Case("disk", 1.7, on_disk=True),
     Case("disk, cold", 1.7, on_disk=True, cold=True),
+    Case("lmcache", 1.7, shared=True),
 )
 
 
@@ -128,6 +138,7 @@ def engine_config(args: argparse.Namespace, case: Case, num_tokens: int, path: s
         cpu_gib=case.host_prompts * prompt_gib,
         disk_path=path if case.on_disk else "",
         disk_gib=200 * prompt_gib if case.on_disk else 0.0,
+        lmcache=args.lmcache if case.shared else "",
     )
     return dataclasses.replace(probe, kv_tiers=tiers)
 
@@ -147,7 +158,7 @@ def measure(args: argparse.Namespace, case: Case, num_tokens: int) -> list[dict[
         for repeat in range(args.repeats + 1):
             wanted = prompt()
             one = serving.first_token(wanted)
-            for _ in range(3 if case.on_disk else 1):
+            for _ in range(3 if case.is_below else 1):
                 serving.settle()
                 serving.first_token(prompt())
             serving.settle()
@@ -199,17 +210,24 @@ def main() -> None:
     parser.add_argument("--random-weights", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", help="where the disk is measured; default: that of tempfile")
+    parser.add_argument("--cases", default=";".join(case.measure for case in CASES))
+    parser.add_argument("--lmcache-gib", type=float, default=1.0)
     parser.add_argument("--output", default="benchmarks/results/kv_tiers.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.block_bytes = block_bytes(args)
     rows: list[dict[str, Any]] = []
+    wanted = [case for case in CASES if case.measure in args.cases.split(";")]
+    server = LMCacheServer(LMCacheConfig(memory_gib=args.lmcache_gib))
+    args.lmcache = server.address
+    server.start()
     for num_tokens in map(int, args.tokens.split(",")):
-        for case in CASES:
+        for case in wanted:
             for found in measure(args, case, num_tokens):
                 rows.append(found)
                 print(found, flush=True)
-    places = {"model", "folder", "output"}
+    server.close()
+    places = {"model", "folder", "output", "lmcache"}
     settings = {name: value for name, value in vars(args).items() if name not in places}
     write_results(args.output, rows, settings)
 

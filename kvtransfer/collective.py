@@ -117,9 +117,7 @@ class CollectiveWire:
     def open(self, peer: PeerInfo, route: Route) -> Transfer:
         """Makes the channel by an empty write."""
         to = self._endpoint_of(peer)
-        sender = Sender(
-            agent=self.info.key.agent, host=self._here.host, channels=self._channels
-        )
+        sender = Sender(agent=self.info.key.agent, host=self._here.host, channels=self._channels)
         link = OutgoingLink(peer.key, to, sender, route, idle_s=self._idle_s)
         self._links[peer.key] = link
         return link.write(NO_RUNS, NO_RUNS, b"")
@@ -194,9 +192,7 @@ class CollectiveWire:
             greeting = read_greeting(connection)
             if not hmac.compare_digest(greeting.token, self._here.token):
                 raise TransferError("the caller does not know this worker's token")
-            IncomingLink(
-                connection, greeting, self.pool, self._channels, self._put_notice
-            ).run()
+            IncomingLink(connection, greeting, self.pool, self._channels, self._put_notice).run()
         except (OSError, RuntimeError, TransferError) as error:
             if not self._closed:
                 logger.warning("a KV link to %s broke: %s", self.info.key, error)

@@ -3,9 +3,9 @@
 Ours is `Connector.push`, from the call to its `done`: thread hand-over, index lists, merging,
 conversion, notice and all. Raw is one write of one flat run of the same bytes by the bare transport
 over the same memory (NIXL: a WRITE between agents of their own; NCCL: its send; gloo, LMCache: a
-TCP stream). For NIXL `raw_blocks` is a bare WRITE of the very same blocks, which tells what scattering
-costs the transport from what we cost. A row of several pushes queues them all at once, as the
-chunks of a prompt do; raw does its writes one after the other. The sides take turns within every
+TCP stream). For NIXL `raw_blocks` is a bare WRITE of the very same blocks, which tells what
+scattering costs the transport from what we cost. A row of several pushes queues them all at once,
+as the chunks of a prompt do; raw does its writes one after the other. The sides take turns in every
 repeat, so the machine's moods hit them alike. A row's `ratio` is that of the medians.
 """
 

@@ -121,8 +121,8 @@ KEYS = {
 )
 @click.option(
     "--lmcache-address",
-    help="LMCache server on every machine with workers (docs/kvtransfer.md). Default: where workers "
-    "need one, it is started here.",
+    help="LMCache server on every machine with workers (docs/kvtransfer.md). Default: where workers"
+    " need one, it is started here.",
 )
 def command(config_file: Path | None, no_grpc: bool, **options: Any) -> None:
     """Serve MODEL_DIR, a folder in Hugging Face layout; without it, the small model that ships.

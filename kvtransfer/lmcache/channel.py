@@ -52,9 +52,7 @@ class LMCacheConnector(WireConnector):
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._client = LMCacheClient(address, timeout_s=timeout_s)
-        wire = CollectiveWire(
-            pool, layout, key, host=host, channels=LMCacheChannels(self._client)
-        )
+        wire = CollectiveWire(pool, layout, key, host=host, channels=LMCacheChannels(self._client))
         super().__init__(wire, on_notice=on_notice, limits=limits)
 
     def close(self) -> None:

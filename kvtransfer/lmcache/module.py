@@ -159,9 +159,7 @@ class BatonModule:
         self._storage.finish_write(ticket.keys)
         return Count(len(ticket.keys))
 
-    def _prefetch(
-        self, keys: list[ObjectKey], num_bytes: int, wait_s: float, *, lock: bool
-    ) -> int:
+    def _prefetch(self, keys: list[ObjectKey], num_bytes: int, wait_s: float, *, lock: bool) -> int:
         """How many leading keys are in memory now; with `lock` they stay there.
 
         Memory is asked by itself first: LMCache lets even what is there wait for storage that does

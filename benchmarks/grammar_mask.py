@@ -283,6 +283,7 @@ def main() -> None:
     for row in rows:
         print(json.dumps(row))
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "output"}
+    settings["model"] = arguments.model.name
     write_results(arguments.output, rows, settings)
 
 

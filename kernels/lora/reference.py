@@ -1,7 +1,7 @@
 """Adapters block by block in plain torch; fast enough to serve on a CPU.
 
-What is shrunk is float32 [num_tokens, slices * max_rank], of which each token has its adapter's
-part; the kernels round it to the dtype of the layer before they expand it, and so does this.
+What is shrunk is [tokens with an adapter, slices * max_rank] in the dtype of the layer, to which
+the kernels round it too, in the order of `LoraBatch.order`: there a block's tokens are neighbours.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -18,46 +17,55 @@ if TYPE_CHECKING:
 
 def shrink_reference(x: Tensor, lora: LoraWeights, batch: LoraBatch) -> Tensor:
     """x A^T of each token's adapter; arguments as the operator's."""
-    slices = len(lora.heights)
-    shrunk = x.new_empty((x.shape[0], slices * lora.max_rank), dtype=torch.float32)
-    for slot, tokens in _blocks(batch):
+    tokens, slices = _tokens(batch), len(lora.heights)
+    rows = x[tokens]
+    shrunk = x.new_empty((tokens.shape[0], slices * lora.max_rank))
+    for slot, block in _blocks(lora, batch):
         room = int(lora.rooms[slot])
         start = lora.a_offset * room
         a = lora.pool[slot, start : start + slices * room * lora.width]
-        shrunk[tokens, : slices * room] = (x[tokens] @ a.view(-1, lora.width).t()).float()
+        shrunk[block, : slices * room] = rows[block] @ a.view(-1, lora.width).t()
     return shrunk
 
 
 def gather_reference(token_ids: Tensor, lora: LoraWeights, batch: LoraBatch) -> Tensor:
     """A's row of each token's id, in its adapter."""
-    shrunk = lora.pool.new_empty((token_ids.shape[0], lora.max_rank), dtype=torch.float32)
-    for slot, tokens in _blocks(batch):
+    tokens = _tokens(batch)
+    ids = token_ids[tokens].long()
+    shrunk = lora.pool.new_empty((tokens.shape[0], lora.max_rank))
+    for slot, block in _blocks(lora, batch):
         room = int(lora.rooms[slot])
         start = lora.a_offset * room
         a = lora.pool[slot, start : start + lora.width * room].view(lora.width, room)
-        shrunk[tokens, :room] = a[token_ids[tokens].long()].float()
+        shrunk[block, :room] = a[ids[block]]
     return shrunk
 
 
 def expand_reference(out: Tensor, shrunk: Tensor, lora: LoraWeights, batch: LoraBatch) -> Tensor:
     """Adds `shrunk B^T` to out [num_tokens, features], slice by slice; returns out."""
-    for slot, tokens in _blocks(batch):
-        room = int(lora.rooms[slot])
+    tokens = _tokens(batch)
+    rows = out[tokens]
+    for slot, block in _blocks(lora, batch):
+        room, first = int(lora.rooms[slot]), 0
         start = lora.b_offset * room
         b = lora.pool[slot, start : start + sum(lora.heights) * room].view(-1, room)
-        first = 0
         for i, height in enumerate(lora.heights):
             if int(lora.ranks[i, slot]):
-                part = shrunk[tokens, i * room : (i + 1) * room].to(out.dtype)
-                columns = slice(first, first + height)
-                delta = part.float() @ b[columns].float().t()
-                out[tokens, columns] = (out[tokens, columns].float() + delta).to(out.dtype)
+                low = shrunk[block, i * room : (i + 1) * room]
+                rows[block, first : first + height].addmm_(low, b[first : first + height].t())
             first += height
+    out[tokens] = rows
     return out
 
 
-def _blocks(batch: LoraBatch) -> Iterator[tuple[int, Tensor]]:
-    """Slot and tokens of each block that has an adapter."""
-    order = batch.order.long()
+def _tokens(batch: LoraBatch) -> Tensor:
+    """Those with an adapter."""
+    blocks = batch.blocks[: int(batch.counts[0]), 2]
+    return batch.order[: int(blocks.sum())].long()
+
+
+def _blocks(lora: LoraWeights, batch: LoraBatch) -> Iterator[tuple[int, slice]]:
+    """Slot of each block whose adapter changes this projection, and its places in the order."""
     for slot, first, count in batch.blocks[: int(batch.counts[0])].tolist():
-        yield slot, order[first : first + count]
+        if int(lora.ranks[:, slot].max()):
+            yield slot, slice(first, first + count)

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 from ray import serve, util
 
+from baton.cluster.adapter_followers import WorkerAdapters, begin_modules
 from baton.cluster.config import BatonConfig, PoolConfig
 from baton.cluster.directory import GatewayMember, StartFailure
 from baton.cluster.directory_actor import RayDirectoryClient
@@ -28,6 +29,7 @@ from baton.cluster.scaling import replica_stats
 from baton.decode_worker.config import DecodeWorkerConfig
 from baton.gateway.fleet_config import Directory
 from baton.prefill_worker.config import PrefillWorkerConfig
+from baton.protos.adapters import AdapterRef
 from baton.protos.errors import BatonError, UnavailableError
 from baton.protos.types import Member, WorkerLoad
 from baton.router.scaling_signals import Demand
@@ -48,6 +50,8 @@ class Worker(Protocol):
 
     async def start(self) -> Member: ...
     async def load(self) -> WorkerLoad: ...
+    async def load_adapter(self, ref: AdapterRef) -> None: ...
+    async def unload_adapter(self, adapter_id: str) -> None: ...
     async def drain(self, grace_s: float) -> None: ...
     async def close(self) -> None: ...
 
@@ -131,8 +135,32 @@ class WorkerReplica:
         )
         self._worker = factories.worker(worker_config)
         member = await told(client, me, self._worker.start)
+        self._adapters: WorkerAdapters | None = None
+        if config.serves_adapters:
+            self._adapters = await self._start_adapters(config, client, me)
         self._membership = Membership(client, member, config.directory)
         await self._membership.start()
+
+    async def _start_adapters(
+        self, config: BatonConfig, client: RayDirectoryClient, me: Identity
+    ) -> WorkerAdapters:
+        """Returns when the cluster's adapters are here, so that no request comes before."""
+        adapters = WorkerAdapters(
+            client,
+            self._worker,
+            worker_id=me.replica_id,
+            incarnation=me.incarnation,
+            poll_s=config.directory.heartbeat_s,
+        )
+        engine = self._engine
+        await told(client, me, lambda: begin_modules(client, config.adapters, engine))
+        await adapters.start()
+        # Only `baton serve` listens, while it starts: later a worker serves what it could load.
+        for failure in adapters.failures:
+            await client.report_failure(
+                StartFailure(replica_id=me.replica_id, code=failure.code, message=failure.message)
+            )
+        return adapters
 
     async def check_health(self) -> None:
         """Serve replaces this replica when it raises."""
@@ -150,6 +178,8 @@ class WorkerReplica:
 
     async def __del__(self) -> None:
         """Serve awaits this within the pool's `drain_s` and a little more."""
+        if self._adapters is not None:
+            await self._adapters.close()
         await self._membership.close()
         await self._worker.drain(self._drain_s)
         await self._worker.close()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from baton.cluster.adapter_config import AdaptersConfig, check_modules, complete_adapters
 from baton.cluster.ranks import (
     check_hosts,
     check_model_ranks,
@@ -176,6 +177,7 @@ class BatonConfig:
     router: RouterConfig = field(default_factory=RouterConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
     directory: DirectoryConfig = field(default_factory=DirectoryConfig)
+    adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     lmcache: LMCacheConfig = field(default_factory=LMCacheConfig)
 
@@ -198,6 +200,28 @@ class BatonConfig:
                 f"decode.engine.block_size ({self.decode.engine.block_size}): KV moves in blocks",
                 param="prefill.engine.block_size",
             )
+        self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        check_modules(self.adapters.modules, self.gateway.model_names)
+        prefill, decode = self.prefill.engine.max_loras, self.decode.engine.max_loras
+        if bool(prefill) != bool(decode):
+            raise ConfigError(
+                f"prefill.engine.max_loras is {prefill} and decode.engine.max_loras {decode}: "
+                "both pools serve adapters, or none does",
+                param="prefill.engine.max_loras",
+            )
+        if not decode and (self.adapters.modules or self.adapters.roots):
+            raise ConfigError(
+                "adapters are configured, but engine.max_loras is 0: say how many of them a batch "
+                "may use at once",
+                param="adapters",
+            )
+
+    @property
+    def serves_adapters(self) -> bool:
+        """Whether workers can hold adapters at all."""
+        return self.decode.engine.max_loras > 0
 
 
 def with_gpus(config: BatonConfig, num_gpus: float) -> BatonConfig:
@@ -247,7 +271,7 @@ def load_config(path: Path | None, overrides: Mapping[str, tuple[Any, str]]) -> 
 
 def resolve(document: Document) -> BatonConfig:
     """Checks a document and composes the configuration. Raises ConfigError."""
-    document = secret_file(document)
+    document = complete_adapters(secret_file(document))
     values = document.values
     known = [f.name for f in dataclasses.fields(BatonConfig)]
     for key in values:

@@ -14,8 +14,10 @@ from typing import TypeVar
 
 import uvloop
 
+from baton.cluster.adapter_control import ClusterAdapters
 from baton.cluster.config import BatonConfig
 from baton.cluster.control import ScalingControl
+from baton.cluster.directory_actor import RayDirectoryClient
 from baton.gateway.config import GatewayConfig
 from baton.gateway.fleet import Fleet
 from baton.gateway.fleet_config import Directory
@@ -54,6 +56,10 @@ class GatewayProcess:
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
         self._control = ScalingControl(config)
+        self._adapters: ClusterAdapters | None = None
+        if config.serves_adapters:
+            client = RayDirectoryClient(config.name, config.directory)
+            self._adapters = ClusterAdapters(config, client)
         self._fleet: Fleet | None = None
         self._server: GatewayServer | None = None
 
@@ -110,6 +116,8 @@ class GatewayProcess:
             tenants=self._config.gateway.every_tenant,
         )
         await self._fleet.start()
+        if self._adapters is not None:
+            await self._adapters.start()
         self._server = await self._serve(self._fleet)
 
     async def _serve(self, fleet: Fleet) -> GatewayServer:
@@ -120,7 +128,7 @@ class GatewayProcess:
         choices = port_choices(self._config)
         deadline_s = time.monotonic() + BIND_WAIT_S
         for config in itertools.cycle(choices):
-            server = GatewayServer(config, fleet, control=self._control)
+            server = GatewayServer(config, fleet, control=self._control, adapters=self._adapters)
             try:
                 await server.start()
             except ConfigError as error:
@@ -134,5 +142,7 @@ class GatewayProcess:
     async def _close(self) -> None:
         if self._server is not None:
             await self._server.close()
+        if self._adapters is not None:
+            await self._adapters.close()
         if self._fleet is not None:
             await self._fleet.close()

@@ -20,6 +20,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from baton.cluster.actors import Factories
+from baton.cluster.adapter_followers import describe
 from baton.cluster.app import build_app
 from baton.cluster.config import BatonConfig, with_gpus
 from baton.cluster.directory import Listing
@@ -85,8 +86,12 @@ class Launcher:
             f"{_count(config.gateway_replicas, 'gateway')} for the model {config.model_name}."
         )
         self.reopen_directory()
-        # What was applied to an earlier deployment ends with this one.
-        ray.get(self._directory.apply_scaling.remote(None), timeout=self.config.ray.start_timeout_s)
+        # What was applied to an earlier deployment ends with this one, and so do its adapters.
+        forgotten = [
+            self._directory.apply_scaling.remote(None),
+            self._directory.begin_adapters.remote("", ()),
+        ]
+        ray.get(forgotten, timeout=self.config.ray.start_timeout_s)
         serve.start(proxy_location="Disabled")
         app = build_app(config, self._factories)
         target = serve.RunTarget(target=app, name=config.name, route_prefix=None)
@@ -193,11 +198,13 @@ class Launcher:
 
 
 def check_machine(config: BatonConfig) -> None:
-    """What can be known before anything starts. Raises ConfigError."""
+    """What can be known before anything starts. Raises ConfigError; AdapterError for a module."""
     check_ports(config)
     check_lmcache(config)
     if not config.ray.address:
         check_memory(config)
+        for module in config.adapters.modules:
+            describe(config.decode.engine, module.name, module.path)
 
 
 def check_ports(config: BatonConfig) -> None:

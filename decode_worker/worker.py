@@ -21,6 +21,7 @@ from baton.handover.service import WorkerService
 from baton.kvtransfer.connector import Notice, PeerKey
 from baton.kvtransfer.factory import make_connector
 from baton.protos import worker_pb2 as pb
+from baton.protos.adapters import AdapterRef
 from baton.protos.clock import Clock, SystemClock
 from baton.protos.convert import generate_from_proto, logprobs_to_proto
 from baton.protos.errors import (
@@ -164,6 +165,14 @@ class DecodeWorker:
     async def load(self) -> WorkerLoad:
         """The load as the next report will tell it."""
         return await self._host.load()
+
+    async def load_adapter(self, ref: AdapterRef) -> None:
+        """See `WorkerHost.load_adapter`."""
+        await self._host.load_adapter(ref)
+
+    async def unload_adapter(self, adapter_id: str) -> None:
+        """See `WorkerHost.unload_adapter`."""
+        await self._host.unload_adapter(adapter_id)
 
     async def check_integrity(self) -> None:
         """Proves that no block is lost; raises BatonError otherwise."""

@@ -88,6 +88,8 @@ class Job:
     prompts: Sequence[list[int]]
     # One for each prompt: where the context's rest is asked for, prompts get different max_tokens.
     sampling: Sequence[SamplingParams]
+    # Content id of the adapter that `call.model` stands for.
+    adapter_id: str = ""
 
     @property
     def num_prompt_tokens(self) -> int:

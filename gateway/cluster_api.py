@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from baton.gateway.config import GatewayConfig
 from baton.gateway.exchange import Exchange
 from baton.gateway.seam import ClusterControl, WorkerView
 from baton.gateway.service import GatewayService
@@ -65,20 +66,24 @@ class ControlEndpoints:
         await exchange.respond(msgspec.json.encode(await self._control.scaling()))
 
     async def apply(self, exchange: Exchange) -> None:
-        """Only for tenants that are admins, unless nobody needs a key."""
-        tenants = self._service.config.every_tenant
-        if tenants and not any(t.admin for t in tenants if t.name == exchange.tenant):
-            raise PermissionError_(
-                f"the tenant {exchange.tenant!r} may not change the cluster: use a key of a tenant "
-                "with `admin: true`"
-            )
         config = self._service.config
+        require_admin(config, exchange)
         raw = await exchange.read_body(config.max_body_bytes, config.body_timeout_s)
         try:
             pools = msgspec.json.decode(raw, type=dict[str, Any])
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             raise InvalidRequestError(f"the body is not a JSON object: {error}") from error
         await exchange.respond(msgspec.json.encode(await self._control.apply_scaling(pools)))
+
+
+def require_admin(config: GatewayConfig, exchange: Exchange) -> None:
+    """Raises PermissionError_ unless the tenant is an admin, or nobody needs a key."""
+    tenants = config.every_tenant
+    if tenants and not any(t.admin for t in tenants if t.name == exchange.tenant):
+        raise PermissionError_(
+            f"the tenant {exchange.tenant!r} may not change the cluster: use a key of a tenant "
+            "with `admin: true`"
+        )
 
 
 def workers_document(views: Sequence[WorkerView]) -> list[dict[str, Any]]:
@@ -99,6 +104,7 @@ def _worker(view: WorkerView) -> dict[str, Any]:
         "age_s": round(view.age_s, 3) if math.isfinite(view.age_s) else None,
         "in_flight_requests": view.in_flight_requests,
         "load": _figures(view.load),
+        "adapters": sorted(view.adapters),
     }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from baton.gateway.fleet_generation import Generation
+from baton.protos.types import GenerateRequest
 from baton.router.plan import Plan
 from baton.router.record import Inputs, inputs_to_json, where
 
@@ -24,6 +25,8 @@ class Decision:
     plan: Plan
     policy: str
     at_s: float
+    # Content id, "" for the base model.
+    adapter: str = ""
     outcome: dict[str, Any] | None = None
 
     def document(self, request_id: str) -> dict[str, Any]:
@@ -33,6 +36,7 @@ class Decision:
             "request_id": request_id,
             "at_s": round(self.at_s, 3),
             "policy": self.policy,
+            "adapter": self.adapter,
             **where(self.plan),
             "num_cached_tokens": self.plan.num_cached_tokens,
             "candidates": [option._asdict() for option in options],
@@ -63,10 +67,12 @@ class Decisions:
     def logging(self) -> bool:
         return self._file is not None
 
-    def add(self, request_id: str, policy: str, plan: Plan, inputs: Inputs | None) -> Decision:
+    def add(
+        self, request: GenerateRequest, policy: str, plan: Plan, inputs: Inputs | None
+    ) -> Decision:
         """A plan was acted on. A request that goes on elsewhere has several."""
-        decision = Decision(plan, policy, time.time())
-        self._kept.setdefault(request_id, []).append(decision)
+        decision = Decision(plan, policy, time.time(), request.adapter_id)
+        self._kept.setdefault(request.request_id, []).append(decision)
         while len(self._kept) > self._limit:
             self._kept.popitem(last=False)
         if inputs is not None:

@@ -12,9 +12,10 @@ from baton.gateway.fleet_config import Directory, FleetConfig, StaticDirectory
 from baton.gateway.fleet_generation import Generation, TokenChunk
 from baton.gateway.fleet_planner import Planner
 from baton.gateway.fleet_roster import ModelFacts, Roster
-from baton.gateway.fleet_track import FleetStatistics, Track, route_request
+from baton.gateway.fleet_track import FleetStatistics, Track, route_request, worth_replaying
 from baton.gateway.fleet_waiting import WaitingRoom
 from baton.gateway.tenants import EVERYBODY
+from baton.protos.adapters import AdapterLoad
 from baton.protos.clock import Clock, SystemClock
 from baton.protos.errors import (
     BatonError,
@@ -23,7 +24,7 @@ from baton.protos.errors import (
     UnavailableError,
     WorkerLeavingError,
 )
-from baton.protos.types import FinishReason, GenerateRequest
+from baton.protos.types import FinishReason, GenerateRequest, Member
 from baton.router.admission import TenantStatistics
 from baton.router.admission_config import AdmissionConfig, TenantLimits
 from baton.router.config import RouterConfig
@@ -143,6 +144,10 @@ class Fleet:
         """Every known worker, with those that are not usable and why."""
         return [link.view() for link in self._roster.links()]
 
+    def adapters(self) -> list[tuple[Member, AdapterLoad]]:
+        """What every worker that serves adapters has told of them."""
+        return self._roster.adapter_loads()
+
     def tenants(self) -> list[TenantStatistics]:
         """Every tenant that has sent a request or is configured."""
         return self._room.statistics()
@@ -238,8 +243,7 @@ class Fleet:
             # Everything came, only the word that it was all did not.
             generation.finish(FinishReason.LENGTH, None)
             return
-        may_help = error.retryable and not isinstance(error, DeadlineError)
-        if not may_help or generation.num_replays >= self._config.max_replays:
+        if not worth_replaying(error) or generation.num_replays >= self._config.max_replays:
             generation.fail(error)
             return
         decode = generation.plan.decode
@@ -249,12 +253,8 @@ class Fleet:
         track.kv_at = decode if isinstance(error, WorkerLeavingError) else None
         generation.num_replays += 1
         self._num_replayed += 1
-        _log.warning(
-            "request %s goes on elsewhere after %d tokens: %s",
-            request.request_id,
-            generation.num_received,
-            error.message,
-        )
+        what = (request.request_id, generation.num_received, error.message)
+        _log.warning("request %s goes on elsewhere after %d tokens: %s", *what)
         self._place(generation, track)
 
     def ended(self, generation: Generation) -> None:

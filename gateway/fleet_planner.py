@@ -77,7 +77,7 @@ class Planner:
         if before is not None:
             before.decision.outcome = {"finished": False, "went_on": chosen.decode.worker_id}
         decision = self._decisions.add(
-            generation.request.request_id, self._router.policy, chosen, self._inputs
+            generation.request, self._router.policy, chosen, self._inputs
         )
         self._attempts[generation] = _Attempt(decision, self._clock.now_s())
 

@@ -12,6 +12,7 @@ from baton.gateway.fleet_config import Directory, FleetConfig
 from baton.gateway.fleet_view import FleetView
 from baton.gateway.worker_link import WorkerLink
 from baton.protos import worker_pb2 as pb
+from baton.protos.adapters import AdapterLoad
 from baton.protos.clock import Clock
 from baton.protos.types import KvEvents, Member, Role
 from baton.router.learning import ModelBook
@@ -87,6 +88,10 @@ class Roster:
     def links(self) -> list[WorkerLink]:
         """Every link, retired ones included."""
         return [*self._links.values(), *self._retired]
+
+    def adapter_loads(self) -> list[tuple[Member, AdapterLoad]]:
+        """What every worker that serves adapters has told of them."""
+        return [(link.member, link.adapters) for link in self.links() if link.adapters is not None]
 
     def link(self, member: Member) -> WorkerLink:
         """The current link to a worker that a plan names."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from baton.gateway.fleet_generation import Generation
 from baton.gateway.worker_link import WorkerLink
-from baton.protos.errors import BatonError
+from baton.protos.errors import AdapterNotFoundError, BatonError, DeadlineError
 from baton.protos.hashing import adapter_salt, block_hashes
 from baton.protos.types import Member
 from baton.router.decision import Plan, RouteRequest
@@ -72,6 +72,13 @@ class Track:
             self.link.end_if_idle()
         self.link = None
         self.prefill_links = []
+
+
+def worth_replaying(error: BatonError) -> bool:
+    """Whether another worker may do what one refused or failed to do."""
+    # A worker that could not load an adapter is not the only one.
+    elsewhere = error.retryable or isinstance(error, AdapterNotFoundError)
+    return elsewhere and not isinstance(error, DeadlineError)
 
 
 def route_request(

@@ -34,7 +34,7 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
         self._service = service
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
-        response = pb.GenerateResponse(model=self._service.model_names[0])
+        response = pb.GenerateResponse(model=self._service.reported_model(request.model))
         opened = self._opened(request, context)
         async with self._rpc(context, "Generate", request.timeout_s), opened as (job, choice):
             response.request_id = job.call.request_id
@@ -100,9 +100,12 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
     async def Models(self, request: pb.ModelsRequest, context: Any) -> pb.ModelsResponse:
         async with self._rpc(context, "Models"):
             names, length = self._service.model_names, self._service.max_model_len
-            return pb.ModelsResponse(
-                models=[pb.Model(id=name, max_model_len=length) for name in names]
-            )
+            models = [pb.Model(id=n, max_model_len=length, root=names[0]) for n in names]
+            models += [
+                pb.Model(id=name, max_model_len=length, root=adapter.path, parent=names[0])
+                for name, adapter in self._service.adapters.adapters.items()
+            ]
+            return pb.ModelsResponse(models=models)
 
     @contextlib.asynccontextmanager
     async def _rpc(self, context: Any, method: str, wanted_s: float = 0.0) -> AsyncIterator[None]:

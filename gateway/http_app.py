@@ -15,6 +15,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import Receive, Scope, Send
 
+from baton.gateway.adapters_api import AdapterControl, AdapterEndpoints
 from baton.gateway.call import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from baton.gateway.cluster_api import ControlEndpoints, PlansEndpoint, WorkersEndpoint
 from baton.gateway.errors_http import error_body
@@ -50,7 +51,12 @@ class Route(NamedTuple):
 class HttpApp:
     """One gateway's HTTP front. Health and metrics are open; everything else asks for a key."""
 
-    def __init__(self, service: GatewayService, control: ClusterControl | None = None) -> None:
+    def __init__(
+        self,
+        service: GatewayService,
+        control: ClusterControl | None = None,
+        adapters: AdapterControl | None = None,
+    ) -> None:
         self._service = service
         self._created = int(time.time())
         self._routes = {
@@ -70,6 +76,10 @@ class HttpApp:
             self._routes["/baton/config"] = Route("GET", endpoints.config)
             self._routes["/baton/scaling"] = Route("GET", endpoints.scaling)
             self._routes["/baton/scaling/apply"] = Route("POST", endpoints.apply)
+        adapting = AdapterEndpoints(service, adapters)
+        self._routes["/v1/load_lora_adapter"] = Route("POST", adapting.load)
+        self._routes["/v1/unload_lora_adapter"] = Route("POST", adapting.unload)
+        self._routes["/baton/adapters"] = Route("GET", adapting.status)
         self._plans = Route("GET", PlansEndpoint(service))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,7 +122,8 @@ class HttpApp:
         raise NotFoundError(f"there is no {path[:128]} here: use one of {', '.join(self._routes)}")
 
     async def _models(self, exchange: Exchange) -> None:
-        models = [self._model_object(name) for name in self._service.model_names]
+        names = (*self._service.model_names, *self._service.adapters.adapters)
+        models = [self._model_object(name) for name in names]
         await exchange.respond(msgspec.json.encode({"object": "list", "data": models}))
 
     async def _model(self, exchange: Exchange) -> None:
@@ -121,12 +132,14 @@ class HttpApp:
         await exchange.respond(msgspec.json.encode(self._model_object(name)))
 
     def _model_object(self, name: str) -> dict[str, Any]:
+        base, adapter = self._service.model_names[0], self._service.adapters.adapters.get(name)
         return {
             "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "baton",
-            "root": self._service.model_names[0],
+            "root": base if adapter is None else adapter.path,
+            "parent": None if adapter is None else base,
             "max_model_len": self._service.max_model_len,
         }
 

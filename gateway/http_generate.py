@@ -33,14 +33,15 @@ def read_chat(service: GatewayService, raw: bytes) -> Answer:
     """Checks a chat body."""
     body = parse_body(ChatBody, raw)
     call = chat_call(body, f"chatcmpl-{uuid.uuid4().hex}", service.dialect)
-    return ChatAnswer(body, call, service.tokenizer, service.model_names[0])
+    return ChatAnswer(body, call, service.tokenizer, service.reported_model(call.model))
 
 
 def read_completion(service: GatewayService, raw: bytes) -> Answer:
     """Checks a completion body."""
     body = parse_body(CompletionBody, raw)
     call = completion_call(body, f"cmpl-{uuid.uuid4().hex}")
-    return CompletionAnswer(body, call, service.tokenizer, service.model_names[0])
+    name = service.reported_model(call.model)
+    return CompletionAnswer(body, call, service.tokenizer, name)
 
 
 class GenerateEndpoint:

@@ -18,6 +18,8 @@ from prometheus_client.core import (
     Metric,
 )
 
+from baton.gateway.adapter_metrics import adapter_metrics
+from baton.gateway.adapters import AdapterTable
 from baton.gateway.metrics_grammars import grammar_metrics
 from baton.gateway.metrics_tiers import tier_figures
 from baton.gateway.seam import Fleet, Plan, WorkerView
@@ -104,8 +106,9 @@ class Histogram:
 class Metrics:
     """Every figure of one gateway."""
 
-    def __init__(self, fleet: Fleet, in_flight: Callable[[], int]) -> None:
+    def __init__(self, fleet: Fleet, in_flight: Callable[[], int], adapters: AdapterTable) -> None:
         self._fleet = fleet
+        self._adapters = adapters
         self._in_flight = in_flight
         self.ttft_s = Histogram("baton_ttft_seconds", "Request received to first token.", _TTFT_S)
         self.itl_s = Histogram("baton_itl_seconds", "Between tokens of one sequence.", _ITL_S)
@@ -172,6 +175,7 @@ class Metrics:
         yield from grammar_metrics(self._fleet.workers())
         yield from self._fleet_gauges()
         yield from self._tenant_figures()
+        yield from adapter_metrics(self._adapters, self._fleet.adapters())
 
     def describe(self) -> Iterable[Metric]:
         """Nothing up front: names are known without asking the fleet."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from baton.gateway.tenants import EVERYBODY
+from baton.protos.adapters import AdapterLoad
 from baton.protos.types import FinishReason, GenerateRequest, Member, TokenLogprob, WorkerLoad
 from baton.protos.worker_pb2 import Done
 from baton.router.admission import TenantStatistics
@@ -66,6 +67,8 @@ class WorkerView(Protocol):
     def age_s(self) -> float: ...
     @property
     def in_flight_requests(self) -> int: ...
+    @property
+    def adapters(self) -> frozenset[str]: ...
 
 
 class ModelFacts(Protocol):
@@ -117,6 +120,7 @@ class Fleet(Protocol):
     @property
     def planner(self) -> Planner: ...
     def tenants(self) -> Sequence[TenantStatistics]: ...
+    def adapters(self) -> Sequence[tuple[Member, AdapterLoad]]: ...
     @property
     def ready(self) -> bool: ...
     @property

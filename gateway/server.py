@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
+from baton.gateway.adapters_api import AdapterControl
 from baton.gateway.config import GatewayConfig
 from baton.gateway.grpc_server import GrpcFront
 from baton.gateway.http_app import HttpApp
@@ -26,7 +27,8 @@ _CLOSE_S = 5.0
 
 class GatewayServer:
     """Starts and stops both fronts. `fleet` is the caller's: start it before, close it after.
-    With `control` operators may ask about the cluster and resize its pools.
+    With `control` operators may ask about the cluster and resize its pools, with `adapters` load
+    and unload adapters.
 
     uvloop as the running loop gives the best streaming rate; any asyncio loop works.
     """
@@ -39,8 +41,10 @@ class GatewayServer:
         tokenizer: Tokenizer | None = None,
         clock: Clock | None = None,
         control: ClusterControl | None = None,
+        adapters: AdapterControl | None = None,
     ) -> None:
         self._control = control
+        self._adapters = adapters
         self._config = config
         self._fleet = fleet
         self._tokenizer = tokenizer
@@ -75,7 +79,10 @@ class GatewayServer:
         tokenizer = self._tokenizer
         if tokenizer is None:
             tokenizer = await asyncio.to_thread(load_tokenizer, self._config.model_dir)
-        service = GatewayService(self._config, self._fleet, tokenizer, clock=self._clock)
+        table = None if self._adapters is None else self._adapters.table
+        service = GatewayService(
+            self._config, self._fleet, tokenizer, clock=self._clock, adapters=table
+        )
         self._service = service
         service.start()
         try:
@@ -114,7 +121,7 @@ class GatewayServer:
         self._http_port = listener.getsockname()[1]
         server = _Uvicorn(
             uvicorn.Config(
-                HttpApp(service, self._control),
+                HttpApp(service, self._control, self._adapters),
                 http="httptools",
                 ws="none",
                 lifespan="off",

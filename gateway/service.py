@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
+from baton.gateway.adapters import AdapterTable
 from baton.gateway.auth import ApiKeys
 from baton.gateway.call import Call, ChatPrompt, Job, Prompt, TextPrompt, TokenPrompt
 from baton.gateway.choice import Choice, ChoiceRules
@@ -50,12 +51,14 @@ class GatewayService:
         tokenizer: Tokenizer,
         *,
         clock: Clock | None = None,
+        adapters: AdapterTable | None = None,
     ) -> None:
         self.config = config
         self.fleet = fleet
         self.tokenizer = tokenizer
         # Worked out once: without configured names it asks the file system.
         self.model_names = config.model_names
+        self.adapters = AdapterTable() if adapters is None else adapters
         self.dialect = load_dialect(config, tokenizer)
         self.clock = clock or SystemClock()
         tenants = config.every_tenant
@@ -63,7 +66,7 @@ class GatewayService:
         self.admission = Admission(
             config.max_concurrent_requests, self.clock, shared=len(tenants) > 1
         )
-        self.metrics = Metrics(fleet, lambda: self.admission.in_flight)
+        self.metrics = Metrics(fleet, lambda: self.admission.in_flight, self.adapters)
         self.pacer = Pacer()
         # Its queue is bounded by admission: a request has at most one piece of work in it.
         self._executor = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="tokenize")
@@ -79,14 +82,23 @@ class GatewayService:
             return self.tokenizer.facts.max_model_len
 
     def check_model(self, name: str | None) -> None:
-        """None means the model that is served. NotFoundError for any other name."""
-        if name is not None and name not in self.model_names:
-            served = ", ".join(self.model_names)
+        """None means the model that is served. NotFoundError for what is neither it nor an
+        adapter.
+        """
+        if not self._is_base(name) and name not in self.adapters.adapters:
+            served = ", ".join((*self.model_names, *self.adapters.some_names()))
             raise NotFoundError(
-                f"the model {name[:80]!r} is not served here: use {served}",
+                f"the model {str(name)[:80]!r} is not served here: use {served}",
                 param="model",
                 code="model_not_found",
             )
+
+    def reported_model(self, name: str | None) -> str:
+        """What answers call the model that was asked for by `name`."""
+        return str(name) if name in self.adapters.adapters else self.model_names[0]
+
+    def _is_base(self, name: str | None) -> bool:
+        return name is None or name in self.model_names
 
     def timeout_s(self, wanted_s: float | None) -> float:
         """The request's own limit: what it asks for, within what is allowed."""
@@ -149,6 +161,19 @@ class GatewayService:
 
         Leaving the block aborts what has not ended. Every choice must be consumed concurrently.
         """
+        name = job.call.model
+        if name is None or self._is_base(name):
+            async with self._choices(job, received_s) as choices:
+                yield choices
+            return
+        # Held for as long as any sequence runs, so that its content stays on the workers.
+        with self.adapters.using(name) as adapter:
+            job = replace(job, adapter_id=adapter.adapter_id)
+            async with self._choices(job, received_s) as choices:
+                yield choices
+
+    @contextlib.asynccontextmanager
+    async def _choices(self, job: Job, received_s: float) -> AsyncIterator[list[Choice]]:
         choices: list[Choice] = []
         try:
             for index in range(len(job.prompts)):
@@ -248,6 +273,7 @@ class GatewayService:
             thought=self._thought(job, prompt_index),
             # Names are the tenants' own.
             session=f"{call.tenant}/{call.session}" if call.session else "",
+            adapter_id=job.adapter_id,
         )
         return self.fleet.generate(
             request,

@@ -15,8 +15,14 @@ from baton.gateway.fleet_config import FleetConfig
 from baton.gateway.fleet_generation import Generation
 from baton.gateway.fleet_in_flight import InFlight
 from baton.protos import worker_pb2 as pb
+from baton.protos.adapters import AdapterLoad
 from baton.protos.clock import Clock
-from baton.protos.convert import generate_to_proto, kv_events_from_proto, load_from_proto
+from baton.protos.convert import (
+    adapters_from_proto,
+    generate_to_proto,
+    kv_events_from_proto,
+    load_from_proto,
+)
 from baton.protos.errors import BatonError, OverloadedError, UnavailableError, WorkerLostError
 from baton.protos.server import GRPC_OPTIONS
 from baton.protos.types import KvEvents, Member, WorkerLoad
@@ -52,7 +58,7 @@ class LinkOwner(Protocol):
     def link_down(self, link: WorkerLink) -> None: ...
     def load_changed(self, link: WorkerLink) -> None: ...
     def sent_changed(self, link: WorkerLink) -> None:
-        """What was sent to this worker and is not in its report yet is more or less than before."""
+        """What was sent there and is not in its report yet has changed, or what is resident."""
 
     def kv_events(self, link: WorkerLink, events: KvEvents) -> None: ...
     def kv_gap(self, link: WorkerLink) -> None:
@@ -89,6 +95,9 @@ class WorkerLink:
         self._config = config
         self._clock = clock
         self._load = WorkerLoad()
+        # None: it has not said that it serves any.
+        self.adapters: AdapterLoad | None = None
+        self._resident: frozenset[str] = frozenset()
         self._reported_s = clock.now_s()
         self._heard_s = clock.now_s()
         self._kv_sequence: int | None = None
@@ -144,6 +153,7 @@ class WorkerLink:
             self.detail,
             self.times,
             kv_blind=self._kv_sequence is None,
+            adapters=self._resident,
         )
 
     def submit(self, generation: Generation, plan: Plan) -> int:
@@ -340,6 +350,10 @@ class WorkerLink:
                 generation.attempt_done(done)
         for batch in message.kv_events:
             self._kv_batch(batch)
+        if message.HasField("adapters"):
+            self.adapters = adapters_from_proto(message.adapters)
+            self._resident = frozenset(self.adapters.resident)
+            self._owner.sent_changed(self)
         # After the events: its digest is of the cache that they lead to.
         if message.HasField("load"):
             self._reported(load_from_proto(message.load))

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from baton.engine.adapters.adapters import AdapterStatistics
 from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
 from baton.engine.parallel.hosts import RankHost
@@ -21,6 +22,7 @@ from baton.kvtransfer.group import GroupConnector, OnNotice, rank_key
 from baton.kvtransfer.hello import Identity, read_identity
 from baton.kvtransfer.layout import KVLayout
 from baton.protos import worker_pb2 as pb
+from baton.protos.adapters import AdapterLoad, AdapterRef
 from baton.protos.convert import worker_hello
 from baton.protos.errors import WorkerLostError
 from baton.protos.feed import FeedHub, GatewayFeed
@@ -114,7 +116,7 @@ class WorkerHost:
         stack.push_async_callback(self._work.end)
         self._server = await start_worker_server(self._work.begin(), config.host, config.port)
         stack.push_async_callback(self._server.server.stop, 1.0)
-        self.tasks.spawn(self.reporter.run(config.report_interval_s, self._work.on_tick))
+        self.tasks.spawn(self.reporter.run(config.report_interval_s, self._on_tick))
 
     def member(self) -> Member:
         """This worker as the directory lists it."""
@@ -160,6 +162,14 @@ class WorkerHost:
         """The load as the next report will tell it."""
         return await self.reporter.load()
 
+    async def load_adapter(self, ref: AdapterRef) -> None:
+        """Reads it into memory; from then on requests may name its id. Raises AdapterError."""
+        await asyncio.to_thread(self.engine.adapters.load, ref)
+
+    async def unload_adapter(self, adapter_id: str) -> None:
+        """Takes no more requests for it. Raises AdapterNotFoundError."""
+        await asyncio.to_thread(self.engine.adapters.unload, adapter_id)
+
     async def check_integrity(self) -> None:
         """Proves that no block is lost; raises BatonError otherwise."""
         await asyncio.wrap_future(self.loop.call(Engine.check_integrity))
@@ -179,6 +189,11 @@ class WorkerHost:
         ]
         return GroupConnector([own, *others], on_notice=self._on_notice)
 
+    def _on_tick(self) -> None:
+        self._work.on_tick()
+        if self.config.engine.max_loras:
+            self.hub.broadcast_adapters(adapter_load(self.engine.adapters.resident()))
+
     def _on_step(self, step: StepOutput) -> None:
         """On the engine's thread."""
         self.reporter.after_step(self.engine, step, self._work.dispatch)
@@ -196,3 +211,19 @@ class WorkerHost:
         self.failure = error
         self._work.fail_all(WorkerLostError(f"{self.config.worker_id}'s engine failed: {error}"))
         self.tasks.spawn(self._server.set_serving(False))
+
+
+def adapter_load(statistics: AdapterStatistics) -> AdapterLoad:
+    """An engine's adapters as gateways are told of them."""
+    resident = [adapter for adapter in statistics.adapters if adapter.on_device]
+    return AdapterLoad(
+        resident=tuple(adapter.ref.adapter_id for adapter in resident),
+        num_rows=tuple(adapter.num_rows for adapter in resident),
+        num_loaded=len(statistics.adapters),
+        num_loads=statistics.num_loads,
+        load_s=statistics.load_s,
+        num_copies=statistics.num_copies,
+        copy_s=statistics.copy_s,
+        num_evictions=statistics.num_evictions,
+        num_hits=statistics.num_hits,
+    )

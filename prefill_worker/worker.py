@@ -13,6 +13,7 @@ from baton.kvtransfer.connector import Notice, PeerKey
 from baton.kvtransfer.factory import make_connector
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos import worker_pb2 as pb
+from baton.protos.adapters import AdapterRef
 from baton.protos.clock import Clock, SystemClock
 from baton.protos.errors import UnavailableError, WorkerLostError
 from baton.protos.feed import GatewayFeed
@@ -100,6 +101,14 @@ class PrefillWorker:
     async def load(self) -> WorkerLoad:
         """The load as the next report will tell it."""
         return await self._host.load()
+
+    async def load_adapter(self, ref: AdapterRef) -> None:
+        """See `WorkerHost.load_adapter`."""
+        await self._host.load_adapter(ref)
+
+    async def unload_adapter(self, adapter_id: str) -> None:
+        """See `WorkerHost.unload_adapter`."""
+        await self._host.unload_adapter(adapter_id)
 
     async def check_integrity(self) -> None:
         """Proves that no block is lost; raises BatonError otherwise."""

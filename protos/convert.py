@@ -8,6 +8,7 @@ from typing import Final
 
 from baton import __version__
 from baton.protos import worker_pb2 as pb
+from baton.protos.adapters import AdapterLoad
 from baton.protos.constraints import Grammar, GrammarBackend, GrammarKind, Thought
 from baton.protos.hashing import HASH_BYTES
 from baton.protos.types import (
@@ -29,6 +30,11 @@ _LOAD_FIGURES: Final = tuple(
     field.name
     for field in dataclasses.fields(WorkerLoad)
     if field.name not in ("steps", "transfers", "kv_digest", "tiers", "grammars")
+)
+_ADAPTER_FIGURES: Final = tuple(
+    field.name
+    for field in dataclasses.fields(AdapterLoad)
+    if field.name not in ("resident", "num_rows")
 )
 
 
@@ -227,6 +233,19 @@ def _grammar_counts(message: pb.GrammarCounts) -> GrammarCounts:
     values = {name: getattr(message, name) for name in names}
     return GrammarCounts(
         **values | {"compiled": dict(message.compiled), "refused": dict(message.refused)}
+    )
+
+
+def adapters_to_proto(load: AdapterLoad) -> pb.Adapters:
+    """Field by field: both sides use the same names."""
+    return pb.Adapters(**dataclasses.asdict(load))
+
+
+def adapters_from_proto(message: pb.Adapters) -> AdapterLoad:
+    """The inverse of `adapters_to_proto`."""
+    figures = {name: getattr(message, name) for name in _ADAPTER_FIGURES}
+    return AdapterLoad(
+        resident=tuple(message.resident), num_rows=tuple(message.num_rows), **figures
     )
 
 

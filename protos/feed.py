@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from baton.protos import worker_pb2 as pb
-from baton.protos.convert import kv_events_to_proto, load_to_proto
+from baton.protos.adapters import AdapterLoad
+from baton.protos.convert import adapters_to_proto, kv_events_to_proto, load_to_proto
 from baton.protos.errors import OverloadedError
 from baton.protos.types import KvEvents, WorkerLoad
 
@@ -47,6 +48,10 @@ class GatewayFeed:
         self._pending.load.CopyFrom(load_to_proto(load))
         self._wake.set()
 
+    def adapters(self, load: AdapterLoad) -> None:
+        self._pending.adapters.CopyFrom(adapters_to_proto(load))
+        self._wake.set()
+
     def kv_events(self, batch: pb.KvEventBatch) -> None:
         self._kv_bytes += sum(map(len, (batch.stored, batch.removed, batch.kept, batch.lost)))
         self._pending.kv_events.append(batch)
@@ -77,10 +82,13 @@ class FeedHub:
     def __init__(self) -> None:
         self.feeds: set[GatewayFeed] = set()
         self._sequence = 0
+        self._adapters: AdapterLoad | None = None
 
     def join(self, feed: GatewayFeed, snapshot: KvEvents) -> None:
         """Adds a gateway. `snapshot` must be as new as the last broadcast batch."""
         feed.kv_events(kv_events_to_proto(self._sequence, snapshot))
+        if self._adapters is not None:
+            feed.adapters(self._adapters)
         self.feeds.add(feed)
 
     def leave(self, feed: GatewayFeed) -> None:
@@ -96,6 +104,13 @@ class FeedHub:
         if load is not None:
             for feed in self.feeds:
                 feed.load(load)
+
+    def broadcast_adapters(self, load: AdapterLoad) -> None:
+        """Tells every gateway, and those that come later, unless it is what they know."""
+        if load != self._adapters:
+            self._adapters = load
+            for feed in self.feeds:
+                feed.adapters(load)
 
     def close(self) -> None:
         for feed in self.feeds:

@@ -135,20 +135,44 @@ class Submit(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("hello", "tokens", "logprobs", "done", "load", "kv_events")
+    __slots__ = ("hello", "tokens", "logprobs", "done", "load", "kv_events", "adapters")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     KV_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     hello: WorkerHello
     tokens: TokenBatch
     logprobs: _containers.RepeatedCompositeFieldContainer[LogprobChunk]
     done: _containers.RepeatedCompositeFieldContainer[Done]
     load: Load
     kv_events: _containers.RepeatedCompositeFieldContainer[KvEventBatch]
-    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., tokens: _Optional[_Union[TokenBatch, _Mapping]] = ..., logprobs: _Optional[_Iterable[_Union[LogprobChunk, _Mapping]]] = ..., done: _Optional[_Iterable[_Union[Done, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., kv_events: _Optional[_Iterable[_Union[KvEventBatch, _Mapping]]] = ...) -> None: ...
+    adapters: Adapters
+    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., tokens: _Optional[_Union[TokenBatch, _Mapping]] = ..., logprobs: _Optional[_Iterable[_Union[LogprobChunk, _Mapping]]] = ..., done: _Optional[_Iterable[_Union[Done, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., kv_events: _Optional[_Iterable[_Union[KvEventBatch, _Mapping]]] = ..., adapters: _Optional[_Union[Adapters, _Mapping]] = ...) -> None: ...
+
+class Adapters(_message.Message):
+    __slots__ = ("resident", "num_rows", "num_loaded", "num_loads", "load_s", "num_copies", "copy_s", "num_evictions", "num_hits")
+    RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_LOADED_FIELD_NUMBER: _ClassVar[int]
+    NUM_LOADS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_COPIES_FIELD_NUMBER: _ClassVar[int]
+    COPY_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_HITS_FIELD_NUMBER: _ClassVar[int]
+    resident: _containers.RepeatedScalarFieldContainer[str]
+    num_rows: _containers.RepeatedScalarFieldContainer[int]
+    num_loaded: int
+    num_loads: int
+    load_s: float
+    num_copies: int
+    copy_s: float
+    num_evictions: int
+    num_hits: int
+    def __init__(self, resident: _Optional[_Iterable[str]] = ..., num_rows: _Optional[_Iterable[int]] = ..., num_loaded: _Optional[int] = ..., num_loads: _Optional[int] = ..., load_s: _Optional[float] = ..., num_copies: _Optional[int] = ..., copy_s: _Optional[float] = ..., num_evictions: _Optional[int] = ..., num_hits: _Optional[int] = ...) -> None: ...
 
 class WorkerHello(_message.Message):
     __slots__ = ("worker_id", "incarnation", "role", "model", "model_digest", "block_size", "max_model_len", "vocab_size", "version")

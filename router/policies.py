@@ -151,7 +151,7 @@ class _Priced:
         return Plan(
             decode=pools.decode.workers[best.at.row].member,
             prefill=targets,
-            reason=pools.named_blind(reason),
+            reason=pools.named_cold(pools.named_blind(reason), best.at.row),
             ttft_s=best.ttft_s,
             num_cached_tokens=best.at.num_cached,
             num_new_tokens=best.prefill.num_new if isinstance(best, PairAt) else best.at.num_new,

@@ -36,6 +36,7 @@ class Pools:
         self.view = view
         self.usable, self.stale = _decode_mask(self.decode, request, config)
         self.usable_prefill, self.why_none = _prefill_mask(self.prefill, request, config)
+        self._adapter = request.adapter
 
     def reason(self, reason: str) -> str:
         return "stale_view" if self.stale else reason
@@ -47,6 +48,12 @@ class Pools:
             pool.num_blind and bool((pool[Column.KV_BLIND] * mask).any()) for pool, mask in pools
         )
         return f"{reason},kv_blind" if blind else reason
+
+    def named_cold(self, reason: str, row: int) -> str:
+        """The reason, and that this decode worker has to load the adapter first, if so."""
+        if not self._adapter or self._adapter in self.decode.workers[row].adapters:
+            return reason
+        return f"{reason},adapter_cold"
 
 
 def _all_good(pool: Columns, request: RouteRequest, config: RouterConfig) -> bool:

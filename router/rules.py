@@ -62,7 +62,7 @@ class _Fixed:
         return Plan(
             decode=pools.decode.workers[decode].member,
             prefill=tuple(pools.prefill.workers[row].member for row in prefill),
-            reason=pools.named_blind(pools.reason(reason)),
+            reason=pools.named_cold(pools.named_blind(pools.reason(reason)), decode),
             num_cached_tokens=int(self.hits[decode]) * size,
             num_new_tokens=max(num_tokens - int(num_hits) * size, 1),
         )

@@ -38,9 +38,11 @@ def command(request_id: str, endpoint: Endpoint, as_json: bool) -> None:
 def text(plan: Mapping[str, Any]) -> str:
     """One decision, for people."""
     prefill = plan["prefill"][0] if plan["prefill"] else "local"
+    adapter = f" adapter={plan['adapter']}" if plan.get("adapter") else ""
     lines = [
         f"{plan['request_id']}: decode={plan['decode']} prefill={prefill} "
         f"reason={plan['reason']} policy={plan['policy']} cached_tokens={plan['num_cached_tokens']}"
+        f"{adapter}"
     ]
     lines += [_option(option) for option in plan["candidates"]]
     lines.append(f"  predicted: ttft={1e3 * plan['ttft_s']:.1f}ms")

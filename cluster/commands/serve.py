@@ -42,6 +42,11 @@ KEYS = {
     "kv_disk_path": "engine.kv_tiers.disk_path",
     "kv_disk_gib": "engine.kv_tiers.disk_gib",
     "kv_lmcache": "engine.kv_tiers.lmcache",
+    "lora_modules": "adapters.modules",
+    "lora_roots": "adapters.roots",
+    "max_loras": "engine.max_loras",
+    "max_cpu_loras": "engine.max_cpu_loras",
+    "max_lora_rank": "engine.max_lora_rank",
     "policy": "router.policy",
     "tool_call_parser": "gateway.tool_call_parser",
     "reasoning_parser": "gateway.reasoning_parser",
@@ -100,6 +105,26 @@ KEYS = {
     help="LMCache server for KV that all workers share, or auto; needs --kv-cpu-gib too.",
 )
 @click.option("--kv-disk-gib", type=float, help="What each worker may keep there, in GiB.")
+@click.option(
+    "--lora-modules",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Adapter to start with (docs/adapters.md); may be repeated. Or JSON: "
+    '{"name": ..., "path": ...}.',
+)
+@click.option(
+    "--lora-roots",
+    multiple=True,
+    metavar="FOLDER",
+    help="Adapters below this folder may be loaded while serving; may be repeated. Default: none.",
+)
+@click.option(
+    "--max-loras",
+    type=int,
+    help="Adapters that one batch may use. Default 8 with any of the above, else 0: none.",
+)
+@click.option("--max-cpu-loras", type=int, help="Adapters that a worker keeps in memory.")
+@click.option("--max-lora-rank", type=int, help="The highest rank of an adapter.")
 @click.option("--policy", help="cost, always_remote, always_local or round_robin. Default cost.")
 @click.option(
     "--tool-call-parser",

@@ -368,6 +368,50 @@ def test_each_rank_has_a_bundle_of_its_own() -> None:
     }
 
 
+def test_adapters_may_be_written_in_three_ways(model: str, tmp_path: Path) -> None:
+    text = """
+adapters:
+  modules:
+    - sql=/adapters/sql
+    - '{"name": "json", "path": "/adapters/json", "base_model_name": "some-model"}'
+    - {name: caps, path: caps}
+  roots: [~/adapters]
+"""
+    config = read(text, model)
+    assert [(m.name, m.path) for m in config.adapters.modules] == [
+        ("sql", "/adapters/sql"),
+        ("json", "/adapters/json"),
+        ("caps", str(Path("caps").absolute())),
+    ]
+    assert config.adapters.roots == (str(Path("~/adapters").expanduser()),)
+    assert config.serves_adapters
+    assert config.prefill.engine.max_loras == config.decode.engine.max_loras == 8
+    assert not read("", model).serves_adapters
+    assert read("engine: {max_loras: 2}\n" + text, model).decode.engine.max_loras == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("adapters: {modules: [sql]}", "must be name=path, or JSON"),
+        ("adapters: {modules: ['{\"name\": ']}", "must be name=path, or JSON"),
+        ("adapters: {modules: [{name: sql}]}", "path"),
+        ("adapters: {modules: [a=/a, a=/b]}", "given twice"),
+        ("adapters: {modules: [some-model=/a]}", "is the base model's"),
+        ("adapters: {modules: ['two words=/a']}", "without spaces"),
+        (
+            "adapters: {modules: [{name: a, path: /a, base_model_name: other}]}",
+            "is for 'other', but 'some-model' is served",
+        ),
+        ("{adapters: {roots: [/a]}, engine: {max_loras: 0}}", "engine.max_loras is 0"),
+        ("{decode: {engine: {max_loras: 2}}}", "both pools serve adapters"),
+        ("adapters: {load_timeout_s: 0}", "more than 0"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(text: str, problem: str, model: str) -> None:
+    assert problem in refusal(text, model).message
+
+
 def test_every_key_is_documented(model: str) -> None:
     """docs/configuration.md has a row for every key that `baton config show` prints."""
     page = (ROOT / "docs" / "configuration.md").read_text()

@@ -10,6 +10,7 @@ from typing import Any
 from baton.gateway.fleet_generation import TokenChunk
 from baton.gateway.seam import Figure
 from baton.protos import worker_pb2 as pb
+from baton.protos.adapters import AdapterLoad
 from baton.protos.errors import BatonError, UnavailableError
 from baton.protos.types import (
     FinishReason,
@@ -121,6 +122,7 @@ class FakeFleet:
         self.timeouts_s: list[float | None] = []
         self.asked_by: list[tuple[str, float | None]] = []
         self.num_aborted = 0
+        self.adapter_loads: list[tuple[Member, AdapterLoad]] = []
 
     @property
     def model(self) -> FakeModel:
@@ -148,6 +150,9 @@ class FakeFleet:
         generation = FakeGeneration(request, self, token_ids)
         self.running.add(generation)
         return generation
+
+    def adapters(self) -> list[tuple[Member, AdapterLoad]]:
+        return self.adapter_loads
 
     def tenants(self) -> list[TenantStatistics]:
         return []

@@ -16,6 +16,7 @@ import httpx
 from jsonschema import Draft202012Validator
 from tests.gateway.fakes import FakeFleet
 
+from baton.gateway.adapters_api import AdapterControl
 from baton.gateway.config import GatewayConfig
 from baton.gateway.seam import ClusterControl
 from baton.gateway.server import GatewayServer
@@ -59,11 +60,14 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def serving(
-    fleet: FakeFleet, control: ClusterControl | None = None, **config: Any
+    fleet: FakeFleet,
+    control: ClusterControl | None = None,
+    adapters: AdapterControl | None = None,
+    **config: Any,
 ) -> AsyncIterator[Served]:
     """Ends with the check that no generation was left behind."""
     full = GatewayConfig(**{"model_dir": MODEL_DIR, "http_port": 0, "grpc_port": None, **config})
-    server = GatewayServer(full, fleet, tokenizer=tokenizer(), control=control)
+    server = GatewayServer(full, fleet, tokenizer=tokenizer(), control=control, adapters=adapters)
     await server.start()
     try:
         base_url = f"http://127.0.0.1:{server.http_port}"

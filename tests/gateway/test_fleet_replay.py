@@ -19,7 +19,7 @@ from tests.gateway.fleet_fixtures import (
 )
 
 from baton.gateway.fleet import Fleet, StaticDirectory
-from baton.protos.errors import UnavailableError
+from baton.protos.errors import AdapterNotFoundError, UnavailableError
 from baton.protos.types import FinishReason
 
 
@@ -121,6 +121,15 @@ async def test_a_refusal_in_mid_replay_is_waited_out() -> None:
         await lost.close()
         assert await asyncio.wait_for(stream, 5) == answer(max_tokens=40)
         assert generation.num_replays == 2
+
+
+async def test_a_worker_without_the_adapter_is_not_the_only_one() -> None:
+    async with stub("d0") as (w0, m0), stub("d1") as (w1, m1), fleet_of(m0, m1) as fleet:
+        generation = fleet.generate(replace(request(max_tokens=4), adapter_id="a" * 32))
+        workers = {"d0": w0, "d1": w1}
+        workers[generation.worker_id].refusals = [AdapterNotFoundError("not loaded here")]
+        assert await asyncio.wait_for(tokens_of(generation), 5) == answer(max_tokens=4)
+        assert generation.num_replays == 1
 
 
 async def test_replays_are_bounded() -> None:

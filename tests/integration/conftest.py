@@ -19,6 +19,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from tests.engine.adapters.peft_folder import random_tensors, save_adapter
+
+from baton.engine.model_info import read_model_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "baton-tiny"
@@ -41,6 +44,8 @@ class Cluster:
     process: subprocess.Popen[bytes]
     log: Path
     grpc_target: str = ""
+    # Where adapters may be loaded from.
+    adapters: Path = Path()
 
     def workers(self, role: str | None = None) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"{self.url}/baton/workers", timeout=20) as answer:
@@ -94,10 +99,24 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    first = random_adapter(folder / "adapters" / "first", seed=1)
     options = ["--prefill-replicas", "1", "--decode-replicas", "2"]
-    with served(tmp_path_factory.mktemp("cluster"), CONFIG, options) as running:
+    options += ["--lora-modules", f"first={first}", "--lora-roots", str(first.parent)]
+    options += ["--max-loras", "2"]
+    with served(folder, CONFIG, options) as running:
+        running.adapters = first.parent
         running.wait_for(1, 2)
         yield running
+
+
+def random_adapter(
+    folder: Path, seed: int, rank: int = 4, targets: Sequence[str] = ("q_proj", "up_proj")
+) -> Path:
+    """One that changes the model's answers."""
+    spec = read_model_spec(str(MODEL))
+    tensors = random_tensors(spec, targets, rank, seed=seed)
+    return save_adapter(folder, tensors, rank=rank, targets=targets)
 
 
 @contextlib.contextmanager

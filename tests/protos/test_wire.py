@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from baton.protos import convert
 from baton.protos import worker_pb2 as pb
+from baton.protos.adapters import AdapterLoad
 from baton.protos.clock import ManualClock
 from baton.protos.constraints import Grammar, GrammarBackend, GrammarKind, Thought
 from baton.protos.errors import (
@@ -233,6 +234,21 @@ async def test_event_batches_are_numbered_for_every_gateway() -> None:
     assert first.load.num_running == second.load.num_running == 1
     hub.close()
     await asyncio.sleep(0)
+
+
+async def test_adapters_are_told_when_they_change_and_to_newcomers() -> None:
+    hub, early, late = FeedHub(), GatewayFeed(pb.WorkerHello()), GatewayFeed(pb.WorkerHello())
+    load = AdapterLoad(resident=("a", "b"), num_rows=(3, 0), num_loaded=5, num_loads=7, load_s=0.5)
+    hub.join(early, KvEvents(cleared=True))
+    await anext(early.messages())
+    hub.broadcast_adapters(load)
+    hub.join(late, KvEvents(cleared=True))
+    for feed in (early, late):
+        message = await anext(feed.messages())
+        assert convert.adapters_from_proto(message.adapters) == load
+    hub.broadcast_adapters(load)
+    hub.broadcast(WorkerLoad(num_running=1), KvEvents())
+    assert not (await anext(early.messages())).HasField("adapters")
 
 
 def test_a_manual_clock_only_goes_forward() -> None:

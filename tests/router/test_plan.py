@@ -291,7 +291,12 @@ def test_load_and_prefix_rules() -> None:
 
 def test_adapters_sessions_and_topology_enter_the_cost() -> None:
     resident = worker("d1", adapters=frozenset({"sql"}))
-    assert where(decide([worker("d0"), resident], adapter="sql"))[0] == "d1"
+    chosen = decide([worker("d0"), resident], adapter="sql")
+    assert chosen.decode.worker_id == "d1"
+    assert "adapter_cold" not in chosen.reason
+    cold = decide([worker("d0"), worker("p0")], adapter="sql")
+    assert cold.reason == "remote_idle,adapter_cold"
+    assert by("round_robin", [worker("d0")], adapter="sql").reason.endswith(",adapter_cold")
     pair = [worker("d0"), worker("d1")]
     assert {where(decide(pair, last_worker=name))[0] for name in ("d0", "d1")} == {"d0", "d1"}
     slow, fast = TransferTimes(fixed_s=0.1, per_byte_s=1e-9), TransferTimes(fixed_s=0, per_byte_s=0)

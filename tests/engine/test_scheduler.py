@@ -170,6 +170,21 @@ def test_a_replay_goes_on_where_it_was_and_counts_its_tokens(build):
 # The prefix cache.
 
 
+def test_a_prompt_that_waits_counts_without_what_the_cache_has(build):
+    fake, collector = build.make(max_running=1)
+    fake.engine.add(generate("a", list(range(1, 17)), max_tokens=2))
+    collector.run()
+    fake.engine.add(generate("b", [30] * 4, max_tokens=9))
+    collector.step()
+    # Twenty tokens, of which sixteen are known: the last four need a block.
+    fake.engine.add(generate("c", [*range(1, 17), 31, 32, 33, 34], max_tokens=2))
+    load = fake.engine.load()
+    assert load.queued_prefill_tokens == 4
+    assert load.unplaced_blocks == 1
+    collector.run()
+    assert fake.engine.load().unplaced_blocks == 0
+
+
 def test_a_known_prefix_is_not_computed_again(build):
     fake, collector = build.make()
     request = generate("a", range(1, 13), max_tokens=5)

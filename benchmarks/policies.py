@@ -13,6 +13,7 @@ within both SLOs.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -123,6 +124,9 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--only", help="policies, comma-separated; the output file's rows of others are kept"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     files = {"mooncake": options.mooncake, "azure": options.azure}
@@ -130,9 +134,14 @@ def main() -> None:
         (scenario, scale, policy, files, options.requests, options.seed)
         for scenario in SCENARIOS
         for scale in scenario.rate_scales
-        for policy in (*POLICY_NAMES, ORACLE)
+        for policy in (options.only.split(",") if options.only else (*POLICY_NAMES, ORACLE))
     ]
+    settings = {"requests": options.requests, "seed": options.seed, "model": "8B on H100"}
     rows: list[dict[str, Any]] = []
+    if options.only:
+        before = json.loads(options.output.read_text(encoding="utf-8"))
+        rows = [r for r in before["rows"] if r.get("policy", options.only) not in options.only]
+        settings["rows_of_other_policies_as_of"] = before["commit"]
     with ProcessPoolExecutor(options.processes) as pool:
         for row in pool.map(run, *zip(*jobs, strict=True)):
             print(
@@ -142,7 +151,6 @@ def main() -> None:
             )
             rows.append(row)
     levels = list(compare(rows))
-    settings = {"requests": options.requests, "seed": options.seed, "model": "8B on H100"}
     write_results(options.output, levels + rows, settings)
     for level in levels:
         print(summary(level))

@@ -44,7 +44,7 @@ class RouterConfig:
     # Output tokens assumed where max_tokens allows more: nobody knows the real number.
     expected_output_tokens: int = 256
     # Price of one second that one running request waits for another one's prefill.
-    itl_weight: float = 0.05
+    itl_weight: float = 0.2
     # Decodes assumed to be running beside a local prefill on top of those already known.
     expected_arrivals: float = 1.0
     # How much slower an idle prefill worker may be than the decode worker and still be preferred.

@@ -116,7 +116,7 @@ def test_a_long_queue_at_the_prefill_worker_makes_local_cheaper() -> None:
 
 def test_running_decodes_near_their_objective_make_a_queue_worth_waiting_for() -> None:
     queued = worker("p0", WorkerLoad(queued_prefill_tokens=2_000, num_running=1))
-    busy = worker("d0", WorkerLoad(num_running=30))
+    busy = worker("d0", WorkerLoad(num_running=6))
     # They have time to spare, so the decode worker computes the prompt beside them.
     assert where(decide([busy, queued], 1_000)) == ("d0", "local", "local_cheaper")
     strict = RouterConfig(itl_slo_s=0.008)

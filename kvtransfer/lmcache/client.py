@@ -6,6 +6,7 @@ that it is the one that was asked for.
 
 from __future__ import annotations
 
+import importlib
 import mmap
 import os
 import threading
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 
@@ -69,10 +70,11 @@ class _Rpc:
         os.environ.update(QUIET)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import zmq
             from lmcache.v1.multiprocess.protocols.server_module import ServerModuleCallRequest
             from lmcache.v1.multiprocess.transport.factory import RequestClientFactory
 
+            # Its stubs do not show what it makes of its backend's constants.
+            zmq: Any = importlib.import_module("zmq")
             self._call_type = ServerModuleCallRequest
             # What a closed client had still to send to a silent server is not waited for: in a
             # context that does, no later client gets through either.

@@ -8,7 +8,7 @@ another's, a writer that outlived its reservation writes into somebody else's ob
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -91,7 +91,8 @@ class LMCacheTier:
     def _seal(self, block_hash: bytes, block: torch.Tensor) -> bytes:
         from blake3 import blake3
 
-        seal = blake3(self._fingerprint + block_hash)
+        # Its stub and numpy's disagree on what a buffer is.
+        seal: Any = blake3(self._fingerprint + block_hash)
         seal.update(block.numpy())
         found: bytes = seal.digest(length=SEAL_BYTES)
         return found

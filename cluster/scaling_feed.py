@@ -11,6 +11,8 @@ import time
 import weakref
 from collections import deque
 
+from ray.util.metrics import Gauge
+
 from baton.cluster.config import DirectoryConfig
 from baton.cluster.directory_actor import RayDirectoryClient
 from baton.cluster.scaling_board import ScalingInputs
@@ -29,6 +31,11 @@ class ScalingFeed:
     def __init__(self, application: str, directory: DirectoryConfig) -> None:
         self._inputs = ScalingInputs()
         self._heard_s = float("-inf")
+        self._target = Gauge(
+            "baton_pool_target_replicas",
+            description="Replicas that autoscaling asks for.",
+            tag_keys=("pool",),
+        )
         self._outbox: deque[ScalingDecision] = deque(maxlen=16)
         thread = threading.Thread(
             target=_follow,
@@ -45,7 +52,8 @@ class ScalingFeed:
         return self._inputs
 
     def tell(self, decision: ScalingDecision) -> None:
-        """Passes a decision on, with the next reading."""
+        """Passes a decision on, with the next reading, and its target to Ray's metrics."""
+        self._target.set(decision.applied, {"pool": decision.role.value})
         self._outbox.append(decision)
 
     async def exchange(self, client: RayDirectoryClient) -> None:

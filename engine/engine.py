@@ -248,6 +248,7 @@ class Engine:
             itl_s=self._meter.itl_s,
             max_step_tokens=self.config.max_step_tokens,
             kv_bytes_per_token=self.pool.layout.block_bytes // self.config.block_size,
+            num_preemptions=requests.num_preemptions,
         )
 
     def report(self) -> WorkerLoad:

@@ -14,6 +14,7 @@ from baton.gateway.seam import Generation, Plan, TokenChunk
 from baton.gateway.stop_strings import StopChecker
 from baton.protos.errors import BatonError, UnavailableError
 from baton.protos.types import FinishReason, TokenLogprob
+from baton.protos.worker_pb2 import Done
 
 
 @dataclass(slots=True)
@@ -56,8 +57,8 @@ class Choice:
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self.num_reasoning_tokens = 0
-        # Who enforced its grammar, once it has ended; empty without one.
-        self.grammar_backend = ""
+        # What its worker said at the end; None until then, and where a stop string ended it first.
+        self.done: Done | None = None
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self._start = start
         self._rules = rules
@@ -77,6 +78,11 @@ class Choice:
         if self._generation is None:
             raise BatonError(f"choice {self.index} was asked for its generation before it began")
         return self._generation
+
+    @property
+    def grammar_backend(self) -> str:
+        """Who enforced its grammar, once it has ended; empty without one."""
+        return "" if self.done is None else self.done.grammar_backend
 
     @property
     def plan(self) -> Plan:
@@ -100,7 +106,7 @@ class Choice:
         if self._rules.observe is not None:
             self._rules.observe(len(delta.token_ids))
         if delta.finish_reason is not None:
-            self.grammar_backend = chunk.done.grammar_backend if chunk.done is not None else ""
+            self.done = chunk.done
             await self.aclose()
         return delta
 

@@ -25,11 +25,14 @@ from baton.gateway.metrics_tiers import tier_figures
 from baton.gateway.seam import Fleet, Plan, WorkerView
 from baton.protos.clock import Clock
 from baton.protos.errors import BatonError, CancelledError
+from baton.protos.worker_pb2 import Done
 from baton.router.admission import TenantStatistics
 
 _TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _ITL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 _E2E_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+_WORK_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 # name, help, what to read.
 _WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
@@ -48,6 +51,11 @@ _WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
         "Requests sent there since its last report.",
         lambda w: w.in_flight_requests,
     ),
+)
+
+_WORKER_COUNTERS: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
+    ("preemptions", "Requests sent back to the queue.", lambda w: w.load.num_preemptions),
+    ("pushed_bytes", "KV written to other workers.", lambda w: w.load.num_pushed_bytes),
 )
 
 _TENANT_FIGURES: tuple[
@@ -115,7 +123,20 @@ class Metrics:
         self.e2e_s = Histogram(
             "baton_e2e_seconds", "Request received to its answer complete.", _E2E_S
         )
+        self.queue_s = Histogram(
+            "baton_queue_seconds", "Remote prompts: waiting at the prefill worker.", _WORK_S
+        )
+        self.prefill_s = Histogram(
+            "baton_prefill_seconds",
+            "Computing the prompt; where it is decoded, waiting there included.",
+            _WORK_S,
+        )
+        self.transfer_s = Histogram(
+            "baton_transfer_seconds", "Remote prompts: first token to all KV arrived.", _WORK_S
+        )
         self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_fallbacks = 0
         self.num_generated_tokens = 0
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -136,9 +157,24 @@ class Metrics:
         """The text exposition format."""
         return generate_latest(self._registry)
 
+    def families(self) -> Iterable[Metric]:
+        """Everything that `render` writes."""
+        return self._registry.collect()
+
     def planned(self, plan: Plan) -> None:
         kind = "remote" if plan.prefill else "local"
         self._plans.labels(kind, plan.reason).inc()
+
+    def served(self, done: Done | None) -> None:
+        """What the worker says of one sequence; None where it was cut off before that."""
+        if done is None:
+            return
+        self.num_cached_tokens += done.num_cached_tokens
+        self.num_fallbacks += bool(done.fallback_reason)
+        self.prefill_s.observe(done.prefill_s)
+        if done.prefilled_by:
+            self.queue_s.observe(done.queue_s)
+            self.transfer_s.observe(done.transfer_s)
 
     @contextlib.contextmanager
     def request(self, endpoint: str) -> Iterator[None]:
@@ -158,14 +194,30 @@ class Metrics:
 
     def collect(self) -> Iterable[Metric]:
         """The registry asks for these at each scrape."""
-        yield self.ttft_s.collect()
-        yield self.itl_s.collect()
-        yield self.e2e_s.collect()
+        for histogram in (
+            self.ttft_s,
+            self.itl_s,
+            self.e2e_s,
+            self.queue_s,
+            self.prefill_s,
+            self.transfer_s,
+        ):
+            yield histogram.collect()
         yield CounterMetricFamily(
             "baton_prompt_tokens", "Prompt tokens of answered requests.", self.num_prompt_tokens
         )
         yield CounterMetricFamily(
             "baton_generated_tokens", "Tokens received from workers.", self.num_generated_tokens
+        )
+        yield CounterMetricFamily(
+            "baton_cached_prompt_tokens",
+            "Prompt tokens that a worker's prefix cache or tiers had, of completed sequences.",
+            self.num_cached_tokens,
+        )
+        yield CounterMetricFamily(
+            "baton_prefill_fallbacks",
+            "Sequences whose remote prefill failed, so that it was done elsewhere.",
+            self.num_fallbacks,
         )
         yield GaugeMetricFamily(
             "baton_requests_in_flight", "Requests being served.", self._in_flight()
@@ -189,6 +241,14 @@ class Metrics:
                 labels = [worker.member.worker_id, worker.member.role.value]
                 family.add_metric(labels, read(worker))
             yield family
+        for name, help_text, read in _WORKER_COUNTERS:
+            counter = CounterMetricFamily(
+                f"baton_worker_{name}", help_text, labels=["worker", "role"]
+            )
+            for worker in workers:
+                labels = [worker.member.worker_id, worker.member.role.value]
+                counter.add_metric(labels, read(worker))
+            yield counter
 
     def _tenant_figures(self) -> Iterable[Metric]:
         tenants = self._fleet.tenants()

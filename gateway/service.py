@@ -183,6 +183,8 @@ class GatewayService:
             self.metrics.num_prompt_tokens += job.num_prompt_tokens
             yield choices
             self.metrics.e2e_s.observe(self.clock.now_s() - received_s)
+            for choice in choices:
+                self.metrics.served(choice.done)
         finally:
             for choice in choices:
                 await choice.aclose()

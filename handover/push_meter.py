@@ -11,18 +11,21 @@ _MAX_SAMPLES = 32
 
 
 class PushMeter:
-    """The latest pushes since the last report. Belongs to one event loop."""
+    """The latest pushes since the last report, and all their bytes. Belongs to one event loop."""
 
     def __init__(self, block_bytes: int) -> None:
         self._block_bytes = block_bytes
+        self._num_bytes = 0
         self._samples: deque[TransferSample] = deque(maxlen=_MAX_SAMPLES)
 
     def observe(self, decode: str, num_blocks: int, seconds: float) -> None:
         """A push to that decode worker, from its posting until its data was there."""
-        self._samples.append(TransferSample(decode, num_blocks * self._block_bytes, seconds))
+        num_bytes = num_blocks * self._block_bytes
+        self._num_bytes += num_bytes
+        self._samples.append(TransferSample(decode, num_bytes, seconds))
 
     def add_samples(self, load: WorkerLoad) -> WorkerLoad:
         """The load with what was measured since the last call."""
         samples = tuple(self._samples)
         self._samples.clear()
-        return dataclasses.replace(load, transfers=samples)
+        return dataclasses.replace(load, transfers=samples, num_pushed_bytes=self._num_bytes)

@@ -276,7 +276,8 @@ class WorkerLoad:
     `kv_bytes_per_token` are facts of the worker, 0 where it does not say. `kv_digest` is of its
     prefix cache as of the events before.
     `tiers`: the pool and what is below it, nearest first; empty without such tiers.
-    `grammars` is None until it has seen one.
+    `grammars` is None until it has seen one. `num_preemptions` and `num_pushed_bytes` (KV written
+    to other workers) count from the worker's start.
     """
 
     num_running: int = 0
@@ -297,6 +298,8 @@ class WorkerLoad:
     tiers: tuple[TierLoad, ...] = ()
     unplaced_blocks: int = 0
     grammars: GrammarCounts | None = None
+    num_preemptions: int = 0
+    num_pushed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,7 @@ async def test_remote_local_and_alone_agree(pair: Pair) -> None:
         assert [a.tokens for a in answers] == expected
         assert {a.done.prefilled_by for a in answers if a.done} == {"prefill-0"}
         assert not any(a.done.fallback_reason for a in answers if a.done)
+        assert (await pair.prefill.load()).num_pushed_bytes > 0
         local = [gateway.submit(*r) for r in requests]
         answers = [await gateway.wait(handle) for handle in local]
         assert [a.tokens for a in answers] == expected

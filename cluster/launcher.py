@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import socket
 import ssl
 import time
 import urllib.error
@@ -27,8 +26,9 @@ from baton.cluster.directory import Listing
 from baton.cluster.directory_actor import open_directory
 from baton.cluster.lmcache import check_lmcache, uses_lmcache
 from baton.cluster.local_ray import check_memory, connect_ray, start_private_ray
+from baton.cluster.ports import check_ports
 from baton.kvtransfer.lmcache.server import LMCacheServer
-from baton.protos.errors import ConfigError, DeadlineError, UnavailableError, error_from_code
+from baton.protos.errors import DeadlineError, UnavailableError, error_from_code
 from baton.protos.types import Role
 
 POLL_S = 0.2
@@ -199,31 +199,12 @@ class Launcher:
 
 def check_machine(config: BatonConfig) -> None:
     """What can be known before anything starts. Raises ConfigError; AdapterError for a module."""
-    check_ports(config)
+    check_ports(config.gateway)
     check_lmcache(config)
     if not config.ray.address:
         check_memory(config)
         for module in config.adapters.modules:
             describe(config.decode.engine, module.name, module.path)
-
-
-def check_ports(config: BatonConfig) -> None:
-    """Raises ConfigError when a fixed port of the gateway is taken on this machine."""
-    gateway = config.gateway
-    for name, port in (("http_port", gateway.http_port), ("grpc_port", gateway.grpc_port)):
-        if not port:
-            continue
-        family = socket.AF_INET6 if ":" in gateway.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((gateway.host, port))
-            except OSError as error:
-                raise ConfigError(
-                    f"gateway.{name} {port} cannot be bound on {gateway.host}: {error.strerror}; "
-                    "choose another, or 0 for any free one",
-                    param=f"gateway.{name}",
-                ) from error
 
 
 def is_ready(http_url: str) -> bool:

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def test_a_taken_port_is_named() -> None:
-    from baton.cluster.launcher import check_ports
+    from baton.cluster.ports import check_ports
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -39,7 +39,7 @@ def test_a_taken_port_is_named() -> None:
         with pytest.raises(
             ConfigError, match=f"gateway.http_port {port} cannot be bound"
         ) as caught:
-            check_ports(config)
+            check_ports(config.gateway)
         assert caught.value.param == "gateway.http_port"
 
 

@@ -1,0 +1,1 @@
+"""What `baton doctor` looks at on a machine, and what it says."""

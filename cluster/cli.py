@@ -17,6 +17,7 @@ COMMANDS = {
     "chat": ("chat", "Talk to a model in the terminal."),
     "bench": ("bench", "Measure latency and throughput of a server under load."),
     "status": ("status", "Show workers, queues and KV use, live."),
+    "top": ("top", "Show load, latencies, hit rates and plans of a gateway, live."),
     "doctor": ("doctor", "Check this machine, and say what to fix."),
     "explain": ("explain", "Show why a request went where it went, and how it fared."),
     "replay": ("replay", "Decide the decisions of a log again, or by another policy."),

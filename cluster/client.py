@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from baton.protos.errors import BatonError, ConfigError, UnavailableError, error_from_code
+
+if TYPE_CHECKING:
+    import httpx
 
 TIMEOUT_S = 10.0
 
@@ -49,7 +52,22 @@ def post_json(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> Any:
     return _request(endpoint, "POST", path, body)
 
 
+def get_text(endpoint: Endpoint, path: str) -> str:
+    """GETs a text, such as /metrics. Raises as `get_json`."""
+    return _send(endpoint, "GET", path, None).text
+
+
 def _request(endpoint: Endpoint, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+    answer = _send(endpoint, method, path, body)
+    try:
+        return answer.json()
+    except json.JSONDecodeError as error:
+        raise UnavailableError(f"{endpoint.base}{path} did not answer with JSON") from error
+
+
+def _send(
+    endpoint: Endpoint, method: str, path: str, body: Mapping[str, Any] | None
+) -> httpx.Response:
     import httpx
 
     try:
@@ -60,10 +78,7 @@ def _request(endpoint: Endpoint, method: str, path: str, body: Mapping[str, Any]
         raise UnavailableError(f"cannot reach {endpoint.base}: {error}") from error
     if answer.status_code != 200:
         raise server_error(answer.status_code, answer.content, path)
-    try:
-        return answer.json()
-    except json.JSONDecodeError as error:
-        raise UnavailableError(f"{endpoint.base}{path} did not answer with JSON") from error
+    return answer
 
 
 def server_error(status: int, content: bytes, what: str) -> BatonError:
@@ -83,3 +98,12 @@ def model_name(endpoint: Endpoint) -> str:
         return str(document["data"][0]["id"])
     except (KeyError, IndexError, TypeError) as error:
         raise UnavailableError(f"{endpoint.base}/v1/models lists no model") from error
+
+
+def read_workers(endpoint: Endpoint) -> list[dict[str, Any]]:
+    """The workers that the gateway knows, as `/baton/workers` tells. Raises BatonError."""
+    document = get_json(endpoint, "/baton/workers")
+    workers = document.get("workers") if isinstance(document, dict) else None
+    if not isinstance(workers, list):
+        raise UnavailableError(f"{endpoint.url} answered /baton/workers, but not as Baton does")
+    return workers

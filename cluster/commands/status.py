@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from baton.cluster.client import Endpoint, get_json
+from baton.cluster.client import Endpoint, read_workers
 from baton.cluster.options import endpoint_options
-from baton.protos.errors import BatonError, UnavailableError
+from baton.protos.errors import BatonError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,15 +52,6 @@ def command(endpoint: Endpoint, once: bool, as_json: bool, interval: float) -> N
                 live.update(_current(endpoint), refresh=True)
     except KeyboardInterrupt:
         return
-
-
-def read_workers(endpoint: Endpoint) -> list[dict[str, Any]]:
-    """What the gateway tells. Raises BatonError."""
-    document = get_json(endpoint, "/baton/workers")
-    workers = document.get("workers") if isinstance(document, dict) else None
-    if not isinstance(workers, list):
-        raise UnavailableError(f"{endpoint.url} answered /baton/workers, but not as Baton does")
-    return workers
 
 
 def _current(endpoint: Endpoint) -> Any:

@@ -1,0 +1,60 @@
+"""`baton top`: how a gateway and its workers fare, live."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+
+import click
+
+from baton.cluster.client import Endpoint
+from baton.cluster.options import endpoint_options
+from baton.protos.errors import BatonError
+
+# ANSI: another screen and back, without a cursor; home and clear what is below.
+_ENTER, _LEAVE, _HOME = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l", "\x1b[H\x1b[J"
+
+
+@click.command()
+@endpoint_options
+@click.option("--once", is_flag=True, help="Print one screen after one interval, and exit.")
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 60.0), default=2.0, help="Seconds between readings."
+)
+def command(endpoint: Endpoint, once: bool, interval: float) -> None:
+    """Show requests a second, latencies, tokens, hit rates, plans, pools and workers, as the one
+    gateway at --url sees them, until Ctrl-C.
+
+    Rates and latencies are those between two readings, beside those since the gateway's start.
+    Exits with 1 when the gateway cannot be reached at first. `baton status` shows workers alone.
+    """
+    from baton.cluster.top.reading import read
+    from baton.cluster.top.screen import render
+
+    before = read(endpoint)
+    time.sleep(interval)
+    if once:
+        click.echo("\n".join(render(before, read(endpoint))))
+        return
+    click.echo(_ENTER, nl=False)
+    try:
+        while True:
+            try:
+                now = read(endpoint)
+                _show([endpoint.base, *render(before, now)])
+                before = now
+            except BatonError as error:
+                _show([endpoint.base, f"{error.message} Trying again."])
+            time.sleep(interval)
+    except KeyboardInterrupt:
+        return
+    finally:
+        click.echo(_LEAVE, nl=False)
+
+
+def _show(lines: Sequence[str]) -> None:
+    """As many of them, and as much of each, as the terminal holds."""
+    width, height = shutil.get_terminal_size()
+    shown = [line[:width] for line in lines[: height - 1]]
+    click.echo(_HOME + "\n".join(shown), nl=False)

@@ -1,0 +1,1 @@
+"""The figures that `baton top` reads from a gateway, and the screen that it makes of them."""

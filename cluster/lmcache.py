@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from baton.cluster.config import BatonConfig, PoolConfig
-from baton.kvtransfer.lmcache.client import check_installed
-from baton.kvtransfer.lmcache.config import AUTO
+from baton.kvtransfer.lmcache.config import AUTO, check_installed
 from baton.protos.errors import ConfigError
 
 

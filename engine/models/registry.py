@@ -12,8 +12,8 @@ from baton.engine.models.llama import llama_layer
 from baton.engine.models.mistral import mistral_layer
 from baton.engine.models.qwen2 import qwen2_layer
 from baton.engine.models.qwen3 import qwen3_layer
+from baton.engine.models.rope import inverse_frequencies
 from baton.engine.models.weights import Weights
-from baton.engine.rope_config import inverse_frequencies
 from baton.kernels.rotary_cache import build_cos_sin
 
 BuildLayer = Callable[[Weights, ModelSpec, int], DecoderLayer]

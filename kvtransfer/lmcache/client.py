@@ -13,12 +13,11 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 
-from baton.kvtransfer.lmcache.config import check_known
+from baton.kvtransfer.lmcache.config import VERSION, check_installed, check_known
 from baton.kvtransfer.lmcache.messages import (
     METHOD,
     PROTOCOL,
@@ -38,29 +37,14 @@ from baton.kvtransfer.lmcache.messages import (
     encode,
 )
 from baton.kvtransfer.lmcache.process import QUIET
-from baton.protos.errors import ConfigError, TransferError
+from baton.protos.errors import TransferError
 
 R = TypeVar("R", Welcome, Count, Places)
 
-VERSION: Final = "0.5.6"
 # Of one request. A server that is slower is worth no more than computing.
 TIMEOUT_S: Final = 2.0
 # A lookup or a load may wait for slower storage for this part of the time that its caller waits.
 _STORAGE_SHARE: Final = 0.7
-
-
-def check_installed(field: str) -> None:
-    """ConfigError that names `field` unless the one version of lmcache that works is installed."""
-    try:
-        found = version("lmcache")
-    except PackageNotFoundError:
-        found = "not installed"
-    if found != VERSION:
-        raise ConfigError(
-            f"{field} asks for LMCache, but the package lmcache is {found}: install"
-            f" baton-serve[lmcache], which is lmcache=={VERSION}",
-            param=field,
-        )
 
 
 class _Rpc:

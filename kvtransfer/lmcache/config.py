@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from baton.protos.errors import ConfigError
 
 # Stands for the server of the configuration's `lmcache` section.
 AUTO: Final = "auto"
+# The one that works.
+VERSION: Final = "0.5.6"
 _SCHEMES: Final = ("tcp", "ipc", "grpc", "grpc+unix")
 
 
@@ -72,3 +75,17 @@ def _storage_type(text: str) -> str | None:
         return None
     found = values.get("type") if isinstance(values, dict) else None
     return found if isinstance(found, str) and found else None
+
+
+def check_installed(field: str) -> None:
+    """ConfigError that names `field` unless the one version of lmcache that works is installed."""
+    try:
+        found = version("lmcache")
+    except PackageNotFoundError:
+        found = "not installed"
+    if found != VERSION:
+        raise ConfigError(
+            f"{field} asks for LMCache, but the package lmcache is {found}: install"
+            f" baton-serve[lmcache], which is lmcache=={VERSION}",
+            param=field,
+        )

@@ -14,8 +14,7 @@ import uuid
 from pathlib import Path
 from typing import Final
 
-from baton.kvtransfer.lmcache.client import check_installed
-from baton.kvtransfer.lmcache.config import LMCacheConfig
+from baton.kvtransfer.lmcache.config import LMCacheConfig, check_installed
 from baton.kvtransfer.lmcache.process import READY
 from baton.protos.errors import ConfigError, UnavailableError
 

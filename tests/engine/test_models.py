@@ -9,7 +9,7 @@ import torch
 from tests.engine.driving import edit_json, new_driver, save_model
 
 from baton.engine.model_info import read_model_spec
-from baton.engine.rope_config import inverse_frequencies
+from baton.engine.models.rope import inverse_frequencies
 from baton.protos.errors import ModelLoadError
 from baton.protos.types import SamplingParams
 

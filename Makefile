@@ -17,7 +17,7 @@ $(VENV)/serve.stamp: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/serve.stamp
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[worker,cluster,sim,lmcache,test]' -c constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[worker,cluster,sim,lmcache,otel,test]' -c constraints.txt
 	touch $@
 
 # Helm and promtool, for the tests of the chart.

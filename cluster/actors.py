@@ -132,6 +132,7 @@ class WorkerReplica:
             incarnation=me.incarnation,
             host=resolve_host(config.worker_host),
             secret=config.secret,
+            tracing=config.tracing,
         )
         self._worker = factories.worker(worker_config)
         member = await told(client, me, self._worker.start)

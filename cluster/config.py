@@ -32,6 +32,7 @@ from baton.gateway.fleet_config import FleetConfig
 from baton.kvtransfer.lmcache.config import LMCacheConfig
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos.errors import ConfigError
+from baton.protos.tracing import check_tracing
 from baton.protos.types import Role
 from baton.router.config import RouterConfig
 from baton.router.scaling_config import ScalingConfig
@@ -50,6 +51,7 @@ WORKER_FIXED = {
     "port": "cannot be set here: workers bind a free port and publish it in the directory",
     "model_name": "cannot be set here: it is the top-level `model_name`",
     "secret": "cannot be set here: it is the top-level `secret`",
+    "tracing": "cannot be set here: it is the top-level `tracing`",
 }
 GATEWAY_FIXED = {"model_dir": _BY_MODEL}
 
@@ -174,6 +176,8 @@ class BatonConfig:
     gateway_port_step: int = 10
     worker_host: str = "auto"
     secret: str = field(default="", repr=False)
+    # OpenTelemetry traces of every request; where to and how many, by the OTEL_* variables.
+    tracing: bool = False
     router: RouterConfig = field(default_factory=RouterConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
     directory: DirectoryConfig = field(default_factory=DirectoryConfig)
@@ -182,6 +186,8 @@ class BatonConfig:
     lmcache: LMCacheConfig = field(default_factory=LMCacheConfig)
 
     def __post_init__(self) -> None:
+        if self.tracing:
+            check_tracing()
         _at_least("gateway_replicas", self.gateway_replicas, 1)
         _at_least("gateway_port_step", self.gateway_port_step, 0)
         check_resources("gateway_resources", self.gateway_resources)

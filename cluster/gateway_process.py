@@ -23,6 +23,7 @@ from baton.gateway.fleet import Fleet
 from baton.gateway.fleet_config import Directory
 from baton.gateway.server import GatewayServer
 from baton.protos.errors import ConfigError, UnavailableError
+from baton.protos.tracing import Tracing
 from baton.router.scaling_signals import Demand
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class GatewayProcess:
             self._adapters = ClusterAdapters(config, client)
         self._fleet: Fleet | None = None
         self._server: GatewayServer | None = None
+        self._tracing = Tracing("baton-gateway", gateway_id) if config.tracing else None
 
     async def start(self) -> None:
         """Binds the ports and begins to connect to workers. Raises ConfigError or OSError."""
@@ -114,6 +116,7 @@ class GatewayProcess:
             config=self._config.fleet,
             admission=self._config.gateway.admission,
             tenants=self._config.gateway.every_tenant,
+            tracing=self._tracing,
         )
         await self._fleet.start()
         if self._adapters is not None:
@@ -146,3 +149,5 @@ class GatewayProcess:
             await self._adapters.close()
         if self._fleet is not None:
             await self._fleet.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)

@@ -10,6 +10,7 @@ from baton.kvtransfer.session import ReceiveSession
 from baton.protos import worker_pb2 as pb
 from baton.protos.errors import BatonError
 from baton.protos.feed import GatewayFeed
+from baton.protos.tracing import Span
 from baton.protos.types import FinishReason, GenerateRequest, RequestOutput
 
 
@@ -47,6 +48,9 @@ class Live:
     submitted_s: float
     deadline_s: float
     attempt_id: str = ""
+    # What the spans of its prompt are under; its own, where there are traces.
+    traceparent: str = ""
+    span: Span | None = None
     phase: Phase = Phase.START
     ended: bool = False
     session: ReceiveSession | None = None

@@ -87,7 +87,8 @@ class RemotePrefills:
             return
         self._attempts[attempt_id] = (live, peer)
         live.prefilled_by = target.worker_id
-        peer.send(pb.DecodeMessage(prefill=generate_to_proto(attempt_request(live))))
+        prefill = generate_to_proto(attempt_request(live))
+        peer.send(pb.DecodeMessage(prefill=prefill, traceparent=live.traceparent))
 
     def give_up(self, live: Live) -> None:
         """Ends this attempt. Its blocks come back when the sender confirms it writes no more."""

@@ -14,6 +14,7 @@ from baton.decode_worker.config import DecodeWorkerConfig
 from baton.decode_worker.live import Live, Phase
 from baton.decode_worker.peers import PeerTable
 from baton.decode_worker.remote import RemoteCallbacks, RemotePrefills, attempt_request
+from baton.decode_worker.trace import end_span
 from baton.engine.parallel.hosts import RankHost
 from baton.handover.host import MakeConnector, WorkerHost
 from baton.handover.sender import PromptSender
@@ -26,6 +27,7 @@ from baton.protos.clock import Clock, SystemClock
 from baton.protos.convert import generate_from_proto, logprobs_to_proto
 from baton.protos.errors import (
     BatonError,
+    CancelledError,
     DeadlineError,
     OverloadedError,
     UnavailableError,
@@ -108,7 +110,11 @@ class DecodeWorker:
             targets=list(message.prefill),
             submitted_s=now_s,
             deadline_s=now_s + limit_s,
+            traceparent=message.traceparent,
         )
+        if self._host.tracing is not None:
+            live.span = self._host.tracing.begin("baton.worker", message.traceparent, now_s)
+            live.traceparent = live.span.traceparent
         self._by_handle[feed, message.handle] = live
         error = self._refusal(live)
         if error is not None:
@@ -260,7 +266,7 @@ class DecodeWorker:
     def _drop(self, live: Live) -> None:
         """Ends a request whose client is gone: nothing is reported."""
         self._stop_work(live)
-        self._forget(live)
+        self._forget(live, CancelledError.default_code)
 
     def _stop_work(self, live: Live) -> None:
         if live.phase is Phase.LOCAL:
@@ -271,10 +277,12 @@ class DecodeWorker:
 
     def _end(self, live: Live, reason: FinishReason, error: BatonError | None = None) -> None:
         live.feed.done(live.done(reason, error))
-        self._forget(live)
+        self._forget(live, "" if error is None else error.code)
 
-    def _forget(self, live: Live) -> None:
+    def _forget(self, live: Live, error: str) -> None:
         live.ended = True
+        if live.span is not None:
+            end_span(live.span, live, self._clock.now_s(), error)
         live.stop_timers()
         self._by_attempt.pop(live.attempt_id, None)
         self._by_handle.pop((live.feed, live.handle), None)

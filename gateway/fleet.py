@@ -24,6 +24,7 @@ from baton.protos.errors import (
     UnavailableError,
     WorkerLeavingError,
 )
+from baton.protos.tracing import Tracing
 from baton.protos.types import FinishReason, GenerateRequest, Member
 from baton.router.admission import TenantStatistics
 from baton.router.admission_config import AdmissionConfig, TenantLimits
@@ -69,10 +70,13 @@ class Fleet:
         rng: random.Random | None = None,
         admission: AdmissionConfig | None = None,
         tenants: Sequence[TenantLimits] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._config = config or FleetConfig()
-        self.planner = Planner(router, self._config, self._clock, rng or random.Random())
+        self.tracing = tracing
+        rng = rng or random.Random()
+        self.planner = Planner(router, self._config, self._clock, rng, tracing)
         self._roster = Roster(
             directory,
             self._workers_changed,
@@ -113,9 +117,7 @@ class Fleet:
 
     @property
     def ready(self) -> bool:
-        """True when at least one decode worker is connected, or one would be started for a
-        request.
-        """
+        """True when a decode worker is connected, or one would be started for a request."""
         return self._roster.has_decode or self._config.wake_wait_s > 0
 
     async def wait_ready(self, timeout_s: float) -> None:
@@ -126,9 +128,8 @@ class Fleet:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            known = ", ".join(
-                f"{w.member.worker_id} {w.state} ({w.detail})" for w in self.workers()
-            )
+            views = self.workers()
+            known = ", ".join(f"{w.member.worker_id} {w.state} ({w.detail})" for w in views)
             raise UnavailableError(
                 f"no decode worker after {timeout_s} s; known: {known or 'none'}"
             ) from None

@@ -14,8 +14,10 @@ from baton.gateway.fleet_figures import model_figures
 from baton.gateway.fleet_generation import Generation
 from baton.gateway.fleet_sessions import Sessions
 from baton.gateway.model_file import load_model_times, save_model_times
+from baton.gateway.request_trace import trace_decision
 from baton.gateway.seam import Figure
 from baton.protos.clock import Clock
+from baton.protos.tracing import Tracing
 from baton.protos.types import Role
 from baton.router.config import RouterConfig
 from baton.router.learning import ModelBook
@@ -41,8 +43,15 @@ class Planner:
     """Decides by the configured policy, with times learned from requests and reports."""
 
     def __init__(
-        self, router: RouterConfig, config: FleetConfig, clock: Clock, rng: random.Random
+        self,
+        router: RouterConfig,
+        config: FleetConfig,
+        clock: Clock,
+        rng: random.Random,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
+        self._planned_s = 0.0
         self._router = router
         self._config = config
         self._clock = clock
@@ -57,6 +66,7 @@ class Planner:
 
     def plan(self, view: ClusterView, index: PrefixIndex, request: RouteRequest) -> Plan:
         """Raises UnavailableError when no decode worker can take the request."""
+        self._planned_s = self._clock.now_s()
         # A seed of its own makes every decision one that can be repeated.
         seed = self._rng.getrandbits(64)
         if self._decisions.logging:
@@ -72,6 +82,8 @@ class Planner:
 
     def submitted(self, generation: Generation, chosen: Plan) -> None:
         """The request went where the newest plan says. To be called before anything changes."""
+        if self._tracing is not None:
+            trace_decision(self._tracing, generation, chosen, self._planned_s)
         self.sessions.served(generation.request.session, chosen.decode.worker_id)
         before = self._attempts.get(generation)
         if before is not None:

@@ -138,6 +138,7 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
             tenant=self._tenant(context),
             ttft_s=self._service.ttft_s(_ttft_s(context)),
             session=_metadata(context).get("x-baton-session", ""),
+            traceparent=_metadata(context).get("traceparent", ""),
         )
         job = await self._service.prepare(call)
         async with self._service.open(job, received_s) as choices:

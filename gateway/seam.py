@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from baton.gateway.tenants import EVERYBODY
 from baton.protos.adapters import AdapterLoad
+from baton.protos.tracing import Tracing
 from baton.protos.types import FinishReason, GenerateRequest, Member, TokenLogprob, WorkerLoad
 from baton.protos.worker_pb2 import Done
 from baton.router.admission import TenantStatistics
@@ -119,6 +120,8 @@ class Fleet(Protocol):
     def workers(self) -> Sequence[WorkerView]: ...
     @property
     def planner(self) -> Planner: ...
+    @property
+    def tracing(self) -> Tracing | None: ...
     def tenants(self) -> Sequence[TenantStatistics]: ...
     def adapters(self) -> Sequence[tuple[Member, AdapterLoad]]: ...
     @property

@@ -21,6 +21,7 @@ from baton.gateway.dialect import PROMPT_TAIL_TOKENS, load_dialect
 from baton.gateway.limits import Admission
 from baton.gateway.metrics import ChoiceMeter, Metrics
 from baton.gateway.pacer import Pacer
+from baton.gateway.request_trace import request_span
 from baton.gateway.seam import Fleet, Generation
 from baton.gateway.stop_strings import StopChecker
 from baton.gateway.tokenizer import Tokenizer
@@ -175,19 +176,21 @@ class GatewayService:
     @contextlib.asynccontextmanager
     async def _choices(self, job: Job, received_s: float) -> AsyncIterator[list[Choice]]:
         choices: list[Choice] = []
-        try:
-            for index in range(len(job.prompts)):
-                choices += self._group(job, index, received_s)
-            for head in choices[:: job.call.n]:
-                await head.begin()
-            self.metrics.num_prompt_tokens += job.num_prompt_tokens
-            yield choices
-            self.metrics.e2e_s.observe(self.clock.now_s() - received_s)
-            for choice in choices:
-                self.metrics.served(choice.done)
-        finally:
-            for choice in choices:
-                await choice.aclose()
+        with request_span(self.fleet.tracing, job, received_s) as (traced, found):
+            try:
+                for index in range(len(traced.prompts)):
+                    choices += self._group(traced, index, received_s)
+                for head in choices[:: traced.call.n]:
+                    await head.begin()
+                self.metrics.num_prompt_tokens += traced.num_prompt_tokens
+                yield choices
+                self.metrics.e2e_s.observe(self.clock.now_s() - received_s)
+                for choice in choices:
+                    self.metrics.served(choice.done)
+            finally:
+                found["output_tokens"] = sum(choice.num_tokens for choice in choices)
+                for choice in choices:
+                    await choice.aclose()
 
     def start(self) -> None:
         """Begins to watch the running loop."""

@@ -35,6 +35,8 @@ class WorkerConfig:
     # A decode worker that does not say where to write for this long has its prompt refused.
     reserve_timeout_s: float = 20.0
     report_interval_s: float = 0.5
+    # OpenTelemetry traces, by the OTEL_* environment variables.
+    tracing: bool = False
 
     def __post_init__(self) -> None:
         if self.lmcache != AUTO:

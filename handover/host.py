@@ -29,6 +29,7 @@ from baton.protos.feed import FeedHub, GatewayFeed
 from baton.protos.reporter import Reporter
 from baton.protos.server import start_worker_server
 from baton.protos.tasks import TaskSet
+from baton.protos.tracing import Tracing
 from baton.protos.types import Member, Role, StepOutput, WorkerLoad
 from baton.protos.worker_pb2_grpc import WorkerServicer
 
@@ -80,6 +81,7 @@ class WorkerHost:
         self.hub = FeedHub()
         self.failure: BaseException | None = None
         self.tasks = TaskSet()
+        self.tracing: Tracing | None = None
         self._role = role
         self._work = work
         self._ranks = ranks
@@ -98,6 +100,9 @@ class WorkerHost:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
         self.events = asyncio.get_running_loop()
+        if config.tracing:
+            self.tracing = Tracing(f"baton-{self._role.value}", config.worker_id)
+            stack.push_async_callback(asyncio.to_thread, self.tracing.close)
         self.engine = await asyncio.to_thread(Engine, config.engine, ranks=self._ranks)
         stack.callback(self.engine.close)
         self.loop = EngineLoop(self.engine, self._on_step, self._on_death)

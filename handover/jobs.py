@@ -46,6 +46,13 @@ class Job:
     queued_s: float
     state: JobState = JobState.WAITING
     started_s: float = 0.0
+    # For its spans: the one above them, and what there is to say.
+    traceparent: str = ""
+    first_token_s: float = 0.0
+    num_cached_tokens: int = 0
+    posted_s: float = 0.0
+    pushed_s: float = 0.0
+    num_pushed_blocks: int = 0
     reserve_timer: asyncio.TimerHandle | None = None
     # Sampled before the decode worker said where to write; it goes out then.
     first: pb.PrefillMessage | None = None

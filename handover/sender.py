@@ -12,6 +12,7 @@ from baton.engine.engine import Engine
 from baton.handover.host import WorkerHost
 from baton.handover.jobs import Job, JobState, JobTable
 from baton.handover.push_meter import PushMeter
+from baton.handover.trace import trace_job
 from baton.kvtransfer.connector import PeerInfo, PeerKey
 from baton.kvtransfer.session import PushSpan, SendSession
 from baton.protos import worker_pb2 as pb
@@ -71,7 +72,9 @@ class PromptSender:
         self._streams[peer.key] = Stream(peer.layout.block_size, end)
         await asyncio.to_thread(self._host.connector.connect, peer)
 
-    def take(self, owner: PeerKey, message: pb.Generate, reply: Reply) -> None:
+    def take(
+        self, owner: PeerKey, message: pb.Generate, reply: Reply, traceparent: str = ""
+    ) -> None:
         """Queues a prompt, or refuses it."""
         request = generate_from_proto(message)
         error = self._refusal()
@@ -89,6 +92,7 @@ class PromptSender:
                 target_block_size=self._streams[owner].block_size,
             ),
             queued_s=self._clock.now_s(),
+            traceparent=traceparent,
         )
         self._jobs.add(job)
         self.start_waiting()
@@ -194,13 +198,15 @@ class PromptSender:
                 self._push(job)
 
     def _send_first(self, job: Job, output: RequestOutput) -> None:
+        job.first_token_s = self._clock.now_s()
+        job.num_cached_tokens = output.num_cached_tokens
         message = pb.FirstToken(
             request_id=job.request_id,
             token_id=output.token_ids[0],
             finish_reason=output.finish_reason.value if output.finish_reason else "",
             num_cached_tokens=output.num_cached_tokens,
             queue_s=job.started_s - job.queued_s,
-            prefill_s=self._clock.now_s() - job.started_s,
+            prefill_s=job.first_token_s - job.started_s,
             num_reasoning_tokens=output.num_reasoning_tokens,
             grammar_backend=output.grammar_backend,
         )
@@ -244,8 +250,12 @@ class PromptSender:
         self, job: Job, span: PushSpan, posted_s: float, error: TransferError | None
     ) -> None:
         if error is None:
-            seconds = self._clock.now_s() - posted_s
-            self._push_meter.observe(job.owner.worker_id, len(span.local_blocks), seconds)
+            job.pushed_s = self._clock.now_s()
+            job.posted_s = job.posted_s or posted_s
+            job.num_pushed_blocks += len(span.local_blocks)
+            self._push_meter.observe(
+                job.owner.worker_id, len(span.local_blocks), job.pushed_s - posted_s
+            )
         job.session.push_done(span, error)
         if isinstance(error, PeerLostError) and job.owner in self._streams:
             # With its wire, the connection is over: the decode worker makes a new one.
@@ -280,6 +290,9 @@ class PromptSender:
         if not ended or not job.session.safe_to_release:
             return
         self._jobs.remove(job)
+        if self._host.tracing is not None:
+            block_bytes = self._host.engine.pool.layout.block_bytes
+            trace_job(self._host.tracing, job, block_bytes, self._clock.now_s())
         self._host.loop.call(partial(_release, request_id=job.request_id))
         job.reply(pb.PrefillMessage(released=pb.Released(request_id=job.request_id)))
 

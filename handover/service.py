@@ -96,7 +96,9 @@ class WorkerService(WorkerServicer):
             async for message in requests:
                 match message.WhichOneof("message"):
                     case "prefill":
-                        self._sender.take(key, message.prefill, outgoing.put_nowait)
+                        self._sender.take(
+                            key, message.prefill, outgoing.put_nowait, message.traceparent
+                        )
                     case "reservation":
                         self._sender.reserved(message.reservation)
                     case "cancel":

@@ -472,18 +472,20 @@ class Challenge(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[str] = ..., nonce: _Optional[bytes] = ..., mac: _Optional[bytes] = ...) -> None: ...
 
 class DecodeMessage(_message.Message):
-    __slots__ = ("hello", "prefill", "reservation", "cancel", "challenge")
+    __slots__ = ("hello", "prefill", "reservation", "cancel", "challenge", "traceparent")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     hello: PeerHello
     prefill: Generate
     reservation: Reservation
     cancel: Cancel
     challenge: Challenge
-    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., prefill: _Optional[_Union[Generate, _Mapping]] = ..., reservation: _Optional[_Union[Reservation, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., prefill: _Optional[_Union[Generate, _Mapping]] = ..., reservation: _Optional[_Union[Reservation, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Reservation(_message.Message):
     __slots__ = ("request_id", "granted", "epoch", "num_cached_tokens", "block_ids")

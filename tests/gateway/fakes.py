@@ -109,6 +109,7 @@ class FakeFleet:
 
     def __init__(self, script: Script, *, per_chunk: int = 1, delay_s: float = 0.0) -> None:
         self.planner = FakePlanner()
+        self.tracing = None
         self.script = script
         self.per_chunk = per_chunk
         self.delay_s = delay_s

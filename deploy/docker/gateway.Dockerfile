@@ -9,7 +9,7 @@ ENV PATH=/opt/baton/bin:$PATH
 COPY constraints.txt pyproject.toml ./
 # Packages first, so that a change of the code alone does not install them again.
 RUN pip install --no-cache-dir --no-compile "setuptools==80.9.0" "wheel==0.45.1" \
-    && python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['cluster'], sep='\n')" > requirements.txt \
+    && python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['cluster'], *p['optional-dependencies']['otel'], sep='\n')" > requirements.txt \
     && pip install --no-cache-dir --no-compile -r requirements.txt -c constraints.txt
 COPY . .
 # The small model goes beside the code, where Baton looks for it.

@@ -39,7 +39,7 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setitem(sys.modules, "lmcache", None)
-    monkeypatch.setattr("baton.kvtransfer.lmcache.client.version", nothing)
+    monkeypatch.setattr("baton.kvtransfer.lmcache.config.version", nothing)
 
 
 def connector() -> None:
@@ -78,7 +78,7 @@ def test_without_the_package_a_cluster_refuses_before_it_starts() -> None:
 
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.kvtransfer.lmcache.client.version", lambda _: "0.5.7")
+    monkeypatch.setattr("baton.kvtransfer.lmcache.config.version", lambda _: "0.5.7")
     with pytest.raises(ConfigError, match=r"is 0\.5\.7: install .*0\.5\.6"):
         make_place(ADDRESS)
 

@@ -18,7 +18,7 @@ from baton.engine.graphs import Bucket
 from baton.engine.kv_pool import KVPool
 from baton.engine.models.forward_batch import ForwardBatch
 from baton.engine.request import Request
-from baton.engine.transfer import Sent, Upload, to_device
+from baton.engine.transfer import Sent, Upload, filled, to_device
 from baton.kernels.paged_attention import plan_attention
 
 Ints = npt.NDArray[np.int64]
@@ -74,18 +74,18 @@ class StepArrays:
         """
         num_tokens, num_rows = bucket.num_tokens, bucket.num_rows
         last = self.query_start[-1]
-        query_start = _filled(self.query_start, num_rows + 1, last)
+        query_start = filled(self.query_start, num_rows + 1, last)
         if bucket.decodes:
             # Here a padding row has a token, so that attention writes zeros for it.
             query_start[len(self.query_start) :] += np.arange(1, num_rows - len(self.slots) + 1)
         return StepArrays(
-            token_places=_filled(self.token_places, num_tokens, 0),
-            positions=_filled(self.positions, num_tokens, 0),
-            slot_mapping=_filled(self.slot_mapping, num_tokens, -1),
+            token_places=filled(self.token_places, num_tokens, 0),
+            positions=filled(self.positions, num_tokens, 0),
+            slot_mapping=filled(self.slot_mapping, num_tokens, -1),
             query_start=query_start,
-            context_lens=_filled(self.context_lens, num_rows, 0),
-            slots=_filled(self.slots, num_rows, 0),
-            write_places=_filled(self.write_places, num_rows, nowhere),
+            context_lens=filled(self.context_lens, num_rows, 0),
+            slots=filled(self.slots, num_rows, 0),
+            write_places=filled(self.write_places, num_rows, nowhere),
         )
 
     def add_to(self, upload: Upload) -> int:
@@ -98,13 +98,6 @@ class StepArrays:
         upload.add(self.slots)
         upload.add(self.write_places)
         return place
-
-
-def _filled(values: Ints, size: int, rest: int) -> Ints:
-    """`values`, then `rest` up to `size`; np.pad would take ten times longer."""
-    made = np.full(size, rest, dtype=np.int64)
-    made[: len(values)] = values
-    return made
 
 
 @dataclass(slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from baton.engine.transfer import Upload
+from baton.engine.transfer import Upload, filled
 from baton.kernels.lora import LoraBatch, block_tokens
 
 Ints = npt.NDArray[np.int64]
@@ -77,7 +77,7 @@ class StepAdapters:
 
     def plan(self, slots: Ints, num_tokens: int, upload: Upload) -> int:
         """Queues the plan of these tokens, padded to `num_tokens` by some without an adapter."""
-        padded = np.pad(slots, (0, num_tokens - len(slots)), constant_values=-1)
+        padded = filled(slots, num_tokens, -1)
         arrays = plan_adapters(padded, self._num_slots, block_tokens(num_tokens, self._device))
         return arrays.add_to(upload)
 

@@ -62,7 +62,6 @@ class Made:
 
 _ONE: Final = LinearConfig(num_warps=8, num_stages=1)
 _FEW: Final = LinearConfig(block_n=16, block_k=256, num_warps=4, num_stages=4)
-_MORE: Final = LinearConfig(library=True)
 _LIBRARY: Final = LinearConfig(library=True)
 
 
@@ -76,7 +75,7 @@ def pick_config(num_tokens: int, weight: Tensor) -> LinearConfig:
     """What the tuned file of the device says of this shape, or a default."""
     if num_tokens > MAX_TOKENS:
         return _LIBRARY
-    default = _ONE if num_tokens == 1 else _FEW if num_tokens <= _MIN_DOT else _MORE
+    default = _ONE if num_tokens == 1 else _FEW if num_tokens <= _MIN_DOT else _LIBRARY
     name = config_name(num_tokens, *weight.shape)
     config: LinearConfig = tuned_config("fused_linear", name, default, weight.device)
     return config

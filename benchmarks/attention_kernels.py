@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.attention_cases import Inputs, Shape
-from benchmarks.engine import merge_rows
 from benchmarks.gpu_timing import copy_bytes_per_s, graph_us, matmul_flops_per_s
+from benchmarks.results_file import merge_results
 
 DECODES = (
     (Shape(rows=64, context_len=1024), 0.88),
@@ -78,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = measure()
     if args.out:
-        merge_rows(Path(args.out), rows, vars(args))
+        merge_results(args.out, rows, vars(args), key=("model", "measure"))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from baton.engine.engine import Engine  # noqa: E402
 from baton.engine.runner import Runner  # noqa: E402
 from baton.protos.clock import SystemClock  # noqa: E402
 from baton.protos.types import GenerateRequest, SamplingParams  # noqa: E402
-from benchmarks.results_file import write_results  # noqa: E402
+from benchmarks.results_file import merge_results  # noqa: E402
 
 IMPORTED_S = time.perf_counter()
 MODELS = Path(__file__).resolve().parent / "models"
@@ -257,14 +257,7 @@ class Bench:
         print(json.dumps({**row, "unit": unit, **more}), flush=True)
         self.rows.append({**row, "unit": unit, **more})
         if self.args.out:
-            merge_rows(Path(self.args.out), self.rows, vars(self.args))
-
-
-def merge_rows(path: Path, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> None:
-    """Writes the rows over those of the same model and measure that the file has."""
-    kept = json.loads(path.read_text())["rows"] if path.exists() else []
-    named = {(row["model"], row["measure"]): row for row in [*kept, *rows]}
-    write_results(path, list(named.values()), settings)
+            merge_results(self.args.out, self.rows, vars(self.args), key=("model", "measure"))
 
 
 def numbers(text: str) -> Iterator[int]:

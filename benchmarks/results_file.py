@@ -50,6 +50,20 @@ def write_results(
     target.write_text("{\n" + "\n".join(lines) + f'\n  "rows": [\n{body}\n  ]\n' + "}\n")
 
 
+def merge_results(
+    path: str | os.PathLike[str],
+    rows: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    *,
+    key: Sequence[str],
+) -> None:
+    """As `write_results`, but the file keeps its rows of other keys, and its other settings."""
+    there = Path(path)
+    before = json.loads(there.read_text()) if there.exists() else {"rows": [], "settings": {}}
+    named = {tuple(row[name] for name in key): row for row in [*before["rows"], *rows]}
+    write_results(path, list(named.values()), {**before["settings"], **settings})
+
+
 def percentiles(samples: Sequence[float]) -> dict[str, float]:
     """`{p20, p50, p80}` of the samples, the nearest of them each, rounded to 4 digits."""
     ordered = sorted(samples)

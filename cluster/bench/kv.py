@@ -24,7 +24,6 @@ from typing import Any, Final
 import torch
 
 from baton.cluster.bench.kv_cases import (
-    POOL_BYTES,
     UNLIKE_BYTES,
     BlockLists,
     Case,
@@ -47,11 +46,7 @@ PATIENCE_S: Final = 120.0
 
 def run(connector: str, device: str, repeats: int) -> Iterator[dict[str, Any]]:
     """All rows of one connector, as they are measured. `repeats` is for pushes of 64 MiB."""
-    # As the connector sets them, but before raw NIXL is loaded.
-    os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
-    if device.startswith("cuda"):
-        os.environ.setdefault("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "on")
-    torch.set_num_threads(1)
+    prepare(device)
     if connector != "lmcache":
         yield from _run_pairs(connector, device, repeats)
         return
@@ -61,6 +56,15 @@ def run(connector: str, device: str, repeats: int) -> Iterator[dict[str, Any]]:
         yield from _run_pairs(f"lmcache {server.address}", device, repeats)
     finally:
         server.close()
+
+
+def prepare(device: str) -> None:
+    """This process's environment, before anything is measured in it."""
+    # As the connector sets them, but before raw NIXL is loaded.
+    os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
+    if device.startswith("cuda"):
+        os.environ.setdefault("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "on")
+    torch.set_num_threads(1)
 
 
 def _run_pairs(connector: str, device: str, repeats: int) -> Iterator[dict[str, Any]]:
@@ -94,11 +98,12 @@ def run_pair(
         process.join()
 
 
-def make_pool(layout: KVLayout, device: str) -> torch.Tensor:
-    """A pool of POOL_BYTES, zeroed."""
-    count = max(POOL_BYTES // layout.block_bytes, 1)
+def make_pool(pair: Pair, layout: KVLayout, device: str) -> torch.Tensor:
+    """One of the pair's pools, zeroed."""
     return torch.zeros(
-        (count, *layout.block_shape), dtype=getattr(torch, layout.dtype), device=device
+        (pair.num_blocks(layout), *layout.block_shape),
+        dtype=getattr(torch, layout.dtype),
+        device=device,
     )
 
 
@@ -112,7 +117,7 @@ def _connector(name: str, pool: torch.Tensor, layout: KVLayout, worker: str) -> 
 def _receive(pipe: Connection, name: str, pair: Pair, device: str) -> None:
     """The receiving process, until it is killed."""
     torch.set_num_threads(1)
-    pool = make_pool(pair.target, device)
+    pool = make_pool(pair, pair.target, device)
     connector = _connector(name, pool, pair.target, "receiver")
     connector.expect(1)
     raw = RawNixl(pool, "raw-receiver") if name == "nixl" else None
@@ -127,7 +132,7 @@ class Sender:
 
     def __init__(self, name: str, pair: Pair, device: str, peer: PeerInfo, raw: Any) -> None:
         self.connector_name = name.partition(" ")[0]
-        self.pool = make_pool(pair.source, device)
+        self.pool = make_pool(pair, pair.source, device)
         self.pool.view(-1).view(torch.uint8).random_(0, 64)
         self.bytes = self.pool.view(-1).view(torch.uint8)
         self.copy = self.bytes.clone()
@@ -190,7 +195,7 @@ def measure(sender: Sender, case: Case, repeats: int) -> dict[str, Any]:
     rng = random.Random(case.num_bytes)
     total_bytes = case.num_bytes * case.num_pushes
     seconds: dict[str, list[float]] = {}
-    room = POOL_BYTES - case.num_bytes
+    room = case.pair.pool_bytes - case.num_bytes
     for repeat in range(WARM_UPS + repeats):
         first = repeat * total_bytes
         offsets = [(first + i * case.num_bytes) % (room + 1) for i in range(case.num_pushes)]

@@ -22,18 +22,21 @@ BlockLists = list[tuple[list[int], list[int]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A sender's layout and a receiver's; `name` says how they differ."""
+    """A sender's layout and a receiver's; `name` says how they differ. Each pool takes
+    `pool_bytes`.
+    """
 
     name: str
     source: KVLayout
     target: KVLayout
+    pool_bytes: int = POOL_BYTES
 
     @property
     def kv_map(self) -> KVMap:
         return plan_map(self.source, self.target)
 
     def num_blocks(self, layout: KVLayout) -> int:
-        return max(POOL_BYTES // layout.block_bytes, 1)
+        return max(self.pool_bytes // layout.block_bytes, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +92,15 @@ def label(num_bytes: int) -> str:
 def alike_pairs() -> Iterator[Pair]:
     """Equal layouts of three sizes of models."""
     for layers, heads, head_dim in SHAPES:
-        layout = KVLayout(
-            num_layers=layers, kv_heads=heads, block_size=16, head_dim=head_dim, dtype="bfloat16"
-        )
-        yield Pair(name="alike", source=layout, target=layout)
+        yield alike_pair(layers, heads, head_dim)
+
+
+def alike_pair(layers: int, heads: int, head_dim: int, *, pool_bytes: int = POOL_BYTES) -> Pair:
+    """Two pools of blocks of 16 tokens in bfloat16."""
+    layout = KVLayout(
+        num_layers=layers, kv_heads=heads, block_size=16, head_dim=head_dim, dtype="bfloat16"
+    )
+    return Pair(name="alike", source=layout, target=layout, pool_bytes=pool_bytes)
 
 
 def unlike_pairs() -> Iterator[Pair]:

@@ -200,12 +200,6 @@ class BatonConfig:
                 f"gateway.grpc_port is {self.gateway.grpc_port}, as is http_port; choose another",
                 param="gateway.grpc_port",
             )
-        if self.prefill.engine.block_size != self.decode.engine.block_size:
-            raise ConfigError(
-                f"prefill.engine.block_size is {self.prefill.engine.block_size}, but must equal "
-                f"decode.engine.block_size ({self.decode.engine.block_size}): KV moves in blocks",
-                param="prefill.engine.block_size",
-            )
         self._check_adapters()
 
     def _check_adapters(self) -> None:

@@ -247,7 +247,7 @@ class Engine:
             decode_step_s=self._meter.decode_step_s,
             itl_s=self._meter.itl_s,
             max_step_tokens=self.config.max_step_tokens,
-            kv_bytes_per_token=self.pool.layout.block_bytes // self.config.block_size,
+            kv_bytes_per_token=self.pool.layout.token_bytes,
             num_preemptions=requests.num_preemptions,
         )
 

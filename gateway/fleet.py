@@ -339,15 +339,16 @@ class Fleet:
         track.link, track.handle = link, handle
         track.prefill_links = self._roster.prefill_links(chosen.prefill[:1])
         track.count_in_flight(generation, chosen, self._clock.now_s())
-        workers = [chosen.decode, *chosen.prefill[:1]]
-        self._roster.index.promise(
-            generation, [worker.worker_id for worker in workers], track.hashes or ()
-        )
+        by_size: dict[int, list[str]] = {}
+        for each in (link, *track.prefill_links):
+            by_size.setdefault(each.hello.block_size, []).append(each.member.worker_id)
+        for size, worker_ids in by_size.items():
+            self._roster.index.promise(generation, worker_ids, track.chains.get(size, ()))
 
     def _route(self, generation: Generation, track: Track, view: ClusterView) -> RouteRequest:
         # Hashing a long prompt for an empty index would be for nothing.
         hashed = bool(self._roster.index)
-        return route_request(generation, track, view, self.model.block_size, hashed=hashed)
+        return route_request(generation, track, view, self.model.block_sizes, hashed=hashed)
 
     # Waiting for a worker.
 

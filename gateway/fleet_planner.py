@@ -72,8 +72,8 @@ class Planner:
         if self._decisions.logging:
             self._inputs = Inputs(
                 view=view,
-                hits=index.hits(request.block_hashes),
-                kept=index.kept(request.block_hashes),
+                hits=index.tokens(request.chains),
+                kept=index.kept(request.chains),
                 request=request,
                 config=self._router,
                 seed=seed,

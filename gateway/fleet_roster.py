@@ -24,11 +24,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What every worker of the fleet agrees on, from their hellos; `max_model_len` is the least."""
+    """What every worker of the fleet agrees on, from their hellos; `max_model_len` is the least,
+    `block_size` that of the decode workers, `block_sizes` those of all, that one first.
+    """
 
     model: str
     model_digest: str
     block_size: int
+    block_sizes: tuple[int, ...]
     max_model_len: int
     vocab_size: int
 
@@ -115,30 +118,31 @@ class Roster:
     # What links report.
 
     def accept(self, link: WorkerLink, hello: pb.WorkerHello) -> str:
-        reference = self.facts
-        others = any(o is not link and o.state is WorkerState.UP for o in self.links())
-        if reference is None or not others:
-            self.facts = _facts(hello)
-            return ""
-        for name in ("model_digest", "block_size", "vocab_size"):
-            ours, theirs = getattr(reference, name), getattr(hello, name)
-            if ours != theirs:
-                return f"its {name} is {theirs!r}, but this fleet's is {ours!r}"
+        others = [o for o in self.links() if o is not link and o.state is WorkerState.UP]
+        decodes = link.member.role is not Role.PREFILL
+        for other in others:
+            names = ["model_digest", "vocab_size"]
+            if decodes and other.member.role is not Role.PREFILL:
+                names.append("block_size")
+            for name in names:
+                ours, theirs = getattr(other.hello, name), getattr(hello, name)
+                if ours != theirs:
+                    return f"its {name} is {theirs!r}, but this fleet's is {ours!r}"
         return ""
 
     def link_up(self, link: WorkerLink) -> None:
-        least = [
-            other.hello.max_model_len
-            for other in self._links.values()
-            if other.state is WorkerState.UP and other.member.role is not Role.PREFILL
-        ]
-        facts = _facts(link.hello)
+        up = [other for other in self._links.values() if other.state is WorkerState.UP]
+        decode = [other.hello for other in up if other.member.role is not Role.PREFILL]
+        # A gateway plans nothing before there is a decode worker.
+        least = min(decode or [link.hello], key=lambda hello: hello.max_model_len)
+        sizes = [least.block_size, *(other.hello.block_size for other in up)]
         self.facts = ModelFacts(
-            model=facts.model,
-            model_digest=facts.model_digest,
-            block_size=facts.block_size,
-            max_model_len=min(least, default=facts.max_model_len),
-            vocab_size=facts.vocab_size,
+            model=link.hello.model,
+            model_digest=link.hello.model_digest,
+            block_size=least.block_size,
+            block_sizes=tuple(dict.fromkeys(sizes)),
+            max_model_len=least.max_model_len,
+            vocab_size=link.hello.vocab_size,
         )
         self._learned(link)
         self._view.reset()
@@ -264,13 +268,3 @@ class Roster:
 
     def _is_current(self, link: WorkerLink) -> bool:
         return self._links.get(link.member.worker_id) is link
-
-
-def _facts(hello: pb.WorkerHello) -> ModelFacts:
-    return ModelFacts(
-        model=hello.model,
-        model_digest=hello.model_digest,
-        block_size=hello.block_size,
-        max_model_len=hello.max_model_len,
-        vocab_size=hello.vocab_size,
-    )

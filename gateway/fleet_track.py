@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from baton.gateway.fleet_generation import Generation
@@ -10,7 +11,7 @@ from baton.gateway.worker_link import WorkerLink
 from baton.protos.errors import AdapterNotFoundError, BatonError, DeadlineError
 from baton.protos.hashing import adapter_salt, block_hashes
 from baton.protos.types import Member
-from baton.router.decision import Plan, RouteRequest
+from baton.router.decision import Chain, Plan, RouteRequest
 from baton.router.view import ClusterView
 
 
@@ -35,7 +36,8 @@ class Track:
     sequence: int
     # It served this session's last request.
     last_worker: str | None = None
-    hashes: list[bytes] | None = None
+    # Its prompt's hashes, by the size of the blocks.
+    chains: dict[int, list[bytes]] = field(default_factory=dict)
     link: WorkerLink | None = None
     handle: int = 0
     prefill_links: list[WorkerLink] = field(default_factory=list)
@@ -82,16 +84,23 @@ def worth_replaying(error: BatonError) -> bool:
 
 
 def route_request(
-    generation: Generation, track: Track, view: ClusterView, block_size: int, *, hashed: bool
+    generation: Generation,
+    track: Track,
+    view: ClusterView,
+    block_sizes: Sequence[int],
+    *,
+    hashed: bool,
 ) -> RouteRequest:
-    """The request as the router sees it now; `hashed` says whether prefix hits can matter.
+    """The request as the router sees it now. `block_sizes` are those that workers have, the decode
+    workers' first; `hashed` says whether prefix hits can matter.
 
     Workers that failed it are excluded, as long as they are the same incarnation.
     """
     request = generation.request
-    if track.hashes is None and hashed:
-        salt = adapter_salt(request.cache_salt, request.adapter_id)
-        track.hashes = block_hashes(request.prompt_token_ids, block_size, salt=salt)
+    for size in block_sizes:
+        if hashed and size not in track.chains:
+            salt = adapter_salt(request.cache_salt, request.adapter_id)
+            track.chains[size] = block_hashes(request.prompt_token_ids, size, salt=salt)
     excluded = frozenset(
         worker.member.worker_id
         for worker in view.decode
@@ -102,8 +111,11 @@ def route_request(
         num_prompt_tokens=len(request.prompt_token_ids)
         + len(request.output_token_ids)
         + generation.num_received,
-        block_hashes=track.hashes or (),
-        block_size=block_size,
+        block_hashes=track.chains.get(block_sizes[0], ()),
+        block_size=block_sizes[0],
+        other_chains=tuple(
+            Chain(size, track.chains[size]) for size in block_sizes[1:] if size in track.chains
+        ),
         max_tokens=request.sampling.max_tokens,
         prompt_logprobs=request.sampling.prompt_logprobs is not None,
         exclude=excluded,

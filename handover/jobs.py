@@ -44,6 +44,8 @@ class Job:
     reply: Callable[[pb.PrefillMessage], None]
     session: SendSession
     queued_s: float
+    # A block of the receiver with all heads of the model.
+    target_block_bytes: int
     state: JobState = JobState.WAITING
     started_s: float = 0.0
     # For its spans: the one above them, and what there is to say.
@@ -52,7 +54,7 @@ class Job:
     num_cached_tokens: int = 0
     posted_s: float = 0.0
     pushed_s: float = 0.0
-    num_pushed_blocks: int = 0
+    num_pushed_bytes: int = 0
     reserve_timer: asyncio.TimerHandle | None = None
     # Sampled before the decode worker said where to write; it goes out then.
     first: pb.PrefillMessage | None = None

@@ -13,14 +13,12 @@ _MAX_SAMPLES = 32
 class PushMeter:
     """The latest pushes since the last report, and all their bytes. Belongs to one event loop."""
 
-    def __init__(self, block_bytes: int) -> None:
-        self._block_bytes = block_bytes
+    def __init__(self) -> None:
         self._num_bytes = 0
         self._samples: deque[TransferSample] = deque(maxlen=_MAX_SAMPLES)
 
-    def observe(self, decode: str, num_blocks: int, seconds: float) -> None:
+    def observe(self, decode: str, num_bytes: int, seconds: float) -> None:
         """A push to that decode worker, from its posting until its data was there."""
-        num_bytes = num_blocks * self._block_bytes
         self._num_bytes += num_bytes
         self._samples.append(TransferSample(decode, num_bytes, seconds))
 

@@ -14,6 +14,7 @@ from baton.handover.jobs import Job, JobState, JobTable
 from baton.handover.push_meter import PushMeter
 from baton.handover.trace import trace_job
 from baton.kvtransfer.connector import PeerInfo, PeerKey
+from baton.kvtransfer.layout import KVLayout
 from baton.kvtransfer.session import PushSpan, SendSession
 from baton.protos import worker_pb2 as pb
 from baton.protos.clock import Clock
@@ -33,9 +34,9 @@ Reply = Callable[[pb.PrefillMessage], None]
 
 
 class Stream(NamedTuple):
-    """A connected decode worker: the size of its blocks in tokens, and how to end its stream."""
+    """A connected decode worker: what its blocks are like, and how to end its stream."""
 
-    block_size: int
+    layout: KVLayout
     end: Callable[[], None]
 
 
@@ -48,7 +49,7 @@ class PromptSender:
         self._clock = clock
         self._jobs = JobTable()
         self._streams: dict[PeerKey, Stream] = {}
-        self._push_meter = PushMeter(host.engine.pool.layout.block_bytes)
+        self._push_meter = PushMeter()
         self._draining = False
 
     def __len__(self) -> int:
@@ -69,7 +70,7 @@ class PromptSender:
 
         Raises LayoutMismatchError, PeerLostError. `lose` must follow, whatever happens.
         """
-        self._streams[peer.key] = Stream(peer.layout.block_size, end)
+        self._streams[peer.key] = Stream(peer.layout, end)
         await asyncio.to_thread(self._host.connector.connect, peer)
 
     def take(
@@ -81,6 +82,7 @@ class PromptSender:
         if error is not None:
             reply(failed(request.request_id, error))
             return
+        layout = self._streams[owner].layout
         job = Job(
             request=request,
             owner=owner,
@@ -89,8 +91,9 @@ class PromptSender:
                 request.request_id,
                 num_tokens=len(request.prompt_token_ids) + len(request.output_token_ids),
                 block_size=self._config.engine.block_size,
-                target_block_size=self._streams[owner].block_size,
+                target_block_size=layout.block_size,
             ),
+            target_block_bytes=layout.token_bytes * layout.block_size,
             queued_s=self._clock.now_s(),
             traceparent=traceparent,
         )
@@ -109,7 +112,7 @@ class PromptSender:
             self._cancel(job)
             return
         try:
-            first_block = message.num_cached_tokens // self._streams[job.owner].block_size
+            first_block = message.num_cached_tokens // self._streams[job.owner].layout.block_size
             job.session.reserved(message.epoch, message.block_ids, first_block=first_block)
         except TransferError as error:
             self._fail(job, error)
@@ -252,10 +255,9 @@ class PromptSender:
         if error is None:
             job.pushed_s = self._clock.now_s()
             job.posted_s = job.posted_s or posted_s
-            job.num_pushed_blocks += len(span.local_blocks)
-            self._push_meter.observe(
-                job.owner.worker_id, len(span.local_blocks), job.pushed_s - posted_s
-            )
+            num_bytes = len(span.remote_blocks) * job.target_block_bytes
+            job.num_pushed_bytes += num_bytes
+            self._push_meter.observe(job.owner.worker_id, num_bytes, job.pushed_s - posted_s)
         job.session.push_done(span, error)
         if isinstance(error, PeerLostError) and job.owner in self._streams:
             # With its wire, the connection is over: the decode worker makes a new one.
@@ -291,8 +293,7 @@ class PromptSender:
             return
         self._jobs.remove(job)
         if self._host.tracing is not None:
-            block_bytes = self._host.engine.pool.layout.block_bytes
-            trace_job(self._host.tracing, job, block_bytes, self._clock.now_s())
+            trace_job(self._host.tracing, job, self._clock.now_s())
         self._host.loop.call(partial(_release, request_id=job.request_id))
         job.reply(pb.PrefillMessage(released=pb.Released(request_id=job.request_id)))
 

@@ -7,7 +7,7 @@ from baton.protos.errors import CancelledError
 from baton.protos.tracing import Tracing
 
 
-def trace_job(tracing: Tracing, job: Job, block_bytes: int, now_s: float) -> None:
+def trace_job(tracing: Tracing, job: Job, now_s: float) -> None:
     """Its computation and the writing of its KV, which begin and end on their own."""
     end_s = job.first_token_s or now_s
     error = CancelledError.default_code if job.state is JobState.CANCELLED else ""
@@ -21,9 +21,9 @@ def trace_job(tracing: Tracing, job: Job, block_bytes: int, now_s: float) -> Non
         end_s,
         error="" if job.first_token_s else error,
     )
-    if job.num_pushed_blocks:
+    if job.num_pushed_bytes:
         tracing.begin("baton.transfer", job.traceparent, job.posted_s).end(
-            {"bytes": job.num_pushed_blocks * block_bytes, "to": job.owner.worker_id},
+            {"bytes": job.num_pushed_bytes, "to": job.owner.worker_id},
             job.pushed_s,
             error=error,
         )

@@ -47,17 +47,15 @@ def rank_key(key: PeerKey, rank: int) -> PeerKey:
 class _Peer:
     """A connected worker.
 
-    `links`: each pair of a rank here and one there that write into each other's pools. `sends`,
-    `receives`: whether they fill all heads there, and here. `partly`: by request and epoch, a bit
-    mask of the blocks that each pair has written, and last the mask of those that were reported.
-    `senders`: place of a pair (its rank's agent, our rank) among these masks.
+    `links`: each rank here with each rank there that it writes to. `senders`: each rank there (its
+    agent) with each rank here that it writes to, and the place of that pair among the masks of
+    `partly`: by request and epoch, a bit mask of the blocks that each pair has written, and last
+    the mask of those that were reported.
     """
 
     key: PeerKey
     links: tuple[tuple[int, PeerInfo], ...]
     senders: dict[tuple[str, int], int]
-    sends: bool
-    receives: bool
     partly: OrderedDict[tuple[str, int], list[int]] = field(default_factory=OrderedDict)
 
     def prove(self, place: int, notice: Notice) -> list[Notice]:
@@ -146,8 +144,6 @@ class GroupConnector:
         # Whoever is not connected is rank 0's to refuse.
         known = peer is not None and peer.key == key
         targets = [(rank, info.key) for rank, info in peer.links] if peer and known else [(0, key)]
-        if peer and known and not peer.sends:
-            raise TransferError(f"the ranks here cannot fill all KV heads of {key}")
         if len(targets) > 1:
             done = _Parts(len(targets), done, self._callbacks)
         posted = False
@@ -177,39 +173,39 @@ class GroupConnector:
             rank.close()
 
     def _pair_up(self, key: PeerKey, theirs: Sequence[PeerInfo]) -> _Peer:
-        """Raises LayoutMismatchError where neither side's ranks would fill the other's pools."""
-        links = [
-            (rank, info)
-            for rank, mine in enumerate(self._infos)
-            for info in theirs
-            if heads_to_send(mine.layout, info.layout) and heads_to_send(info.layout, mine.layout)
-        ]
-        missing_there = {(info.key, head) for info in theirs for head in info.layout.heads}
-        missing_here = {
-            (i, head) for i, mine in enumerate(self._infos) for head in mine.layout.heads
+        """Raises LayoutMismatchError where the ranks of one side would not fill the other's pools.
+
+        With shared KV heads who writes to whom differs by direction.
+        """
+        links: list[tuple[int, PeerInfo]] = []
+        senders: dict[tuple[str, int], int] = {}
+        unfilled = {
+            *((info.key.agent, head) for info in theirs for head in info.layout.heads),
+            *((i, head) for i, mine in enumerate(self._infos) for head in mine.layout.heads),
         }
-        for rank, info in links:
-            mine = self._infos[rank].layout
-            missing_there -= {(info.key, head) for head in heads_to_send(mine, info.layout)}
-            missing_here -= {(rank, head) for head in heads_to_send(info.layout, mine)}
-        if missing_there and missing_here:
+        for rank, mine in enumerate(self._infos):
+            for info in theirs:
+                if sent := heads_to_send(mine.layout, info.layout):
+                    links.append((rank, info))
+                    unfilled -= {(info.key.agent, head) for head in sent}
+                if received := heads_to_send(info.layout, mine.layout):
+                    senders[info.key.agent, rank] = len(senders)
+                    unfilled -= {(rank, head) for head in received}
+        if unfilled:
+            heads = ", ".join(map(str, sorted({head for _, head in unfilled})))
             raise LayoutMismatchError(
-                "KV cannot be mapped between these workers' ranks: here "
-                f"{self._infos[0].layout.describe()}; there {theirs[0].layout.describe()}"
+                f"KV cannot be mapped between all ranks of these workers: nobody would write KV"
+                f" head {heads} of some of them. Here are {len(self._infos)} ranks of"
+                f" {self._infos[0].layout.describe()}; {key.worker_id} has {len(theirs)} of"
+                f" {theirs[0].layout.describe()}"
             )
-        return _Peer(
-            key=key,
-            links=tuple(links),
-            senders={(info.key.agent, rank): place for place, (rank, info) in enumerate(links)},
-            sends=not missing_there,
-            receives=not missing_here,
-        )
+        return _Peer(key=key, links=tuple(links), senders=senders)
 
     def _hear(self, rank: int, key: PeerKey, notice: Notice) -> None:
         with self._lock:
             peer = self._peers.get(self._bases.get(key.agent, ""))
             place = None if peer is None else peer.senders.get((key.agent, rank))
-            if peer is None or place is None or not peer.receives:
+            if peer is None or place is None:
                 return
             proved = peer.prove(place, notice)
         base = replace(key, worker_id=peer.key.worker_id)

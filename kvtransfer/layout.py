@@ -105,6 +105,11 @@ class KVLayout:
         return self.num_layers * self.planes * self.kv_heads * self.head_bytes
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of one token with all heads of the model, wherever those are."""
+        return self.block_bytes // (self.block_size * self.kv_heads) * self.num_model_heads
+
+    @property
     def num_model_heads(self) -> int:
         """KV heads of the whole model."""
         return self.total_heads or self.kv_heads

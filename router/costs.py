@@ -143,10 +143,10 @@ class Prices:
         self._output_tokens = self._num_tokens + 0.5 * self._num_output
 
     def decode(
-        self, row: int, figures: Figures, num_hits: int, num_kept: int, extra_s: float
+        self, row: int, figures: Figures, num_cached: int, num_kept: int, extra_s: float
     ) -> DecodeAt:
-        """num_hits: blocks of the prompt that the worker holds, num_kept: has in any place."""
-        num_cached = num_hits * self._block_size
+        """num_cached: tokens of the prompt that the worker holds, num_kept: has in any place."""
+        num_hits = num_cached // self._block_size
         # The last token is always computed: its logits choose the first output token.
         num_new = max(self._num_tokens - num_cached, 1)
         missing = (1.0 + figures.in_flight_requests) * (self._num_blocks - num_hits)
@@ -170,7 +170,7 @@ class Prices:
             row,
             figures,
             num_cached,
-            num_kept * self._block_size,
+            num_kept,
             num_new,
             now,
             fuller,
@@ -211,11 +211,10 @@ class Prices:
         return LocalAt(at, ttft_s, slo_s, queue_s, interference_s, cost_s)
 
     def prefill(
-        self, row: int, figures: Figures, num_hits: int, num_kept: int, *, prefer_idle: bool
+        self, row: int, figures: Figures, num_cached: int, num_kept: int, *, prefer_idle: bool
     ) -> PrefillAt:
-        """num_hits, num_kept: see `decode`. prefer_idle: the margin counts."""
-        size = self._block_size
-        load_s, num_new, num_cached = self._brought(figures, num_hits * size, num_kept * size)
+        """num_cached, num_kept: see `decode`. prefer_idle: the margin counts."""
+        load_s, num_new, num_cached = self._brought(figures, num_cached, num_kept)
         compute_s = _compute_s(figures, num_new, num_cached)
         wait_s = figures.wait_s
         idle = prefer_idle and not figures.pending_tokens and not figures.pending_requests

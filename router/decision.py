@@ -9,9 +9,18 @@ from typing import NamedTuple
 from baton.protos.types import Member
 
 
+class Chain(NamedTuple):
+    """Hashes of a prompt's full blocks of one size, in tokens."""
+
+    block_size: int
+    hashes: Sequence[bytes]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRequest:
-    """What the router knows of a request. `block_hashes` are those of the prompt's full blocks.
+    """What the router knows of a request. `block_hashes` are those of the prompt's full blocks of
+    `block_size`, the decode workers' size; `other_chains` those of sizes that only prefill workers
+    have.
 
     `exclude` names workers that already failed this request. `stick_to` names the decode worker
     that holds the prompt (n > 1); when it cannot be used the request is planned as any other.
@@ -23,6 +32,7 @@ class RouteRequest:
     num_prompt_tokens: int
     block_hashes: Sequence[bytes] = ()
     block_size: int = 16
+    other_chains: tuple[Chain, ...] = ()
     max_tokens: int = 16
     prompt_logprobs: bool = False
     exclude: frozenset[str] = frozenset()
@@ -30,6 +40,11 @@ class RouteRequest:
     last_worker: str | None = None
     adapter: str = ""
     sequence: int = 0
+
+    @property
+    def chains(self) -> tuple[Chain, ...]:
+        """The prompt in blocks of every size; a worker holds blocks of one."""
+        return (Chain(self.block_size, self.block_hashes), *self.other_chains)
 
 
 class Candidate(NamedTuple):

@@ -97,7 +97,8 @@ class ModelBook:
         worker = self._workers.get(worker_id)
         if worker is None:
             worker = self._workers[worker_id] = self._new(worker_id, role)
-        if load.kv_bytes_per_token:
+        # KV travels in the format of the worker that decodes it.
+        if load.kv_bytes_per_token and role is not Role.PREFILL:
             self.kv_bytes_per_token = load.kv_bytes_per_token
         chunk_tokens = min(load.max_step_tokens, _MAX_CHUNK) or worker.chunk_tokens
         worker.chunk_tokens = pool.chunk_tokens = chunk_tokens

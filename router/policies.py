@@ -13,7 +13,7 @@ from baton.router.costs import DecodeAt, LocalAt, PairAt, PrefillAt, Prices, ext
 from baton.router.decision import Plan, RouteRequest
 from baton.router.pools import Pools, prefix_hits
 from baton.router.prefix_index import Prefixes
-from baton.router.shortlist import Shortlist, num_blocks
+from baton.router.shortlist import Shortlist, num_tokens
 from baton.router.times import Near
 from baton.router.view import Busy, ClusterView, Columns
 
@@ -94,7 +94,7 @@ class _Priced:
         self._rng = rng
         self._prefill: list[PrefillAt] = []
         self._held = prefix_hits(index, request, (pools.decode, pools.prefill))
-        self._kept = {} if request.prompt_logprobs else index.kept(request.block_hashes)
+        self._kept = {} if request.prompt_logprobs else index.kept(request.chains)
         self._prices = Prices(
             request,
             config,
@@ -184,9 +184,9 @@ class _Priced:
         price, noise = self._prices.prefill, self._rng.random
         found = []
         for row in self._prefill_rows:
-            num_hits = num_blocks(self._held, pools.prefill.bits[row])
+            num_cached = num_tokens(self._held, pools.prefill.bits[row])
             num_kept = self._kept.get(pools.prefill.ids[row], 0)
-            at = price(row, figures[row], num_hits, num_kept, prefer_idle=prefer_idle)
+            at = price(row, figures[row], num_cached, num_kept, prefer_idle=prefer_idle)
             found.append((at.own_s + noise() * _NOISE_S, row, at))
         found.sort()
         return [at for _, _, at in found[:_NUM_PAIRED]]
@@ -199,7 +199,7 @@ class _Priced:
             row: price(
                 row,
                 figures[row],
-                num_blocks(self._held, pool.bits[row]),
+                num_tokens(self._held, pool.bits[row]),
                 self._kept.get(pool.ids[row], 0),
                 extra_s(request, config, pool.workers[row]) if special else 0.0,
             )

@@ -116,9 +116,9 @@ def nobody(pool: Columns, request: RouteRequest) -> UnavailableError:
 def prefix_hits(
     index: Prefixes, request: RouteRequest, pools: tuple[Columns, Columns]
 ) -> list[Held]:
-    """Who holds how many leading blocks of the prompt."""
+    """Who holds how many leading tokens of the prompt."""
     # With prompt_logprobs every prompt token is computed again, whatever is cached.
-    return index.held(() if request.prompt_logprobs else request.block_hashes, pools)
+    return index.held(() if request.prompt_logprobs else request.chains, pools)
 
 
 def tie_noise(rng: random.Random, count: int) -> Floats:

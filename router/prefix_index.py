@@ -10,6 +10,7 @@ import numpy as np
 
 from baton.protos.hashing import short_hashes
 from baton.protos.types import KvDigest, KvEvents
+from baton.router.decision import Chain
 from baton.router.promises import Held, Promises
 from baton.router.view import Columns, Floats
 
@@ -25,20 +26,23 @@ _MAX_SETS: Final = 1 << 16
 class Prefixes(Protocol):
     """Who holds how much of a prompt; the index, or what a log says that it said."""
 
-    def held(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Held]:
-        """Those who hold anything, longest prefix first. Sets the pools' `bits`."""
+    def held(self, chains: Sequence[Chain], pools: Sequence[Columns]) -> list[Held]:
+        """Those who hold any tokens, longest prefix first. Sets the pools' `bits`.
 
-    def kept(self, hashes: Sequence[bytes]) -> Mapping[str, int]:
-        """Leading blocks that workers with tiers below their pools have in any place."""
+        chains: the prompt's blocks in every size that a worker has.
+        """
+
+    def kept(self, chains: Sequence[Chain]) -> Mapping[str, int]:
+        """Leading tokens that workers with tiers below their pools have in any place."""
 
 
 def aligned(held: Sequence[Held], pool: Columns) -> Floats:
-    """Leading blocks that each worker of a pool holds: float64 [num_workers]."""
+    """Leading tokens that each worker of a pool holds: float64 [num_workers]."""
     found = np.zeros(len(pool))
-    for workers, num_blocks in held:
+    for workers, num_tokens in held:
         for row, bit in enumerate(pool.bits):
             if bit & workers:
-                found[row] = num_blocks
+                found[row] = num_tokens
     return found
 
 
@@ -132,7 +136,7 @@ class PrefixIndex:
 
     def promise(self, key: object, worker_ids: Iterable[str], hashes: Sequence[bytes]) -> None:
         """A prompt was sent to these workers: to within `promise_stride` blocks it counts as held
-        there until `settle`."""
+        there until `settle`; more may be promised under the same key."""
         bits = 0
         for worker_id in worker_ids:
             bits |= (self._holders.get(worker_id) or self._add_worker(worker_id)).bit
@@ -152,15 +156,30 @@ class PrefixIndex:
             if workers & holder.bit
         }
 
-    def kept(self, hashes: Sequence[bytes]) -> dict[str, int]:
-        """See `Prefixes`."""
-        return {} if self._kept is None else self._kept.hits(hashes)
+    def tokens(self, chains: Sequence[Chain]) -> dict[str, int]:
+        """Leading tokens that each worker holds; workers with none are absent."""
+        return {
+            worker_id: num_blocks * size
+            for size, hashes in chains
+            for worker_id, num_blocks in self.hits(hashes).items()
+        }
 
-    def held(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Held]:
-        """As `hits`, by length: see `Prefixes`."""
+    def kept(self, chains: Sequence[Chain]) -> dict[str, int]:
+        """See `Prefixes`."""
+        return {} if self._kept is None else self._kept.tokens(chains)
+
+    def held(self, chains: Sequence[Chain], pools: Sequence[Columns]) -> list[Held]:
+        """As `tokens`, by length: see `Prefixes`."""
         for pool in pools:
             self._place(pool)
-        return self._promises.with_promised(self._ended(hashes), hashes)
+        held = [
+            Held(workers, num_blocks * size)
+            for size, hashes in chains
+            for workers, num_blocks in self._promises.with_promised(self._ended(hashes), hashes)
+        ]
+        if len(chains) > 1:
+            held.sort(key=lambda each: -each.length)
+        return held
 
     def statistics(self) -> PrefixIndexStatistics:
         return PrefixIndexStatistics(

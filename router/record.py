@@ -10,7 +10,7 @@ from typing import Any
 from baton.protos.errors import ConfigError
 from baton.protos.types import Member, Role, TierLoad, WorkerLoad
 from baton.router.config import RouterConfig
-from baton.router.decision import Plan, RouteRequest
+from baton.router.decision import Chain, Plan, RouteRequest
 from baton.router.plan import plan
 from baton.router.promises import Held
 from baton.router.times import (
@@ -22,34 +22,36 @@ from baton.router.times import (
 )
 from baton.router.view import ClusterView, Columns, WorkerState, WorkerView
 
-FORMAT = 1
+FORMAT = 2
 
 
 class RecordedPrefixes:
-    """What the prefix index said of one prompt: blocks by worker id."""
+    """What the prefix index said of one prompt: tokens by worker id."""
 
     def __init__(self, hits: Mapping[str, int], kept: Mapping[str, int]) -> None:
         self._hits = dict(hits)
         self._kept = dict(kept)
 
-    def kept(self, hashes: Sequence[bytes]) -> Mapping[str, int]:
+    def kept(self, chains: Sequence[Chain]) -> Mapping[str, int]:
         """As `PrefixIndex.kept`, for the prompt that was recorded."""
-        return self._kept if hashes else {}
+        return self._kept if chains else {}
 
-    def held(self, hashes: Sequence[bytes], pools: Sequence[Columns]) -> list[Held]:
+    def held(self, chains: Sequence[Chain], pools: Sequence[Columns]) -> list[Held]:
         """As `PrefixIndex.held`, for the prompt that was recorded."""
         bits = {name: 1 << number for number, name in enumerate(self._hits)}
         for pool in pools:
             pool.set_bits([bits.get(name, 0) for name in pool.ids])
         workers: dict[int, int] = {}
-        for name, num_blocks in self._hits.items() if hashes else ():
-            workers[num_blocks] = workers.get(num_blocks, 0) | bits[name]
+        for name, num_tokens in self._hits.items() if chains else ():
+            workers[num_tokens] = workers.get(num_tokens, 0) | bits[name]
         return [Held(workers[length], length) for length in sorted(workers, reverse=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Everything that `plan` was given. `seed` is that of its random numbers."""
+    """Everything that `plan` was given. `seed` is that of its random numbers; `hits` and `kept` are
+    leading tokens by worker id.
+    """
 
     view: ClusterView
     hits: Mapping[str, int]
@@ -74,7 +76,7 @@ def inputs_to_json(inputs: Inputs) -> dict[str, Any]:
     route = {
         field.name: getattr(request, field.name)
         for field in fields(request)
-        if field.name != "block_hashes"
+        if field.name not in ("block_hashes", "other_chains")
     }
     route["exclude"] = sorted(request.exclude)
     return {

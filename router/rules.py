@@ -49,7 +49,7 @@ class _Fixed:
         columns = (self.pools.decode, self.pools.prefill)[pool]
         size = self.request.block_size
         needed = self.request.num_prompt_tokens / size
-        prefill = columns[Column.PENDING_TOKENS] / size + np.maximum(needed - hits, 0.0)
+        prefill = columns[Column.PENDING_TOKENS] / size + np.maximum(needed - hits / size, 0.0)
         load: Floats = prefill + columns[Column.USED_BLOCKS]
         return load
 
@@ -57,14 +57,13 @@ class _Fixed:
         pools = self.pools
         if not self.has_prefill:
             prefill, reason = [], pools.why_none
-        size, num_tokens = self.request.block_size, self.request.num_prompt_tokens
-        num_hits = self.prefill_hits[prefill[0]] if prefill else self.hits[decode]
+        num_cached = self.prefill_hits[prefill[0]] if prefill else self.hits[decode]
         return Plan(
             decode=pools.decode.workers[decode].member,
             prefill=tuple(pools.prefill.workers[row].member for row in prefill),
             reason=pools.named_cold(pools.named_blind(pools.reason(reason)), decode),
-            num_cached_tokens=int(self.hits[decode]) * size,
-            num_new_tokens=max(num_tokens - int(num_hits) * size, 1),
+            num_cached_tokens=int(self.hits[decode]),
+            num_new_tokens=max(self.request.num_prompt_tokens - int(num_cached), 1),
         )
 
 
@@ -184,7 +183,7 @@ def fixed_policy(
 
 
 def _num_uncached(fixed: _Fixed, decode: int) -> float:
-    return fixed.request.num_prompt_tokens - float(fixed.hits[decode]) * fixed.request.block_size
+    return fixed.request.num_prompt_tokens - float(fixed.hits[decode])
 
 
 def _is_short(fixed: _Fixed, config: RouterConfig, decode: int) -> bool:

@@ -95,8 +95,8 @@ class Shortlist:
         return found
 
 
-def num_blocks(held: Sequence[Held], bit: int) -> int:
-    """Leading blocks of the prompt that the worker of this bit holds."""
+def num_tokens(held: Sequence[Held], bit: int) -> int:
+    """Leading tokens of the prompt that the worker of this bit holds."""
     for workers, length in held:
         if bit & workers:
             return length

@@ -29,6 +29,7 @@ from baton.protos.errors import (
 )
 from baton.protos.hashing import block_hashes, short_hash
 from baton.protos.types import FinishReason, KvDigest, KvEvents, Member, Role, WorkerLoad
+from baton.router.config import RouterConfig
 from baton.router.times import H100_8B, ModelTimes
 
 
@@ -276,6 +277,41 @@ async def test_prefill_workers_are_named_best_first() -> None:
         assert [len(names) for names in targets] == [2, 2]
         assert {names[0] for names in targets} == {"p0", "p1"}
         assert worker.submits[0].prefill[0].address in (p0.address, p1.address)
+
+
+async def test_workers_with_unlike_blocks_are_planned_for_by_what_each_holds(
+    tmp_path: Path,
+) -> None:
+    prompt = tuple(range(200))
+    log = tmp_path / "decisions.jsonl"
+    config = replace(FAST, decision_log=str(log))
+    router = RouterConfig(policy="always_remote")
+    async with (
+        stub("d0", block_size=16) as (decode, m0),
+        stub("p0", role=Role.PREFILL, block_size=24) as (prefill, p0),
+        stub("p1", role=Role.PREFILL, block_size=16) as (_, p1),
+        stub("d1", block_size=24) as (_, m1),
+    ):
+        directory = StaticDirectory([m0, p0, p1])
+        async with fleet_of(directory=directory, config=config, router=router, num_up=3) as fleet:
+            # Decode workers replace each other: their pools are counted in blocks of one size.
+            directory.set_members([m0, p0, p1, m1])
+            await until(lambda: [v.state for v in fleet.workers()].count("refused") == 1)
+            (refused,) = [view for view in fleet.workers() if view.state == "refused"]
+            assert refused.detail == "its block_size is 24, but this fleet's is 16"
+            assert fleet.model.block_sizes == (16, 24)
+            decode.store(block_hashes(prompt, 16)[:3])
+            prefill.store(block_hashes(prompt, 24)[:7])
+            await asyncio.sleep(0.05)
+            generation = fleet.generate(request(prompt, max_tokens=2))
+            await tokens_of(generation)
+            plan = generation.plan
+            assert plan.prefill[0].worker_id == "p0"
+            assert (plan.num_cached_tokens, plan.num_new_tokens) == (48, 200 - 168)
+            (told,) = fleet.planner.explain("r")
+            assert told["num_cached_tokens"] == 48
+    found = replay(log, None, 5)
+    assert (found.num_decisions, found.num_same) == (1, 1)
 
 
 async def test_only_prefill_workers_is_not_ready() -> None:

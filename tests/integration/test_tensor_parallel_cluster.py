@@ -1,4 +1,5 @@
-"""A decode worker of two ranks on a real Ray: same tokens, replaced as a whole."""
+"""A decode worker of two ranks, with other blocks than the prefill worker's, on a real Ray: same
+tokens, replaced as a whole."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ prefill:
   engine: {num_blocks: 1024, max_step_tokens: 128}
 router: {policy: always_remote}
 decode:
-  engine: {tensor_parallel_size: 2, num_blocks: 1024, max_step_tokens: 128}
+  engine: {tensor_parallel_size: 2, block_size: 24, num_blocks: 1024, max_step_tokens: 128}
 """
 
 

@@ -9,6 +9,7 @@ import pytest
 from baton.protos.errors import ConfigError, UnavailableError
 from baton.protos.types import KvEvents, Member, Role, TierLoad, WorkerLoad
 from baton.router.config import POLICY_NAMES, RouterConfig
+from baton.router.decision import Chain
 from baton.router.plan import POLICIES, Plan, RouteRequest, plan
 from baton.router.prefix_index import PrefixIndex
 from baton.router.times import Transfers, TransferTimes
@@ -169,13 +170,13 @@ def test_a_prefix_in_a_slower_tier_counts_by_the_time_to_load_it() -> None:
 
 def test_what_left_every_tier_counts_no_more() -> None:
     index = kept("d1", 50)
-    assert index.kept(hashes(60)) == {"d1": 50}
+    assert index.kept([Chain(1, hashes(60))]) == {"d1": 50}
     index.apply("d1", KvEvents(lost=tuple(hashes(50)[40:])))
-    assert index.kept(hashes(60)) == {"d1": 40}
+    assert index.kept([Chain(1, hashes(60))]) == {"d1": 40}
     index.apply("d1", KvEvents(cleared=True, kept=tuple(hashes(10))))
-    assert index.kept(hashes(60)) == {"d1": 10}
+    assert index.kept([Chain(1, hashes(60))]) == {"d1": 10}
     index.remove_worker("d1")
-    assert index.kept(hashes(60)) == {}
+    assert index.kept([Chain(1, hashes(60))]) == {}
 
 
 def test_a_full_decode_worker_is_avoided() -> None:

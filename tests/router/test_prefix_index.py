@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from baton.protos.hashing import short_hash
 from baton.protos.types import KvDigest, KvEvents, Member, Role, WorkerLoad
+from baton.router.decision import Chain
 from baton.router.prefix_index import PrefixIndex, aligned
 from baton.router.view import Columns, WorkerView
 
@@ -98,7 +99,7 @@ def test_lengths_of_prefixes_are_exact(lengths: list[tuple[str, int]]) -> None:
         for w in "hgfedcbax"
     )
     expected = [model.get(worker.member.worker_id, 0) for worker in pool.workers]
-    assert aligned(index.held(CHAIN, [pool]), pool).tolist() == expected
+    assert aligned(index.held([Chain(1, CHAIN)], [pool]), pool).tolist() == expected
 
 
 def digest_of(blocks: set[bytes]) -> KvDigest:
@@ -136,5 +137,5 @@ def test_a_prefix_of_the_first_workers_is_looked_up_for_the_last() -> None:
         for i in range(40)
     ]
     pool = Columns(WorkerView(member, WorkerLoad(), 0.0) for member in members)
-    found = aligned(index.held([b"first".ljust(16)], [pool]), pool)
+    found = aligned(index.held([Chain(1, [b"first".ljust(16)])], [pool]), pool)
     assert list(found) == [1.0] * 6 + [0.0] * 34

@@ -60,9 +60,9 @@ def random_inputs(rng: random.Random, policy: str) -> tuple[Inputs, PrefixIndex]
         sequence=rng.randrange(100),
     )
     seed = rng.getrandbits(64)
-    hits = index.hits(request.block_hashes)
+    hits = index.tokens(request.chains)
     config = RouterConfig(policy=policy)
-    kept = index.kept(request.block_hashes)
+    kept = index.kept(request.chains)
     return Inputs(view=view, hits=hits, kept=kept, request=request, config=config, seed=seed), index
 
 

@@ -98,7 +98,7 @@ def test_orders_are_kept_and_a_large_fleets_decision_is_repeated_to_the_last_bit
             assert fresh.orders == pool.orders
             assert fresh[views.Column.WAIT_S].tolist() == pool[views.Column.WAIT_S].tolist()
         asked = request(exclude=frozenset({f"d{number % 24}"}), last_worker="d3")
-        hits = index.hits(CHAIN)
+        hits = index.tokens(asked.chains)
         config, seed = RouterConfig(), rng.getrandbits(64)
         made = plan(view, index, asked, config, random.Random(seed))
         inputs = Inputs(view=view, hits=hits, kept={}, request=asked, config=config, seed=seed)

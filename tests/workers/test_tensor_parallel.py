@@ -24,14 +24,20 @@ from baton.protos.types import Role, SamplingParams
 
 
 @asynccontextmanager
-async def pair_of(prefill_size: int, decode_size: int, ranks: RankHost) -> AsyncIterator[Pair]:
-    prefill = PrefillWorker(
-        PrefillWorkerConfig(engine=engine_config(Role.PREFILL, tensor_parallel_size=prefill_size)),
-        ranks=ranks,
-    )
+async def pair_of(
+    prefill_size: int, decode_size: int, ranks: RankHost, *, block_sizes: tuple[int, int] = (16, 16)
+) -> AsyncIterator[Pair]:
+    engines = [
+        engine_config(role, tensor_parallel_size=size, block_size=block_size)
+        for role, size, block_size in (
+            (Role.PREFILL, prefill_size, block_sizes[0]),
+            (Role.DECODE, decode_size, block_sizes[1]),
+        )
+    ]
+    prefill = PrefillWorker(PrefillWorkerConfig(engine=engines[0]), ranks=ranks)
     decode = DecodeWorker(
         DecodeWorkerConfig(
-            engine=engine_config(Role.DECODE, tensor_parallel_size=decode_size),
+            engine=engines[1],
             prefill_timeout_s=60.0,
             handshake_timeout_s=60.0,
             lease_s=1.0,
@@ -43,19 +49,25 @@ async def pair_of(prefill_size: int, decode_size: int, ranks: RankHost) -> Async
     await prefill.close()
 
 
-@pytest.mark.parametrize(("prefill_size", "decode_size"), [(2, 2), (1, 2), (4, 2)])
-async def test_kv_goes_from_ranks_to_ranks(prefill_size: int, decode_size: int) -> None:
+@pytest.mark.parametrize(
+    ("prefill_size", "decode_size", "block_sizes"),
+    [(2, 2, (16, 16)), (1, 2, (16, 24)), (4, 2, (24, 8))],
+)
+async def test_kv_goes_from_ranks_to_ranks(
+    prefill_size: int, decode_size: int, block_sizes: tuple[int, int]
+) -> None:
     requests = [(prompt, GREEDY) for prompt in prompts(4, seed=prefill_size)]
     expected = await asyncio.to_thread(run_alone, requests)
     async with (
-        pair_of(prefill_size, decode_size, ThreadRanks()) as pair,
+        pair_of(prefill_size, decode_size, ThreadRanks(), block_sizes=block_sizes) as pair,
         Probe(pair.decode_member) as gateway,
     ):
-        handles = [gateway.submit(*r, prefill=[pair.prefill_member]) for r in requests]
-        answers = [await gateway.wait(handle) for handle in handles]
-        assert [a.done.fallback_reason for a in answers if a.done] == [""] * 4
-        assert [a.done.prefilled_by for a in answers if a.done] == ["prefill-0"] * 4
-        assert [a.tokens for a in answers] == expected
+        for _ in ("cold", "all known"):
+            handles = [gateway.submit(*r, prefill=[pair.prefill_member]) for r in requests]
+            answers = [await gateway.wait(handle) for handle in handles]
+            assert [a.done.fallback_reason for a in answers if a.done] == [""] * 4
+            assert [a.done.prefilled_by for a in answers if a.done] == ["prefill-0"] * 4
+            assert [a.tokens for a in answers] == expected
         await pair.check_all_free()
 
 

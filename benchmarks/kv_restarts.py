@@ -270,6 +270,7 @@ async def run(connector: str, loops: int, limit_s: float) -> list[dict[str, Any]
             cluster.directory,
             RouterConfig(policy="always_remote"),
             gateway_id="benchmark",
+            secret="shared",
             config=FleetConfig(poll_s=0.1, max_replays=10, no_worker_wait_s=PATIENCE_S),
         )
         await fleet.start()

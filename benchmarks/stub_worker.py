@@ -26,6 +26,7 @@ from baton.protos import worker_pb2 as pb
 from baton.protos.convert import generate_from_proto, logprobs_to_proto
 from baton.protos.errors import BatonError, OverloadedError, UnavailableError
 from baton.protos.feed import FeedHub, GatewayFeed
+from baton.protos.proof import WorkerGreeting
 from baton.protos.server import WorkerServer, start_worker_server
 from baton.protos.types import (
     KvEvents,
@@ -165,10 +166,14 @@ class StubWorker(WorkerServicer):
         requests: AsyncIterator[pb.GatewayMessage],
         context: grpc.aio.ServicerContext[pb.GatewayMessage, pb.WorkerMessage],
     ) -> AsyncIterator[pb.WorkerMessage]:
+        incoming = aiter(requests)
+        greeting = WorkerGreeting("", self.config.worker_id, self.config.incarnation)
+        yield greeting.challenge(await anext(incoming))
+        greeting.check(await anext(incoming))
         feed = GatewayFeed(self._hello())
         feed.load(self._load())
         self.hub.join(feed, KvEvents(cleared=True, stored=tuple(self.cached)))
-        reader = asyncio.create_task(self._read(requests, feed))
+        reader = asyncio.create_task(self._read(incoming, feed))
         try:
             async for message in feed.messages():
                 yield message

@@ -7,15 +7,17 @@ Serve places, heals, upgrades and scales the replicas. Its own HTTP proxy is not
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import warnings
 from typing import Any
 
 import ray
 from ray import serve
+from ray.experimental import internal_kv
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from baton.cluster.actors import Factories, GatewayReplica, WorkerReplica
-from baton.cluster.config import BatonConfig, PoolConfig, resolve, with_gpus, with_secret
+from baton.cluster.config import BatonConfig, PoolConfig, resolve, with_gpus
 from baton.cluster.lmcache import with_lmcache
 from baton.cluster.scaling_board import PoolScaling, deployed_scaling
 from baton.cluster.schema import Document
@@ -40,10 +42,22 @@ def build(args: dict[str, Any]) -> serve.Application:
     return build_app(with_gpus(config, ray.cluster_resources().get("GPU", 0.0)))
 
 
+def kept_secret(name: str) -> str:
+    """A random one for as long as this Ray cluster lives: gateways of an application that is
+    deployed anew go on with the workers that are not replaced yet.
+    """
+    key, fresh = f"{name}:secret".encode(), secrets.token_hex(32).encode()
+    internal_kv._internal_kv_put(key, fresh, overwrite=False, namespace="baton")
+    kept: bytes = internal_kv._internal_kv_get(key, namespace="baton")
+    return kept.decode()
+
+
 def build_app(config: BatonConfig, factories: Factories | None = None) -> serve.Application:
-    """Binds the application; deploying it is the caller's."""
+    """Binds the application; deploying it is the caller's. Ray must be connected."""
     factories = factories or Factories()
-    config = with_lmcache(with_secret(config))
+    config = with_lmcache(config)
+    if not config.secret:
+        config = dataclasses.replace(config, secret=kept_secret(config.name))
     pools = [
         _worker_deployment(pool, config).bind(config, pool, factories)
         for pool in (config.prefill, config.decode)

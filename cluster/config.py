@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,8 +158,8 @@ class BatonConfig:
     configuration.
 
     `worker_host` is the address that workers bind and publish; "auto" is 127.0.0.1 in a private Ray
-    and the node's own address in a cluster. `secret` is what workers prove to each other that they
-    know before they exchange KV; empty stands for a random one. Gateways are kept to nodes which
+    and the node's own address in a cluster. `secret` is what workers and gateways prove to each
+    other that they know before anything else; empty stands for a random one. Gateways are kept to nodes which
     offer `gateway_resources`; those of one node take ports `gateway_port_step` apart, and with 0
     each waits for its own.
     """
@@ -251,11 +250,6 @@ def with_gpus(config: BatonConfig, num_gpus: float) -> BatonConfig:
     return dataclasses.replace(
         config, prefill=settled(config.prefill), decode=settled(config.decode)
     )
-
-
-def with_secret(config: BatonConfig) -> BatonConfig:
-    """Chooses a random secret where none was given: one for this deployment."""
-    return config if config.secret else dataclasses.replace(config, secret=secrets.token_hex(32))
 
 
 def load_config(path: Path | None, overrides: Mapping[str, tuple[Any, str]]) -> BatonConfig:

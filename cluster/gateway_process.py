@@ -113,6 +113,7 @@ class GatewayProcess:
             self._directory,
             self._config.router,
             gateway_id=self._gateway_id,
+            secret=self._config.secret,
             config=self._config.fleet,
             admission=self._config.gateway.admission,
             tenants=self._config.gateway.every_tenant,

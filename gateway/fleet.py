@@ -65,6 +65,7 @@ class Fleet:
         router: RouterConfig,
         *,
         gateway_id: str,
+        secret: str = "",
         clock: Clock | None = None,
         config: FleetConfig | None = None,
         rng: random.Random | None = None,
@@ -82,6 +83,7 @@ class Fleet:
             self._workers_changed,
             self._pump_soon,
             gateway_id=gateway_id,
+            secret=secret,
             config=self._config,
             clock=self._clock,
             models=self.planner.models,
@@ -339,11 +341,7 @@ class Fleet:
         track.link, track.handle = link, handle
         track.prefill_links = self._roster.prefill_links(chosen.prefill[:1])
         track.count_in_flight(generation, chosen, self._clock.now_s())
-        by_size: dict[int, list[str]] = {}
-        for each in (link, *track.prefill_links):
-            by_size.setdefault(each.hello.block_size, []).append(each.member.worker_id)
-        for size, worker_ids in by_size.items():
-            self._roster.index.promise(generation, worker_ids, track.chains.get(size, ()))
+        track.promise(self._roster.index, generation)
 
     def _route(self, generation: Generation, track: Track, view: ClusterView) -> RouteRequest:
         # Hashing a long prompt for an empty index would be for nothing.

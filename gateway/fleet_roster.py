@@ -53,6 +53,7 @@ class Roster:
         on_load: Callable[[], None],
         *,
         gateway_id: str,
+        secret: str,
         config: FleetConfig,
         clock: Clock,
         models: ModelBook,
@@ -67,6 +68,7 @@ class Roster:
         self._on_change = on_change
         self._on_load = on_load
         self._gateway_id = gateway_id
+        self._secret = secret
         self._config = config
         self._clock = clock
         self._links: dict[str, WorkerLink] = {}
@@ -244,6 +246,7 @@ class Roster:
             member,
             self,
             gateway_id=self._gateway_id,
+            secret=self._secret,
             config=self._config,
             clock=self._clock,
         )

@@ -12,6 +12,7 @@ from baton.protos.errors import AdapterNotFoundError, BatonError, DeadlineError
 from baton.protos.hashing import adapter_salt, block_hashes
 from baton.protos.types import Member
 from baton.router.decision import Chain, Plan, RouteRequest
+from baton.router.prefix_index import PrefixIndex
 from baton.router.view import ClusterView
 
 
@@ -64,6 +65,15 @@ class Track:
         self.link.in_flight.add(id(generation), now_s, 0 if remote else num_new)
         for link in self.prefill_links:
             link.in_flight.add(id(generation), now_s, num_new)
+
+    def promise(self, index: PrefixIndex, generation: Generation) -> None:
+        """Its prompt will be where it was sent, in blocks of each worker's size."""
+        by_size: dict[int, list[str]] = {}
+        for link in (self.link, *self.prefill_links):
+            if link is not None:
+                by_size.setdefault(link.hello.block_size, []).append(link.member.worker_id)
+        for size, worker_ids in by_size.items():
+            index.promise(generation, worker_ids, self.chains.get(size, ()))
 
     def detach(self, generation: Generation) -> None:
         """Its attempt is over."""

@@ -14,16 +14,23 @@ import grpc
 from baton.gateway.fleet_config import FleetConfig
 from baton.gateway.fleet_generation import Generation
 from baton.gateway.fleet_in_flight import InFlight
+from baton.gateway.link_messages import dispatch_tokens, submit_message
 from baton.protos import worker_pb2 as pb
 from baton.protos.adapters import AdapterLoad
 from baton.protos.clock import Clock
 from baton.protos.convert import (
     adapters_from_proto,
-    generate_to_proto,
     kv_events_from_proto,
     load_from_proto,
 )
-from baton.protos.errors import BatonError, OverloadedError, UnavailableError, WorkerLostError
+from baton.protos.errors import (
+    AuthenticationError,
+    BatonError,
+    OverloadedError,
+    UnavailableError,
+    WorkerLostError,
+)
+from baton.protos.proof import GatewayGreeting
 from baton.protos.server import GRPC_OPTIONS
 from baton.protos.types import KvEvents, Member, WorkerLoad
 from baton.protos.worker_pb2_grpc import WorkerStub
@@ -78,9 +85,11 @@ class WorkerLink:
         owner: LinkOwner,
         *,
         gateway_id: str,
+        secret: str,
         config: FleetConfig,
         clock: Clock,
     ) -> None:
+        """secret: what the worker must know, and is shown to be known here."""
         self.member = member
         self.state = WorkerState.CONNECTING
         self.detail = "connecting"
@@ -92,6 +101,7 @@ class WorkerLink:
         self.connected_s = clock.now_s()
         self._owner = owner
         self._gateway_id = gateway_id
+        self._secret = secret
         self._config = config
         self._clock = clock
         self._load = WorkerLoad()
@@ -168,19 +178,7 @@ class WorkerLink:
                 f"{len(self._submits)} requests wait to be sent to worker {self.member.worker_id}"
             )
         handle = next(self._handles)
-        submit = pb.Submit(
-            handle=handle,
-            generate=generate_to_proto(generation.remaining_request()),
-            traceparent=generation.traceparent,
-        )
-        if generation.deadline_s is not None:
-            submit.deadline_s = max(generation.deadline_s - self._clock.now_s(), 0.001)
-        for target in plan.prefill:
-            submit.prefill.add(
-                worker_id=target.worker_id,
-                incarnation=target.incarnation,
-                address=target.address,
-            )
+        submit = submit_message(handle, generation, plan, self._clock.now_s())
         self._live[handle] = generation
         self._submits.append(submit)
         self._to_send.set()
@@ -236,6 +234,10 @@ class WorkerLink:
                 await self._converse(WorkerStub(channel).Connect())
         except grpc.aio.AioRpcError as error:
             why = f"{error.code().name}: {error.details()}"
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                self._refuse(error.details() or why)
+        except AuthenticationError as error:
+            self._refuse(error.message)
         except TimeoutError:
             why = f"no hello within {self._config.connect_timeout_s} s"
         except BatonError as error:
@@ -260,28 +262,30 @@ class WorkerLink:
     ) -> None:
         self._call = call
         self._heard_s = self._clock.now_s()
-        writer = asyncio.create_task(self._write(call), name=f"link-write-{self.member.worker_id}")
+        writer: asyncio.Task[None] | None = None
         try:
+            greeting = GatewayGreeting(self._secret, self._gateway_id, VERSION)
             async with asyncio.timeout(self._config.connect_timeout_s):
-                message = await call.read()
-            if message is grpc.aio.EOF:
+                message = await greeting.run(call)
+            if not isinstance(message, pb.WorkerMessage):
                 return
             self._greeted(message.hello)
+            name = f"link-write-{self.member.worker_id}"
+            writer = asyncio.create_task(self._write(call), name=name)
             while message is not grpc.aio.EOF:
                 self._heard_s = self._clock.now_s()
                 self._dispatch(message)
                 message = await call.read()
         finally:
-            writer.cancel()
             call.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            if writer is not None:
+                writer.cancel()
+                await asyncio.gather(writer, return_exceptions=True)
 
     async def _write(
         self, call: grpc.aio.StreamStreamCall[pb.GatewayMessage, pb.WorkerMessage]
     ) -> None:
         # A broken stream ends the reader too, which owns the outcome.
-        hello = pb.GatewayHello(gateway_id=self._gateway_id, version=VERSION)
-        await call.write(pb.GatewayMessage(hello=hello))
         while True:
             await self._to_send.wait()
             self._to_send.clear()
@@ -312,15 +316,19 @@ class WorkerLink:
         self.hello = hello
         refusal = self._owner.accept(self, hello)
         if refusal:
-            if self.detail != refusal:
-                _log.error("worker %s is refused: %s", self.member.worker_id, refusal)
-            self.state, self.detail = WorkerState.REFUSED, refusal
+            self._refuse(refusal)
             raise UnavailableError(refusal)
         self.state, self.detail = WorkerState.UP, ""
         self.connected_s = self._reported_s = self._clock.now_s()
         self._kv_sequence = None
         _log.info("worker %s is up at %s", self.member.worker_id, self.member.address)
         self._owner.link_up(self)
+
+    def _refuse(self, why: str) -> None:
+        """It is asked again, as it may be set right, but takes nothing until then."""
+        if self.detail != why:
+            _log.error("worker %s is refused: %s", self.member.worker_id, why)
+        self.state, self.detail = WorkerState.REFUSED, why
 
     def _stream_ended(self, why: str) -> None:
         self._call = None
@@ -341,7 +349,7 @@ class WorkerLink:
 
     def _dispatch(self, message: pb.WorkerMessage) -> None:
         if message.HasField("tokens"):
-            self._dispatch_tokens(message.tokens)
+            dispatch_tokens(self._live, message.tokens)
         for chunk in message.logprobs:
             if (generation := self._live.get(chunk.handle)) is not None:
                 generation.add_logprobs(chunk)
@@ -357,20 +365,6 @@ class WorkerLink:
         # After the events: its digest is of the cache that they lead to.
         if message.HasField("load"):
             self._reported(load_from_proto(message.load))
-
-    def _dispatch_tokens(self, batch: pb.TokenBatch) -> None:
-        # The hottest loop of a gateway: lists instead of repeated fields, one append a token.
-        live = self._live
-        token_ids = list(batch.token_ids)
-        position = 0
-        for handle, count in zip(batch.handles, batch.num_tokens, strict=True):
-            generation = live.get(handle)
-            if generation is not None:
-                if count == 1:
-                    generation.add_token(token_ids[position])
-                else:
-                    generation.add_tokens(token_ids[position : position + count])
-            position += count
 
     def _reported(self, load: WorkerLoad) -> None:
         self._load = load

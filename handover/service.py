@@ -15,8 +15,11 @@ from baton.kvtransfer.hello import CalledHandshake
 from baton.protos import worker_pb2 as pb
 from baton.protos.errors import AuthenticationError, BatonError, LayoutMismatchError
 from baton.protos.feed import GatewayFeed
+from baton.protos.proof import WorkerGreeting
 from baton.protos.worker_pb2_grpc import WorkerServicer
 
+# A caller that says nothing for this long is not kept.
+_GREETING_S: Final = 15.0
 # A caller that hears one of these need not try again.
 _STATUS: Final[dict[type[Exception], grpc.StatusCode]] = {
     LayoutMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -46,9 +49,16 @@ class WorkerService(WorkerServicer):
         context: grpc.aio.ServicerContext[pb.GatewayMessage, pb.WorkerMessage],
     ) -> AsyncIterator[pb.WorkerMessage]:
         """One gateway, until either side ends the stream; then its requests are dropped."""
+        incoming, config = aiter(requests), self._host.config
+        greeting = WorkerGreeting(config.secret, config.worker_id, config.incarnation)
+        try:
+            yield greeting.challenge(await asyncio.wait_for(anext(incoming), _GREETING_S))
+            greeting.check(await asyncio.wait_for(anext(incoming), _GREETING_S))
+        except (StopAsyncIteration, TimeoutError, BatonError) as error:
+            await context.abort(_STATUS.get(type(error), grpc.StatusCode.UNAVAILABLE), str(error))
         feed = GatewayFeed(self._host.hello())
         await self._host.join(feed)
-        reader = asyncio.create_task(self._read_gateway(requests, feed))
+        reader = asyncio.create_task(self._read_gateway(incoming, feed))
         try:
             async for message in feed.messages():
                 yield message

@@ -15,9 +15,7 @@ be used twice.
 
 from __future__ import annotations
 
-import hmac
 import json
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,11 +27,11 @@ from baton.kvtransfer.group import rank_key
 from baton.kvtransfer.layout import KVLayout
 from baton.kvtransfer.mapping import plan_map
 from baton.protos import worker_pb2 as pb
-from baton.protos.errors import AuthenticationError, LayoutMismatchError, TransferError
+from baton.protos.errors import LayoutMismatchError
+from baton.protos.proof import check_mac, join_nonces, make_mac, new_nonce, unsigned
 
 Message = TypeVar("Message", pb.Challenge, pb.PeerHello)
 
-_NONCE_BYTES: Final = 32
 _MAX_DIFFERENCES: Final = 8
 _MAX_RANKS: Final = 256
 
@@ -87,7 +85,7 @@ class Identity:
             worker_id=key.worker_id,
             incarnation=key.incarnation,
             version=__version__,
-            nonce=secrets.token_bytes(_NONCE_BYTES),
+            nonce=new_nonce(),
         )
 
 
@@ -237,33 +235,14 @@ def _check_version(ours: Identity, theirs: pb.Challenge) -> None:
 
 
 def _nonces(caller: pb.Challenge, called: pb.Challenge) -> bytes:
-    for challenge in (caller, called):
-        if len(challenge.nonce) != _NONCE_BYTES:
-            raise TransferError(
-                f"the nonce of {challenge.worker_id} has {len(challenge.nonce)} bytes, but must"
-                f" have {_NONCE_BYTES}"
-            )
-    return caller.nonce + called.nonce
+    return join_nonces(caller.worker_id, caller.nonce, called.worker_id, called.nonce)
 
 
 def _signed(ours: Identity, part: str, nonces: bytes, message: Message) -> Message:
-    message.mac = _mac(ours.secret, part, nonces, message)
+    message.mac = make_mac(ours.secret, part, nonces, unsigned(message))
     return message
 
 
 def _prove(ours: Identity, part: str, nonces: bytes, theirs: pb.Challenge | pb.PeerHello) -> None:
-    if not hmac.compare_digest(theirs.mac, _mac(ours.secret, part, nonces, theirs)):
-        raise AuthenticationError(
-            f"{theirs.worker_id} does not know the cluster secret of {ours.info.key.worker_id}:"
-            f" set the same `secret` for all workers",
-            param="secret",
-        )
-
-
-def _mac(secret: str, part: str, nonces: bytes, message: pb.Challenge | pb.PeerHello) -> bytes:
-    unsigned = type(message)()
-    unsigned.CopyFrom(message)  # type: ignore[arg-type]  # of its own type
-    unsigned.ClearField("mac")
-    content = b"baton-kv-1 " + part.encode() + b" " + nonces
-    content += unsigned.SerializeToString(deterministic=True)
-    return hmac.digest(secret.encode(), content, "sha256")
+    expected = make_mac(ours.secret, part, nonces, unsigned(theirs))
+    check_mac(theirs.mac, expected, here=ours.info.key.worker_id, there=theirs.worker_id)

@@ -7,22 +7,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GatewayMessage(_message.Message):
-    __slots__ = ("hello", "submits", "aborts")
+    __slots__ = ("hello", "submits", "aborts", "mac")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMITS_FIELD_NUMBER: _ClassVar[int]
     ABORTS_FIELD_NUMBER: _ClassVar[int]
+    MAC_FIELD_NUMBER: _ClassVar[int]
     hello: GatewayHello
     submits: _containers.RepeatedCompositeFieldContainer[Submit]
     aborts: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, hello: _Optional[_Union[GatewayHello, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., aborts: _Optional[_Iterable[int]] = ...) -> None: ...
+    mac: bytes
+    def __init__(self, hello: _Optional[_Union[GatewayHello, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., aborts: _Optional[_Iterable[int]] = ..., mac: _Optional[bytes] = ...) -> None: ...
 
 class GatewayHello(_message.Message):
-    __slots__ = ("gateway_id", "version")
+    __slots__ = ("gateway_id", "version", "nonce")
     GATEWAY_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
     gateway_id: str
     version: str
-    def __init__(self, gateway_id: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    nonce: bytes
+    def __init__(self, gateway_id: _Optional[str] = ..., version: _Optional[str] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias_ids", "logit_bias_values", "seed", "max_tokens", "min_tokens", "stop_token_ids", "ignore_eos", "logprobs", "prompt_logprobs")
@@ -135,7 +139,7 @@ class Submit(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("hello", "tokens", "logprobs", "done", "load", "kv_events", "adapters")
+    __slots__ = ("hello", "tokens", "logprobs", "done", "load", "kv_events", "adapters", "challenge")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +147,7 @@ class WorkerMessage(_message.Message):
     LOAD_FIELD_NUMBER: _ClassVar[int]
     KV_EVENTS_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     hello: WorkerHello
     tokens: TokenBatch
     logprobs: _containers.RepeatedCompositeFieldContainer[LogprobChunk]
@@ -150,7 +155,8 @@ class WorkerMessage(_message.Message):
     load: Load
     kv_events: _containers.RepeatedCompositeFieldContainer[KvEventBatch]
     adapters: Adapters
-    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., tokens: _Optional[_Union[TokenBatch, _Mapping]] = ..., logprobs: _Optional[_Iterable[_Union[LogprobChunk, _Mapping]]] = ..., done: _Optional[_Iterable[_Union[Done, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., kv_events: _Optional[_Iterable[_Union[KvEventBatch, _Mapping]]] = ..., adapters: _Optional[_Union[Adapters, _Mapping]] = ...) -> None: ...
+    challenge: Challenge
+    def __init__(self, hello: _Optional[_Union[WorkerHello, _Mapping]] = ..., tokens: _Optional[_Union[TokenBatch, _Mapping]] = ..., logprobs: _Optional[_Iterable[_Union[LogprobChunk, _Mapping]]] = ..., done: _Optional[_Iterable[_Union[Done, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., kv_events: _Optional[_Iterable[_Union[KvEventBatch, _Mapping]]] = ..., adapters: _Optional[_Union[Adapters, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ...) -> None: ...
 
 class Adapters(_message.Message):
     __slots__ = ("resident", "num_rows", "num_loaded", "num_loads", "load_s", "num_copies", "copy_s", "num_evictions", "num_hits")

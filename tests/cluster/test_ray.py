@@ -179,10 +179,14 @@ def test_a_refused_model_is_told_in_a_sentence(running: Running) -> None:
 def test_serves_own_tools_can_build_the_application(running: Running) -> None:
     from ray import serve
 
-    from baton.cluster.app import build
+    from baton.cluster.app import build, kept_secret
 
     application = build({"model": running.config.model, "decode": {"min_replicas": 3}})
     assert isinstance(application, serve.Application)
+    # Deployed again, it goes on with the workers that are not replaced yet.
+    secret = kept_secret("baton")
+    assert len(secret) == 64
+    assert kept_secret("baton") == secret != kept_secret("other")
     with pytest.raises(ConfigError, match="did you mean decode"):
         build({"decod": {}})
 

@@ -199,7 +199,7 @@ async def rig(
     pair = Pair(prefill, decode, await prefill.start(), await decode.start())
     ledger.watch(decode.host.engine)
     try:
-        async with Probe(pair.decode_member) as gateway:
+        async with Probe(pair.decode_member, "") as gateway:
             yield Rig(pair, gateway, faults, ledger, asked, expected)
     finally:
         await decode.close()

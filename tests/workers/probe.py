@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -12,9 +12,13 @@ import grpc
 from baton.protos import worker_pb2 as pb
 from baton.protos.constraints import Grammar, Thought
 from baton.protos.convert import generate_to_proto
+from baton.protos.proof import GatewayGreeting
 from baton.protos.server import GRPC_OPTIONS
 from baton.protos.types import GenerateRequest, Member, SamplingParams
 from baton.protos.worker_pb2_grpc import WorkerStub
+
+# What the workers of these tests share.
+SECRET = "of the test"
 
 
 @dataclass(slots=True)
@@ -29,8 +33,9 @@ class Answer:
 class Probe:
     """One gateway stream to one worker."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, secret: str = SECRET) -> None:
         self.member = member
+        self._secret = secret
         self.hello: pb.WorkerHello | None = None
         self.loads: list[pb.Load] = []
         self.kv_events: list[pb.KvEventBatch] = []
@@ -40,16 +45,16 @@ class Probe:
 
     async def __aenter__(self) -> Probe:
         self._channel = grpc.aio.insecure_channel(self.member.address, options=GRPC_OPTIONS)
-        hello = pb.GatewayHello(gateway_id="probe")
-        self._outgoing.put_nowait(pb.GatewayMessage(hello=hello))
-        call = WorkerStub(self._channel).Connect(self._requests())
-        self._reader = asyncio.create_task(self._read(call))
+        call = WorkerStub(self._channel).Connect()
+        first = await GatewayGreeting(self._secret, "probe", "1").run(call)
+        self._writer = asyncio.create_task(self._write(call))
+        self._reader = asyncio.create_task(self._read(call, first))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._outgoing.put_nowait(None)
         self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
+        await asyncio.gather(self._writer, self._reader, return_exceptions=True)
         await self._channel.close()
 
     def submit(
@@ -101,12 +106,12 @@ class Probe:
                 await answer.changed.wait()
         return answer
 
-    async def _requests(self) -> AsyncIterator[pb.GatewayMessage]:
+    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
         while (message := await self._outgoing.get()) is not None:
-            yield message
+            await call.write(message)
 
-    async def _read(self, call: grpc.aio.StreamStreamCall) -> None:
-        async for message in call:
+    async def _read(self, call: grpc.aio.StreamStreamCall, message: pb.WorkerMessage) -> None:
+        while message is not grpc.aio.EOF:
             if message.HasField("hello"):
                 self.hello = message.hello
             if message.HasField("load"):
@@ -126,3 +131,4 @@ class Probe:
             for done in message.done:
                 self.answers[done.handle].done = done
                 self.answers[done.handle].changed.set()
+            message = await call.read()

@@ -30,7 +30,13 @@ async def test_running_requests_go_on_with_their_kv_at_another_worker() -> None:
     leaving, staying = decode_worker("decode-0"), decode_worker("decode-1")
     members = [await leaving.start(), await staying.start()]
     directory = StaticDirectory(members[:1])
-    fleet = Fleet(directory, RouterConfig(), gateway_id="test", config=FleetConfig(poll_s=0.05))
+    fleet = Fleet(
+        directory,
+        RouterConfig(),
+        gateway_id="test",
+        secret="shared",
+        config=FleetConfig(poll_s=0.05),
+    )
     await fleet.start()
     await fleet.wait_ready(30.0)
     request = GenerateRequest(request_id="r", prompt_token_ids=prompt, sampling=sampling)

@@ -14,14 +14,18 @@ from tests.workers.probe import Probe
 from baton.decode_worker.config import DecodeWorkerConfig
 from baton.decode_worker.worker import DecodeWorker
 from baton.engine.engine import Engine
+from baton.gateway.fleet import Fleet
+from baton.gateway.fleet_config import StaticDirectory
 from baton.kvtransfer.hello import CalledHandshake, Identity
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.prefill_worker.worker import PrefillWorker
 from baton.protos import worker_pb2 as pb
-from baton.protos.errors import ConfigError
+from baton.protos.errors import AuthenticationError, ConfigError
+from baton.protos.proof import GatewayGreeting
 from baton.protos.server import start_worker_server
 from baton.protos.types import GenerateRequest, Member, Role, SamplingParams
-from baton.protos.worker_pb2_grpc import WorkerServicer
+from baton.protos.worker_pb2_grpc import WorkerServicer, WorkerStub
+from baton.router.config import RouterConfig
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 
@@ -196,7 +200,7 @@ async def test_a_silent_prefill_worker_is_given_up_in_time() -> None:
     )
     prompt = prompts(6)[5]
     (expected,) = await asyncio.to_thread(run_alone, [(prompt, GREEDY)])
-    async with Probe(decode_member) as gateway:
+    async with Probe(decode_member, "") as gateway:
         answer = await gateway.wait(gateway.submit(prompt, GREEDY, prefill=[silent]))
         assert answer.tokens == expected
         assert answer.done is not None
@@ -219,6 +223,32 @@ async def test_a_worker_without_the_secret_gets_no_kv_and_is_not_asked_again(pai
             assert "does not know the cluster secret" in answer.done.fallback_reason
             # The second request is told from memory: nobody is there to ask.
             await stranger.close()
+
+
+async def test_a_gateway_without_the_secret_gets_nothing(pair: Pair) -> None:
+    with pytest.raises(AuthenticationError, match="decode-0 does not know the cluster secret"):
+        await Probe(pair.decode_member, "another").__aenter__()
+    directory = StaticDirectory([pair.decode_member])
+    fleet = Fleet(directory, RouterConfig(), gateway_id="stranger", secret="another")
+    await fleet.start()
+    async with asyncio.timeout(20):
+        while (view := fleet.workers()[0]).state != "refused":
+            await asyncio.sleep(0.01)
+    assert "does not know the cluster secret of stranger" in view.detail
+    await fleet.close()
+    for member in (pair.decode_member, pair.prefill_member):
+        async with grpc.aio.insecure_channel(member.address) as channel:
+            call = WorkerStub(channel).Connect()
+            await call.write(GatewayGreeting("", "stranger", "1").hello())
+            challenge = (await call.read()).challenge
+            assert challenge.worker_id == member.worker_id
+            generate = pb.Generate(prompt_token_ids=[1, 2])
+            forged = pb.GatewayMessage(submits=[pb.Submit(generate=generate)], mac=challenge.mac)
+            await call.write(forged)
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await call.read()
+            assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert pair.decode.num_requests() == 0
 
 
 async def test_another_incarnation_at_the_address_is_refused(pair: Pair) -> None:

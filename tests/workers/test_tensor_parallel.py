@@ -12,7 +12,7 @@ import psutil
 import pytest
 from tests.engine.parallel.ranks import ThreadRanks
 from tests.workers.conftest import Pair, engine_config
-from tests.workers.probe import Probe
+from tests.workers.probe import SECRET, Probe
 from tests.workers.test_pair import GREEDY, prompts, run_alone
 
 from baton.decode_worker.config import DecodeWorkerConfig
@@ -34,10 +34,11 @@ async def pair_of(
             (Role.DECODE, decode_size, block_sizes[1]),
         )
     ]
-    prefill = PrefillWorker(PrefillWorkerConfig(engine=engines[0]), ranks=ranks)
+    prefill = PrefillWorker(PrefillWorkerConfig(engine=engines[0], secret=SECRET), ranks=ranks)
     decode = DecodeWorker(
         DecodeWorkerConfig(
             engine=engines[1],
+            secret=SECRET,
             prefill_timeout_s=60.0,
             handshake_timeout_s=60.0,
             lease_s=1.0,

@@ -159,9 +159,9 @@ class BatonConfig:
 
     `worker_host` is the address that workers bind and publish; "auto" is 127.0.0.1 in a private Ray
     and the node's own address in a cluster. `secret` is what workers and gateways prove to each
-    other that they know before anything else; empty stands for a random one. Gateways are kept to nodes which
-    offer `gateway_resources`; those of one node take ports `gateway_port_step` apart, and with 0
-    each waits for its own.
+    other that they know before anything else; empty stands for a random one. Gateways are kept to
+    nodes which offer `gateway_resources`; those of one node take ports `gateway_port_step` apart,
+    and with 0 each waits for its own.
     """
 
     model: str

@@ -249,6 +249,7 @@ async def drive(members: Sequence[Member], options: argparse.Namespace) -> list[
         StaticDirectory(members),
         RouterConfig(policy="always_remote"),
         gateway_id="benchmark",
+        secret="of the benchmark",
         config=FleetConfig(),
     )
     await fleet.start()

@@ -24,6 +24,8 @@ class EngineConfig:
     max_step_tokens: tokens computed in one step, which decodes and chunks of prompts share; at
         least `max_running` + 1, so that prompts advance beside a full batch of decodes.
     max_model_len: tokens of prompt and output together; None: what the model supports.
+    expected_output_tokens: what outputs are expected to be long, until some have ended: prompts are
+        admitted where blocks for the running ones' are left. 0: where one for each is.
     kv_cache_dtype: auto (that of the weights) or fp8_e4m3, half the bytes.
     gpu_memory_utilization: part of the GPU's memory that weights, activations and KV may take.
     graph_max_rows, graph_max_tokens: steps of up to so many decodes, or tokens of prompts and
@@ -52,6 +54,7 @@ class EngineConfig:
     max_waiting: int = 1024
     max_step_tokens: int = 512
     max_model_len: int | None = None
+    expected_output_tokens: int = 256
     kv_cache_dtype: str = "auto"
     gpu_memory_utilization: float = 0.9
     graph_max_rows: int | None = None
@@ -71,6 +74,7 @@ class EngineConfig:
         _at_least("kv_cache_bytes", self.kv_cache_bytes, 1)
         _at_least("max_running", self.max_running, 1)
         _at_least("max_waiting", self.max_waiting, 1)
+        _at_least("expected_output_tokens", self.expected_output_tokens, 0)
         _at_least("max_step_tokens", self.max_step_tokens, self.max_running + 1)
         _at_least("tensor_parallel_size", self.tensor_parallel_size, 1)
         if self.tensor_parallel_size > 1 and ":" in self.device:

@@ -17,6 +17,7 @@ from baton.engine.batch import RunResult, ScheduledRow
 from baton.engine.block_pool import BlockPool
 from baton.engine.config import EngineConfig
 from baton.engine.gates import Gates
+from baton.engine.growth import ExpectedGrowth
 from baton.engine.handover import Quarantine, Reservation
 from baton.engine.integrity import check_requests
 from baton.engine.prompt_shares import share_prefills
@@ -28,10 +29,7 @@ from baton.engine.scheduler_statistics import SchedulerStatistics
 from baton.engine.tiers.seam import Tiers
 from baton.engine.waiting import WaitingQueue
 from baton.protos.clock import Clock
-from baton.protos.errors import (
-    BatonError,
-    StaleEpochError,
-)
+from baton.protos.errors import BatonError, StaleEpochError
 from baton.protos.types import (
     FinishReason,
     GenerateRequest,
@@ -60,6 +58,7 @@ class Scheduler:
         self._tiers = tiers
         self._pool = pool
         self._blocks = RequestBlocks(pool, config.block_size, prefix_cache=config.prefix_cache)
+        self._growth = ExpectedGrowth(config.block_size, config.expected_output_tokens)
         self._batch = RunningBatch(config.max_running, rows, gates.adapters)
         self._requests: dict[str, Request] = {}
         self._queue = WaitingQueue()
@@ -93,7 +92,7 @@ class Scheduler:
     def reserve(self, request: GenerateRequest) -> Reservation | None:
         """Blocks for all its known tokens, or None (and nothing kept) when there is no room now."""
         new = self._new(request, RequestState.TRANSFERRING)
-        if not self._blocks.take(new, len(self._batch.decoding)):
+        if not self._blocks.take(new, self._growth.headroom(self._batch, new)):
             self._gates.leave(new)
             del self._requests[new.request_id]
             return None
@@ -236,6 +235,7 @@ class Scheduler:
             self._leave(request)
             self._advance(request, RequestState.PREFILLED, "prompt computed")
         elif reason is not None:
+            self._growth.finished(request)
             self._leave(request)
             self._end(request, RequestState.FINISHED, reason.value)
 
@@ -342,8 +342,7 @@ class Scheduler:
 
     def _admit(self, request: Request) -> bool:
         """Moves the queue's head into the batch, or to be loaded, if there is a slot and room."""
-        # Every decode may ask for a block next: one left for each keeps admissions from thrashing.
-        headroom = len(self._batch.decoding)
+        headroom = self._growth.headroom(self._batch, request)
         has_slot = self._batch.num_slots > self._tiers.num_loading
         is_cold = has_slot and self._is_cold(request)
         if not has_slot or not (is_cold or self._blocks.take(request, headroom)):

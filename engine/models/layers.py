@@ -12,14 +12,14 @@ from baton.engine.models.forward_batch import ForwardBatch
 from baton.engine.models.weights import Dim, Weights
 from baton.kernels.fused_linear import (
     Norm,
-    Normed,
+    add_linear,
     fused_linear,
     normed_linear,
     split_counts,
 )
 from baton.kernels.lora import LoraBatch, lora_embed, lora_linear
 from baton.kernels.paged_attention import paged_attention
-from baton.kernels.rms_norm import add_rms_norm, rms_norm
+from baton.kernels.rms_norm import rms_norm
 from baton.kernels.rotary_cache import rotary_cache
 
 
@@ -38,31 +38,19 @@ class ColumnLinear:
         self.target = weights.target(names, rows, width)
 
     def after_norm(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        norm: Norm,
-        lora: LoraBatch | None,
-        *,
-        swiglu: bool = False,
-    ) -> Normed:
-        """y of the normed sum of x and residual, halved by SwiGLU if asked; and that sum."""
+        self, x: Tensor, norm: Norm, lora: LoraBatch | None, *, swiglu: bool = False
+    ) -> Tensor:
+        """y of the normed x, halved by SwiGLU if asked."""
         if lora is None:
-            return normed_linear(
-                x, residual, norm, self.weight, self.bias, swiglu=swiglu, counts=self.counts
-            )
-        if residual is None:
-            x, total = rms_norm(x, norm.weight, norm.eps), x
-        else:
-            x, total = add_rms_norm(x, residual, norm.weight, norm.eps)
-        target = self.target.weights()
-        return Normed(lora_linear(x, self.weight, self.bias, target, lora, swiglu=swiglu), total)
+            return normed_linear(x, norm, self.weight, self.bias, swiglu=swiglu, counts=self.counts)
+        x = rms_norm(x, norm.weight, norm.eps)
+        return lora_linear(x, self.weight, self.bias, self.target.weights(), lora, swiglu=swiglu)
 
 
 class RowLinear:
     """y = x W^T + b, where x and W's columns (the rows of W^T) are this rank's parts; y is whole.
 
-    The ranks' products are added up; rank 0 brings the bias.
+    The ranks' products are added up; rank 0 brings the bias, and what y is added to.
     """
 
     def __init__(self, weights: Weights, name: str, height: int, width: Dim, *, bias: bool) -> None:
@@ -74,12 +62,19 @@ class RowLinear:
         self.counts = split_counts(self.weight)
         self.target = weights.target([name], [height], width)
 
-    def __call__(self, x: Tensor, lora: LoraBatch | None) -> Tensor:
+    def add_to(self, total: Tensor, x: Tensor, lora: LoraBatch | None) -> Tensor:
+        """total + y; in total's memory, or in new one and total's no longer holds it."""
+        whole = self.group.shards.rank == 0
         # What an adapter adds is a product over the same columns: the ranks' parts add up too.
-        if lora is None:
-            made = fused_linear(x, self.weight, self.bias, counts=self.counts)
+        if lora is not None:
+            target = self.target.weights()
+            made = lora_linear(
+                x, self.weight, self.bias, target, lora, add_to=total if whole else None
+            )
+        elif whole:
+            made = add_linear(total, x, self.weight, self.bias, counts=self.counts)
         else:
-            made = lora_linear(x, self.weight, self.bias, self.target.weights(), lora)
+            made = fused_linear(x, self.weight, self.bias, counts=self.counts)
         return self.group.all_reduce(made)
 
 
@@ -120,22 +115,12 @@ class Attention:
         self.q_norm = weights.tensor(f"{prefix}.q_norm.weight", spec.head_dim) if qk_norm else None
         self.k_norm = weights.tensor(f"{prefix}.k_norm.weight", spec.head_dim) if qk_norm else None
 
-    def __call__(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        norm: Norm,
-        batch: ForwardBatch,
-        cos_sin: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Branch output and residual stream [num_tokens, hidden] in and out.
-
-        The tokens' KV goes into the pool.
-        """
+    def __call__(self, x: Tensor, norm: Norm, batch: ForwardBatch, cos_sin: Tensor) -> Tensor:
+        """Residual stream [num_tokens, hidden] in and out. The tokens' KV goes into the pool."""
         spec = self.spec
         kv = batch.kv_layers[self.layer]
         kv_scale = batch.kv_scales[self.layer] if batch.kv_scales else None
-        made, residual = self.qkv.after_norm(x, residual, norm, batch.lora)
+        made = self.qkv.after_norm(x, norm, batch.lora)
         heads = made.view(x.shape[0], -1, spec.head_dim)
         q, k, v = heads.split_with_sizes(self.heads, 1)
         q = rotary_cache(
@@ -164,7 +149,7 @@ class Attention:
             kv_scale=kv_scale,
             plan=batch.plans.get(self.sliding_window),
         )
-        return self.out(mixed.reshape(x.shape[0], -1), batch.lora), residual
+        return self.out.add_to(x, mixed.reshape(x.shape[0], -1), batch.lora)
 
 
 class GatedMLP:
@@ -184,16 +169,14 @@ class GatedMLP:
         )
         self.down = RowLinear(weights, f"{prefix}.down_proj", spec.hidden_size, columns, bias=bias)
 
-    def __call__(
-        self, x: Tensor, residual: Tensor, norm: Norm, lora: LoraBatch | None
-    ) -> tuple[Tensor, Tensor]:
-        """Branch output and residual stream [num_tokens, hidden] in and out."""
-        made, residual = self.gate_up.after_norm(x, residual, norm, lora, swiglu=True)
-        return self.down(made, lora), residual
+    def __call__(self, x: Tensor, norm: Norm, lora: LoraBatch | None) -> Tensor:
+        """Residual stream [num_tokens, hidden] in and out."""
+        made = self.gate_up.after_norm(x, norm, lora, swiglu=True)
+        return self.down.add_to(x, made, lora)
 
 
 class DecoderLayer:
-    """Pre-norm attention and MLP; the residual stream is carried beside the branch's output."""
+    """Pre-norm attention and MLP, each adding to the residual stream."""
 
     def __init__(
         self, weights: Weights, spec: ModelSpec, layer: int, attention: Attention, mlp: GatedMLP
@@ -207,12 +190,10 @@ class DecoderLayer:
             weights.tensor(f"{prefix}.post_attention_layernorm.weight", width), eps
         )
 
-    def __call__(
-        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, cos_sin: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Branch output and residual stream in and out; the next norm adds them up."""
-        x, residual = self.attention(x, residual, self.input_norm, batch, cos_sin)
-        return self.mlp(x, residual, self.mlp_norm, batch.lora)
+    def __call__(self, x: Tensor, batch: ForwardBatch, cos_sin: Tensor) -> Tensor:
+        """Residual stream [num_tokens, hidden] in and out; x's memory is written."""
+        x = self.attention(x, self.input_norm, batch, cos_sin)
+        return self.mlp(x, self.mlp_norm, batch.lora)
 
 
 class CausalLM:
@@ -251,10 +232,9 @@ class CausalLM:
         x = self._embedded(token_ids)
         if batch.lora is not None:
             x = lora_embed(x, token_ids, self.embed_target.weights(), batch.lora)
-        residual: Tensor | None = None
         for layer in self.layers:
-            x, residual = layer(x, residual, batch, self.cos_sin)
-        return x if residual is None else x + residual
+            x = layer(x, batch, self.cos_sin)
+        return x
 
     def logits(
         self, hidden: Tensor, out: Tensor | None = None, lora: LoraBatch | None = None
@@ -266,7 +246,7 @@ class CausalLM:
         whole = self.vocab.count == self.spec.vocab_size
         into = out if whole else None
         if lora is None:
-            made = normed_linear(hidden, None, self.norm, self.head, out=into).out
+            made = normed_linear(hidden, self.norm, self.head, out=into)
         else:
             x = rms_norm(hidden, self.norm.weight, self.norm.eps)
             made = lora_linear(x, self.head, None, self.head_target.weights(), lora, out=into)

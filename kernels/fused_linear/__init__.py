@@ -1,8 +1,8 @@
-"""A linear layer with what stands before and after it: norm of the residual stream, SwiGLU.
+"""A linear layer with what stands before and after it: norm, SwiGLU, the residual stream's sum.
 
-A few tokens' products are bound by reading the weights, so there one kernel does all of it: it adds
-the residual, normalises, multiplies and applies the activation while the weights stream by. For
-more tokens the parts run one after the other, the product through the vendor's library.
+A few tokens' products are bound by reading the weights, so there one kernel does all of it: it
+normalises, multiplies, activates or adds while the weights stream by. For more tokens the parts run
+one after the other, the product and its sum through the vendor's library.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor, int32, zeros
 from baton.kernels.backend import Backend, runs_triton
 from baton.kernels.fused_linear.reference import fused_linear_reference
 
-__all__ = ["Norm", "Normed", "fused_linear", "normed_linear", "split_counts"]
+__all__ = ["Norm", "add_linear", "fused_linear", "normed_linear", "split_counts"]
 
 
 class Norm(NamedTuple):
@@ -20,13 +20,6 @@ class Norm(NamedTuple):
 
     weight: Tensor
     eps: float
-
-
-class Normed(NamedTuple):
-    """`out` of the linear layer, and `residual`, the sum that was normalised before it."""
-
-    out: Tensor
-    residual: Tensor
 
 
 def split_counts(weight: Tensor) -> Tensor:
@@ -66,13 +59,38 @@ def fused_linear(
         from baton.kernels.fused_linear.launch import Problem, fused_linear_triton
 
         problem = Problem(x=x, weight=weight, bias=bias, swiglu=swiglu, counts=counts)
-        return fused_linear_triton(problem, out, forced=backend == "triton").out
+        return fused_linear_triton(problem, out, forced=backend == "triton")
     return _into(out, fused_linear_reference(x, weight, bias, swiglu=swiglu))
+
+
+def add_linear(
+    total: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    counts: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Add `x weight^T + bias` to total in place, rounded once, and return it.
+
+    Args:
+        total: [num_tokens, features], contiguous, dtype of x.
+
+    The others are those of `fused_linear`, as is what it raises.
+    """
+    _check(x, weight, bias, False)
+    _check_out(x, weight, False, total)
+    if runs_triton(x, backend):
+        from baton.kernels.fused_linear.launch import Problem, fused_linear_triton
+
+        problem = Problem(x=x, weight=weight, bias=bias, counts=counts, adds=True)
+        return fused_linear_triton(problem, total, forced=backend == "triton")
+    return total.add_(fused_linear_reference(x, weight, bias, swiglu=False))
 
 
 def normed_linear(
     x: Tensor,
-    residual: Tensor | None,
     norm: Norm,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -81,24 +99,13 @@ def normed_linear(
     out: Tensor | None = None,
     counts: Tensor | None = None,
     backend: Backend = "auto",
-) -> Normed:
-    """Add the residual (if there is one), normalise, and go on as `fused_linear`.
-
-    Args:
-        x: [num_tokens, width], contiguous; not changed.
-        residual: shape and dtype of x, contiguous, or None; not changed.
-        norm: of `x + residual`, which is rounded to the dtype of x first.
-
-    The others are those of `fused_linear`, as is what it raises.
-    """
+) -> Tensor:
+    """Normalise x (which is not changed), and go on as `fused_linear`, whose other arguments and
+    errors these are."""
     _check(x, weight, bias, swiglu)
     _check_out(x, weight, swiglu, out)
     if norm.weight.shape != x.shape[1:] or norm.weight.stride(0) != 1:
         raise ValueError(f"norm weight {tuple(norm.weight.shape)} is not [{x.shape[1]}]")
-    if residual is not None and (
-        residual.shape != x.shape or residual.dtype != x.dtype or not residual.is_contiguous()
-    ):
-        raise ValueError(f"residual must be contiguous, {x.dtype} {tuple(x.shape)} as x is")
     if runs_triton(x, backend):
         from baton.kernels.fused_linear.launch import Problem, fused_linear_triton
 
@@ -107,19 +114,15 @@ def normed_linear(
             weight=weight,
             bias=bias,
             swiglu=swiglu,
-            residual=residual,
             norm_weight=norm.weight,
             eps=norm.eps,
             counts=counts,
         )
-        made = fused_linear_triton(problem, out, forced=backend == "triton")
-        return Normed(made.out, made.residual)
+        return fused_linear_triton(problem, out, forced=backend == "triton")
     from baton.kernels.fused_linear.reference import normed_linear_reference
 
-    made_out, total = normed_linear_reference(
-        x, residual, norm.weight, norm.eps, weight, bias, swiglu=swiglu
-    )
-    return Normed(_into(out, made_out), total)
+    made = normed_linear_reference(x, norm.weight, norm.eps, weight, bias, swiglu=swiglu)
+    return _into(out, made)
 
 
 def _into(out: Tensor | None, made: Tensor) -> Tensor:

@@ -15,19 +15,9 @@ LINE: tl.constexpr = tl.constexpr(64)
 
 
 @triton.jit
-def _inputs(
-    p_x, p_residual, p_norm, p_total, o_x, o_k, m_x, m_k, i_n,
-    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
-):  # fmt: skip
-    """A tile of x in float32, the residual added, times norm weight; and its squares."""
+def _inputs(p_x, p_norm, o_x, o_k, m_x, m_k, HAS_NORM: tl.constexpr):
+    """A tile of x in float32, times norm weight; and its squares."""
     b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
-    if HAS_RESIDUAL:
-        b_x += tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
-        # the norm reads the sum as it is stored, as the unfused operators would
-        b_total = b_x.to(p_total.dtype.element_ty)
-        # every program has the sum, the first one keeps it
-        tl.store(p_total + o_x, b_total, mask=m_x & (o_x + i_n == o_x))
-        b_x = b_total.to(tl.float32)
     b_square = b_x * b_x
     if HAS_NORM:
         b_x *= tl.load(p_norm + o_k, mask=m_k, other=0.0).to(tl.float32)
@@ -47,14 +37,14 @@ def _activated(b_out, b_up, p_bias, o_n, m_n, n, HAS_BIAS: tl.constexpr, SWIGLU:
 
 @triton.jit
 def gemv_kernel(
-    p_x, p_residual, p_norm, p_w, p_bias, p_out, p_total, n, k, eps,
-    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SWIGLU: tl.constexpr, DEPENDENT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    p_x, p_norm, p_w, p_bias, p_out, n, k, eps,
+    HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, SWIGLU: tl.constexpr, ADDS: tl.constexpr,
+    DEPENDENT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One token; each program every so many tiles of n. BK spans k: x stays in registers.
 
-    With SWIGLU row n + i of the weight is output i's up. Weights are always a tile ahead, the first
-    before the kernels that make x are over.
+    With SWIGLU row n + i of the weight is output i's up; with ADDS the output adds to what is in
+    its place. Weights are always a tile ahead, the first before the kernels that make x are over.
     """
     first = tl.program_id(0) * BN
     step = tl.num_programs(0) * BN
@@ -69,14 +59,15 @@ def gemv_kernel(
     if SWIGLU:
         b_w_up = tl.load(p_tile + up, mask=m_w, other=0.0, eviction_policy="evict_first")
     wait_for_earlier(DEPENDENT)
-    b_x, b_square = _inputs(
-        p_x, p_residual, p_norm, p_total, o_k, o_k, m_k, m_k, first, HAS_RESIDUAL, HAS_NORM
-    )
+    b_x, b_square = _inputs(p_x, p_norm, o_k, o_k, m_k, m_k, HAS_NORM)
     if HAS_NORM:
         b_x *= tl.rsqrt(tl.sum(b_square, axis=0) / k + eps)
     for i_n in range(first, n, step):
         o_n = i_n + tl.arange(0, BN)
         m_n = o_n < n
+        b_before = tl.zeros([BN], dtype=tl.float32)
+        if ADDS:
+            b_before = tl.load(p_out + o_n, mask=m_n, other=0.0).to(tl.float32)
         p_tile += step.to(tl.int64) * k
         m_w = (o_n + step < n)[:, None] & m_k[None, :]
         b_next = tl.load(p_tile, mask=m_w, other=0.0, eviction_policy="evict_first")
@@ -88,22 +79,34 @@ def gemv_kernel(
         if SWIGLU:
             b_up = tl.sum(b_w_up.to(tl.float32) * b_x[None, :], axis=1)
         b_out = _activated(b_out, b_up, p_bias, o_n, m_n, n, HAS_BIAS, SWIGLU)
-        tl.store(p_out + o_n, b_out.to(p_out.dtype.element_ty), mask=m_n)
+        tl.store(p_out + o_n, (b_before + b_out).to(p_out.dtype.element_ty), mask=m_n)
         b_w, b_w_up = b_next, b_next_up
+
+
+@triton.jit
+def _sum_parts(
+    p_part, SPLITS: tl.constexpr, SIZE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """The splits' sums, in their order."""
+    b_sum = tl.zeros([BN, BM], dtype=tl.float32)
+    for i in range(SPLITS):
+        # other programs wrote these: past the first-level cache, which does not see that
+        b_sum += tl.load(p_part + i * SIZE, cache_modifier=".cg")
+    return b_sum
 
 
 @triton.jit(do_not_specialize=["m"])
 def small_matmul_kernel(
-    p_x, p_residual, p_norm, p_w, p_bias, p_out, p_total, p_parts, p_counts, m, n, k, eps,
-    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SWIGLU: tl.constexpr, PRECISION: tl.constexpr, DEPENDENT: tl.constexpr, AHEAD: tl.constexpr,
+    p_x, p_norm, p_w, p_bias, p_out, p_parts, p_counts, m, n, k, eps,
+    HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, SWIGLU: tl.constexpr, ADDS: tl.constexpr,
+    PRECISION: tl.constexpr, DEPENDENT: tl.constexpr, AHEAD: tl.constexpr,
     SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Up to BM tokens; grid [tiles of n, SPLITS]. The weights are the matrix units' tall operand.
 
-    AHEAD cache lines of each row are asked for before the kernels that make x are over. Of several
-    SPLITS of k (without norm or SWIGLU) each leaves its sum, and whichever is done last (p_counts,
-    zero before and after) adds them up, in their order.
+    AHEAD cache lines of each row are asked for before the kernels that make x are over. With ADDS
+    the output adds to what is in its place. Of several SPLITS of k (without norm) each leaves its
+    sums, and whichever is done last (p_counts, zero before and after) adds them up.
     """
     i_n, i_split = tl.program_id(0), tl.program_id(1)
     o_n = i_n * BN + tl.arange(0, BN)
@@ -118,10 +121,16 @@ def small_matmul_kernel(
     prefetch(b_ahead, DEPENDENT)
     if SWIGLU:
         prefetch(b_ahead + n.to(tl.int64) * k, DEPENDENT)
+    p_tile = p_out + o_m.to(tl.int64)[None, :] * n + o_n[:, None]
+    m_tile = m_n[:, None] & m_m[None, :]
     wait_for_earlier(DEPENDENT)
     b_acc = tl.zeros([BN, BM], dtype=tl.float32)
     b_acc_up = tl.zeros([BN, BM], dtype=tl.float32)
     b_squares = tl.zeros([BM], dtype=tl.float32)
+    if ADDS:
+        # the first split's sum starts with it
+        m_before = m_n[:, None] & (o_m < tl.where(i_split == 0, m, 0))[None, :]
+        b_acc += tl.load(p_tile, mask=m_before, other=0.0).to(tl.float32)
     for i_k in range(begin, tl.minimum(begin + per_split, k), BK):
         o_k = i_k + tl.arange(0, BK)
         m_k = o_k < k
@@ -130,10 +139,7 @@ def small_matmul_kernel(
         o_x = o_m[:, None] * k + o_k[None, :]
         m_x = m_m[:, None] & m_k[None, :]
         if HAS_NORM:
-            b_x, b_square = _inputs(
-                p_x, p_residual, p_norm, p_total, o_x, o_k[None, :], m_x, m_k[None, :], i_n,
-                HAS_RESIDUAL, HAS_NORM,
-            )  # fmt: skip
+            b_x, b_square = _inputs(p_x, p_norm, o_x, o_k[None, :], m_x, m_k[None, :], HAS_NORM)
             b_squares += tl.sum(b_square, axis=1)
             b_t = tl.trans(b_x.to(p_x.dtype.element_ty))  # [BK, BM]
         else:
@@ -147,22 +153,22 @@ def small_matmul_kernel(
         b_inverse = tl.rsqrt(b_squares / k + eps)
         b_acc *= b_inverse[None, :]
         b_acc_up *= b_inverse[None, :]
-    p_tile = p_out + o_m.to(tl.int64)[None, :] * n + o_n[:, None]
-    m_tile = m_n[:, None] & m_m[None, :]
-    if SPLITS == 1:
-        b_out = _activated(b_acc, b_acc_up, p_bias, o_n[:, None], m_n[:, None], n, HAS_BIAS, SWIGLU)
-        tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m_tile)
-    else:
-        p_part = p_parts + i_n.to(tl.int64) * (SPLITS * BN * BM)
+    is_last = True
+    if SPLITS > 1:
+        SIZE: tl.constexpr = (2 if SWIGLU else 1) * BN * BM
+        p_part = p_parts + i_n.to(tl.int64) * (SPLITS * SIZE)
         p_part += tl.arange(0, BN)[:, None] * BM + o_m[None, :]
-        tl.store(p_part + i_split * (BN * BM), b_acc)
+        tl.store(p_part + i_split * SIZE, b_acc)
+        if SWIGLU:
+            tl.store(p_part + i_split * SIZE + BN * BM, b_acc_up)
         # all threads' stores come before the count, which others read before they load them
         tl.debug_barrier()
-        if tl.atomic_add(p_counts + i_n, 1, sem="acq_rel", scope="gpu") == SPLITS - 1:
+        is_last = tl.atomic_add(p_counts + i_n, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+        if is_last:
             tl.store(p_counts + i_n, 0)
-            b_sum = tl.zeros([BN, BM], dtype=tl.float32)
-            for i in range(SPLITS):
-                # other programs wrote these: past the first-level cache, which does not see that
-                b_sum += tl.load(p_part + i * (BN * BM), cache_modifier=".cg")
-            b_out = _activated(b_sum, b_sum, p_bias, o_n[:, None], m_n[:, None], n, HAS_BIAS, False)
-            tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m_tile)
+            b_acc = _sum_parts(p_part, SPLITS, SIZE, BM, BN)
+            if SWIGLU:
+                b_acc_up = _sum_parts(p_part + BN * BM, SPLITS, SIZE, BM, BN)
+    if is_last:
+        b_out = _activated(b_acc, b_acc_up, p_bias, o_n[:, None], m_n[:, None], n, HAS_BIAS, SWIGLU)
+        tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m_tile)

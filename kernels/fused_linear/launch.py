@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from baton.kernels.dependent_launch import dependent_launch
 from baton.kernels.fused_linear.kernel import gemv_kernel, small_matmul_kernel
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
-from baton.kernels.rms_norm.launch import add_rms_norm_triton, rms_norm_triton
+from baton.kernels.rms_norm.launch import rms_norm_triton
 from baton.kernels.swiglu.launch import swiglu_triton
 
 # Tokens up to which a kernel of ours may be the fastest; the tuned files say where it is.
@@ -25,8 +25,8 @@ class LinearConfig(LaunchConfig):
     programs: that share one token's tiles; 0: one a tile.
     library: the vendor's product instead of a kernel of ours. fuse_norm: norm within the kernel.
     ahead: cache lines of each output's weights that are asked for while the kernel waits to start.
-    splits: parts of the columns that several tokens' tiles are cut into, where norm and activation
-        are not the kernel's: few outputs alone would not fill the device.
+    splits: parts of the columns that several tokens' tiles are cut into, where the norm is not the
+        kernel's: few outputs alone would not fill the device.
     """
 
     block_n: int = 2
@@ -40,24 +40,16 @@ class LinearConfig(LaunchConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Arguments as the operators'; `norm_weight` None: no norm."""
+    """Arguments as the operators'; `norm_weight` None: no norm. adds: to what `out` holds."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None
-    swiglu: bool
-    residual: Tensor | None = None
+    swiglu: bool = False
     norm_weight: Tensor | None = None
     eps: float = 0.0
     counts: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """`residual` is what was normalised; x itself where nothing was added."""
-
-    out: Tensor
-    residual: Tensor
+    adds: bool = False
 
 
 _ONE: Final = LinearConfig(num_warps=8, num_stages=1)
@@ -87,7 +79,7 @@ def fused_linear_triton(
     *,
     forced: bool = False,
     config: LinearConfig | None = None,
-) -> Made:
+) -> Tensor:
     """All of it. forced: no library, whatever the shape (tests); config: instead of the tuned."""
     num_tokens = problem.x.shape[0]
     if config is None:
@@ -95,29 +87,20 @@ def fused_linear_triton(
         if forced and config.library:
             config = _FEW
     if num_tokens == 0:
-        return Made(_empty_out(problem) if out is None else out, problem.x)
+        return _empty_out(problem) if out is None else out
     # float16 has no room for the product of norm weight and a sum that is not normalised yet
-    fits = problem.norm_weight is None or (config.fuse_norm and problem.x.dtype != torch.float16)
-    if config.library or not fits:
-        problem, total = _after_norm(problem)
-        made = _library(problem, out) if config.library else _launch(problem, out, config).out
-        return Made(made, total)
-    return _launch(problem, out, config)
-
-
-def _after_norm(problem: Problem) -> tuple[Problem, Tensor]:
-    """The norm done by a kernel of its own: what is left, and the sum."""
-    x, total = problem.x, problem.x
-    if problem.norm_weight is not None:
-        if problem.residual is None:
-            x = rms_norm_triton(x, problem.norm_weight, problem.eps)
-        else:
-            x, total = add_rms_norm_triton(x, problem.residual, problem.norm_weight, problem.eps)
-    left = replace(problem, x=x, residual=None, norm_weight=None)
-    return left, total
+    fits = config.fuse_norm and problem.x.dtype != torch.float16
+    if problem.norm_weight is not None and (config.library or not fits):
+        x = rms_norm_triton(problem.x, problem.norm_weight, problem.eps)
+        problem = replace(problem, x=x, norm_weight=None)
+    return _library(problem, out) if config.library else _launch(problem, out, config)
 
 
 def _library(problem: Problem, out: Tensor | None) -> Tensor:
+    if problem.adds and out is not None:
+        if problem.bias is None:
+            return torch.addmm(out, problem.x, problem.weight.t(), out=out)
+        return out.add_(linear(problem.x, problem.weight, problem.bias))
     if problem.swiglu:
         made = swiglu_triton(linear(problem.x, problem.weight, problem.bias))
         return made if out is None else out.copy_(made)
@@ -134,28 +117,23 @@ def _empty_out(problem: Problem) -> Tensor:
     return torch.empty((x.shape[0], features), dtype=x.dtype, device=x.device)
 
 
-def _launch(problem: Problem, out: Tensor | None, config: LinearConfig) -> Made:
-    x, residual, norm_weight = problem.x, problem.residual, problem.norm_weight
+def _launch(problem: Problem, out: Tensor | None, config: LinearConfig) -> Tensor:
+    x, norm_weight = problem.x, problem.norm_weight
     (num_tokens, width) = x.shape
     out = _empty_out(problem) if out is None else out
     features = out.shape[1]
-    total = x
-    if residual is not None:
-        total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     pointers = (
         x,
-        x if residual is None else residual,
         x if norm_weight is None else norm_weight,
         problem.weight,
         x if problem.bias is None else problem.bias,
         out,
-        total,
     )
     flags = {
-        "HAS_RESIDUAL": residual is not None,
         "HAS_NORM": norm_weight is not None,
         "HAS_BIAS": problem.bias is not None,
         "SWIGLU": problem.swiglu,
+        "ADDS": problem.adds,
         "BN": config.block_n,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
@@ -168,7 +146,7 @@ def _launch(problem: Problem, out: Tensor | None, config: LinearConfig) -> Made:
         gemv_kernel[grid](*pointers, features, width, problem.eps, **flags)
     else:
         _launch_few(problem, out, config, pointers, flags)
-    return Made(out, total)
+    return out
 
 
 def _launch_few(
@@ -185,10 +163,10 @@ def _launch_few(
     block_m, block_n = max(next_power_of_2(num_tokens), _MIN_DOT), max(config.block_n, _MIN_DOT)
     tiles = -(-features // block_n)
     splits, counts, parts = 1, x, x
-    plain = not problem.swiglu and problem.norm_weight is None
-    if config.splits > 1 and problem.counts is not None and plain:
+    if config.splits > 1 and problem.counts is not None and problem.norm_weight is None:
         splits, counts = config.splits, problem.counts
-        parts = x.new_empty(tiles * splits * block_n * block_m, dtype=torch.float32)
+        elements = tiles * splits * block_n * block_m * (2 if problem.swiglu else 1)
+        parts = x.new_empty(elements, dtype=torch.float32)
     flags |= {"BN": block_n, "BK": max(min(config.block_k, next_power_of_2(width)), _MIN_DOT)}
     small_matmul_kernel[(tiles, splits)](
         *pointers,

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import linear
 
-from baton.kernels.rms_norm.reference import add_rms_norm_reference, rms_norm_reference
+from baton.kernels.rms_norm.reference import rms_norm_reference
 from baton.kernels.swiglu.reference import swiglu_reference
 
 
@@ -17,17 +17,13 @@ def fused_linear_reference(
 
 def normed_linear_reference(
     x: Tensor,
-    residual: Tensor | None,
     norm_weight: Tensor,
     eps: float,
     weight: Tensor,
     bias: Tensor | None,
     *,
     swiglu: bool,
-) -> tuple[Tensor, Tensor]:
-    """The output, and the sum that was normalised; arguments as the operator's."""
-    if residual is None:
-        normed, total = rms_norm_reference(x, norm_weight, eps), x
-    else:
-        normed, total = add_rms_norm_reference(x, residual, norm_weight, eps)
-    return fused_linear_reference(normed, weight, bias, swiglu=swiglu), total
+) -> Tensor:
+    """The norm and then the product; arguments as the operator's."""
+    normed = rms_norm_reference(x, norm_weight, eps)
+    return fused_linear_reference(normed, weight, bias, swiglu=swiglu)

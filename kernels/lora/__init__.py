@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from baton.kernels.backend import Backend, runs_triton
-from baton.kernels.fused_linear import fused_linear
+from baton.kernels.fused_linear import add_linear, fused_linear
 from baton.kernels.lora.reference import expand_reference, gather_reference, shrink_reference
 from baton.kernels.swiglu import swiglu as plain_swiglu
 
@@ -74,6 +74,7 @@ def lora_linear(
     *,
     swiglu: bool = False,
     out: Tensor | None = None,
+    add_to: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Return `x (weight + B A)^T + bias` with each token's own B and A, as `fused_linear` does.
@@ -86,21 +87,35 @@ def lora_linear(
         batch: of these tokens.
         swiglu: the first of two slices gates the second.
         out: [num_tokens, features], contiguous, dtype of x; not with swiglu.
+        add_to: as out; what it holds is added to.
 
     Raises:
         ValueError: a shape or dtype does not fit.
     """
-    _check(x, weight, lora, batch, swiglu, out)
+    _check(x, weight, lora, batch, swiglu, add_to if out is None else out)
     if not runs_triton(x, backend):
         shrunk = shrink_reference(x, lora, batch)
-        made = fused_linear(x, weight, bias, out=out, backend="torch")
+        made = _base(x, weight, bias, out, add_to, "torch")
         expand_reference(made, shrunk, lora, batch)
         return plain_swiglu(made, backend="torch") if swiglu else made
     from baton.kernels.lora.launch import expand_triton, shrink_beside
 
     shrinking = shrink_beside(x, lora, batch)
-    made = fused_linear(x, weight, bias, out=out)
+    made = _base(x, weight, bias, out, add_to, "auto")
     return expand_triton(made, shrinking.join(), lora, batch, swiglu=swiglu)
+
+
+def _base(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor | None,
+    add_to: Tensor | None,
+    backend: Backend,
+) -> Tensor:
+    if add_to is not None:
+        return add_linear(add_to, x, weight, bias, backend=backend)
+    return fused_linear(x, weight, bias, out=out, backend=backend)
 
 
 def lora_embed(

@@ -161,7 +161,8 @@ def plan_kernel(
     """Cut the decode rows' keys into items of about equal length; one program.
 
     Row r gets items row_item[r]:row_item[r + 1] (none if it is no decode), item i belongs to row
-    item_row[i], row_item[num_rows] is their number. At most num_rows + target_items come out.
+    item_row[i], row_item[num_rows] is their number. A row gets the part of target_items that it has
+    of all keys, rounded down: a few items more than fit at once would take as long again as all.
     """
     o_r = tl.arange(0, BR)
     m_r = o_r < num_rows
@@ -172,10 +173,10 @@ def plan_kernel(
         b_keys = b_keys - tl.maximum(b_keys - window, 0) // BN * BN
     b_decodes = m_r & (b_stop - b_start == 1)
     b_keys = tl.where(b_decodes, b_keys, 0)
-    per_item = tl.maximum(tl.cdiv(tl.sum(b_keys, axis=0), target_items), min_split)
-    per_item = tl.cdiv(per_item, BN) * BN
+    b_share = b_keys.to(tl.int64) * target_items // tl.maximum(tl.sum(b_keys, axis=0), 1)
+    b_items = tl.minimum(b_share.to(tl.int32), b_keys // min_split)
     # a padding row has no keys and still an item, which writes its zeros
-    b_items = tl.where(b_decodes, tl.maximum(tl.cdiv(b_keys, per_item), 1), 0)  # [BR]
+    b_items = tl.where(b_decodes, tl.maximum(b_items, 1), 0)  # [BR]
     b_end = tl.cumsum(b_items, axis=0)
     b_first = b_end - b_items
     tl.store(p_row_item, 0)

@@ -31,8 +31,8 @@ class ExtendConfig(LaunchConfig):
 class DecodeConfig(LaunchConfig):
     """Keys of a tile, and how far the rows' keys are split to fill the device.
 
-    A batch becomes about `target_programs` programs in all where its rows are too few for that or
-    too uneven, none with fewer than `min_split_tokens` keys. combine_splits: read at a time.
+    A batch becomes at most about `target_programs` programs in all where its rows are fewer or
+    uneven, none with fewer than `min_split_tokens` keys. combine_splits: read at a time.
     """
 
     num_warps: int = 2

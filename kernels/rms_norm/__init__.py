@@ -1,15 +1,11 @@
-"""Root-mean-square layer normalisation, alone or fused with the residual addition before it."""
+"""Root-mean-square layer normalisation."""
 
 from torch import Tensor
 
 from baton.kernels.backend import Backend, runs_triton
-from baton.kernels.rms_norm.reference import (
-    AddNorm,
-    add_rms_norm_reference,
-    rms_norm_reference,
-)
+from baton.kernels.rms_norm.reference import rms_norm_reference
 
-__all__ = ["AddNorm", "add_rms_norm", "rms_norm"]
+__all__ = ["rms_norm"]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto") -> Tensor:
@@ -33,34 +29,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto"
 
         return rms_norm_triton(x, weight, eps)
     return rms_norm_reference(x, weight, eps)
-
-
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, backend: Backend = "auto"
-) -> AddNorm:
-    """Return `(rms_norm(x + residual), x + residual)`; the norm reads the sum as it is stored.
-
-    Args:
-        x: [..., hidden], last stride 1; leading dimensions collapse to one stride.
-        residual: shape and dtype of x. Neither is changed.
-        weight: [hidden], contiguous.
-        eps: added to the mean square.
-        backend: forces an implementation; "auto" goes by the device of x.
-
-    Raises:
-        ValueError: a shape, dtype, device or stride does not fit.
-    """
-    _check(x, weight)
-    if residual.shape != x.shape or residual.dtype != x.dtype or residual.stride(-1) != 1:
-        raise ValueError(
-            f"residual {tuple(residual.shape)} {residual.dtype} must match x"
-            f" {tuple(x.shape)} {x.dtype}, last dimension contiguous"
-        )
-    if runs_triton(x, backend):
-        from baton.kernels.rms_norm.launch import add_rms_norm_triton
-
-        return add_rms_norm_triton(x, residual, weight, eps)
-    return add_rms_norm_reference(x, residual, weight, eps)
 
 
 def _check(x: Tensor, weight: Tensor) -> None:

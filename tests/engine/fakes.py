@@ -251,13 +251,17 @@ class FakeEngine:
 
 
 def make_engine(**config: object) -> FakeEngine:
-    """Small by default: 16 blocks of 4 tokens, 4 running, 8 tokens to a step."""
+    """Small by default: 16 blocks of 4 tokens, 4 running, 8 tokens to a step.
+
+    No room is left for outputs, so that decodes find the pool empty.
+    """
     values: dict[str, object] = {
         "model_dir": "fake",
         "block_size": 4,
         "num_blocks": 16,
         "max_running": 4,
         "max_step_tokens": 8,
+        "expected_output_tokens": 0,
     }
     built = EngineConfig(**{**values, **config})  # type: ignore[arg-type]
     clock = ManualClock()

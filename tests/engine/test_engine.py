@@ -100,10 +100,18 @@ def greedy(name: str, prompt: list[int]) -> GenerateRequest:
         ({}, False),
         ({"max_running": 8, "max_step_tokens": 9}, False),
         ({"max_running": 3, "max_step_tokens": 1000}, False),
-        ({"num_blocks": 24, "block_size": 8, "max_running": 8}, True),
-        ({"num_blocks": 24, "prefix_cache": False, "max_running": 8}, True),
+        ({"num_blocks": 24, "expected_output_tokens": 0, "block_size": 8, "max_running": 8}, True),
+        (
+            {
+                "num_blocks": 24,
+                "expected_output_tokens": 0,
+                "prefix_cache": False,
+                "max_running": 8,
+            },
+            True,
+        ),
         ({"overlap": True, "max_running": 8, "max_step_tokens": 9}, False),
-        ({"overlap": True, "num_blocks": 24, "max_running": 8}, True),
+        ({"overlap": True, "num_blocks": 24, "expected_output_tokens": 0, "max_running": 8}, True),
         ({"overlap": True, "graph_max_rows": 16, "graph_max_tokens": 64}, False),
         ({"graph_max_rows": 3, "max_running": 8, "max_step_tokens": 9}, False),
     ],
@@ -219,7 +227,7 @@ def test_sampled_tokens_do_not_depend_on_the_company_or_the_worker(engines, refe
     collector.run()
     expected = collector.token_ids["r"]
 
-    crowded, collector = engines.make(num_blocks=24, max_running=8)
+    crowded, collector = engines.make(num_blocks=24, max_running=8, expected_output_tokens=0)
     for name, prompt in reference.prompts.items():
         crowded.add(greedy(name, prompt))
     crowded.add(seeded("r"))

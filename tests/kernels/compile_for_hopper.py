@@ -22,11 +22,11 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime.jit import JITFunction
 
-from baton.kernels.fused_linear import Norm, fused_linear, normed_linear
+from baton.kernels.fused_linear import Norm, add_linear, normed_linear
 from baton.kernels.lora import LoraWeights, lora_embed, lora_linear
 from baton.kernels.paged_attention import paged_attention
 from baton.kernels.paged_attention.hopper import extend_hopper
-from baton.kernels.rms_norm import add_rms_norm
+from baton.kernels.rms_norm import rms_norm
 from baton.kernels.rotary_cache import rotary_cache
 from baton.kernels.sampling import Filters, Noise, draw
 from baton.kernels.swiglu import swiglu
@@ -100,7 +100,7 @@ def served_calls() -> list[Callable[[], object]]:
         lambda: paged_attention(*attention.tensors, **special, backend="triton"),
         lambda: extend_hopper(problem, torch.empty_like(attention.q), programs=132),
         lambda: rotary_cache(*rotary.tensors, **rotary.norms, backend="triton"),
-        lambda: add_rms_norm(x, x, weight, 1e-6, backend="triton"),
+        lambda: rms_norm(x, weight, 1e-6, backend="triton"),
         lambda: swiglu(x, backend="triton"),
         lambda: token_mask(logits, bitmask, rows, backend="triton"),
         *fp8_calls(attention, rotary),
@@ -151,8 +151,8 @@ def linear_calls() -> list[Callable[[], object]]:
     for num_tokens in (1, 16):
         x = torch.zeros(num_tokens, 4096, dtype=torch.bfloat16)
         calls += [
-            lambda x=x: normed_linear(x, x, norm, weight, swiglu=True, backend="triton"),
-            lambda x=x: fused_linear(x, weight, backend="triton"),
+            lambda x=x: normed_linear(x, norm, weight, swiglu=True, backend="triton"),
+            lambda x=x: add_linear(x[:, :512].contiguous(), x, weight, backend="triton"),
         ]
     return calls
 

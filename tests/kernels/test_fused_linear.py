@@ -6,7 +6,13 @@ import torch
 from tests.kernels.closeness import TRITON_DTYPES, assert_close
 from torch import Tensor
 
-from baton.kernels.fused_linear import Norm, fused_linear, normed_linear, split_counts
+from baton.kernels.fused_linear import (
+    Norm,
+    add_linear,
+    fused_linear,
+    normed_linear,
+    split_counts,
+)
 from baton.kernels.fused_linear.reference import fused_linear_reference, normed_linear_reference
 
 # (tokens, features, width): even and odd, one token and several
@@ -46,24 +52,33 @@ def test_triton_matches_reference(
 
 
 @pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
-@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_norm_and_residual(
-    shape: tuple[int, int, int], with_residual: bool, dtype: torch.dtype, triton_device: str
+def test_adds_to_what_is_there(
+    shape: tuple[int, int, int], bias: bool, dtype: torch.dtype, triton_device: str
 ) -> None:
+    values = arguments(shape, dtype, triton_device, bias=bias)
+    before = torch.randn(shape[0], shape[1], device=triton_device).to(dtype)
+    expected = before.float() + fused_linear_reference(**wide(values), swiglu=False)
+    for backend in ("triton", "torch"):
+        total = before.clone()
+        assert add_linear(total, **values, backend=backend) is total
+        assert_close(backend, total, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_norm(shape: tuple[int, int, int], dtype: torch.dtype, triton_device: str) -> None:
     values = arguments(shape, dtype, triton_device, bias=False)
     x, weight = values["x"], values["weight"]
-    residual = torch.randn_like(x) if with_residual else None
+    before = x.clone()
     norm = Norm(torch.randn(x.shape[1], device=triton_device).to(dtype), 1e-5)
-    total = x if residual is None else x + residual
-    expected, _ = normed_linear_reference(
-        total.float(), None, norm.weight.float(), norm.eps, weight.float(), None, swiglu=True
+    expected = normed_linear_reference(
+        x.float(), norm.weight.float(), norm.eps, weight.float(), None, swiglu=True
     )
-    made = normed_linear(x, residual, norm, weight, swiglu=True, backend="triton")
-    assert_close("out", made.out, expected, dtype)
-    assert torch.equal(made.residual, total)
-    torch_made = normed_linear(x, residual, norm, weight, swiglu=True, backend="torch")
-    assert torch.equal(torch_made.residual, total)
+    made = normed_linear(x, norm, weight, swiglu=True, backend="triton")
+    assert_close("out", made, expected, dtype)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3])
@@ -71,35 +86,38 @@ def test_norm_by_a_kernel_of_its_own(num_tokens: int, triton_device: str) -> Non
     from baton.kernels.fused_linear.launch import LinearConfig, Problem, fused_linear_triton
 
     values = arguments((num_tokens, 48, 64), torch.float32, triton_device, bias=True)
-    residual = torch.randn_like(values["x"])
     norm = torch.randn(64, device=triton_device)
-    problem = Problem(**values, swiglu=False, residual=residual, norm_weight=norm, eps=1e-6)
-    expected, total = normed_linear_reference(
-        values["x"], residual, norm, 1e-6, values["weight"], values["bias"], swiglu=False
+    problem = Problem(**values, norm_weight=norm, eps=1e-6)
+    expected = normed_linear_reference(
+        values["x"], norm, 1e-6, values["weight"], values["bias"], swiglu=False
     )
     for config in (LinearConfig(fuse_norm=False, block_k=16), LinearConfig(library=True)):
         made = fused_linear_triton(problem, None, config=config)
-        assert_close("out", made.out, expected, torch.float32)
-        assert torch.equal(made.residual, total)
+        assert_close("out", made, expected, torch.float32)
 
 
+@pytest.mark.parametrize("kind", ["plain", "swiglu", "adds"])
 @pytest.mark.parametrize("splits", [2, 8])
 @pytest.mark.parametrize("shape", [(2, 40, 96), (17, 34, 40)], ids=str)
 def test_columns_split_over_programs(
-    shape: tuple[int, int, int], splits: int, triton_device: str
+    shape: tuple[int, int, int], splits: int, kind: str, triton_device: str
 ) -> None:
     from baton.kernels.fused_linear.launch import LinearConfig, Problem, fused_linear_triton
 
     values = arguments(shape, torch.float32, triton_device, bias=True)
     counts = split_counts(values["weight"])
-    problem = Problem(**values, swiglu=False, counts=counts)
+    swiglu, adds = kind == "swiglu", kind == "adds"
+    problem = Problem(**values, swiglu=swiglu, counts=counts, adds=adds)
     config = LinearConfig(block_n=16, block_k=16, splits=splits)
-    expected = fused_linear_reference(**values, swiglu=False)
-    first = fused_linear_triton(problem, None, config=config).out
+    expected = fused_linear_reference(**values, swiglu=swiglu)
+    before = torch.randn(expected.shape, device=triton_device)
+    if adds:
+        expected += before
+    first = fused_linear_triton(problem, before.clone(), config=config)
     assert_close("out", first, expected, torch.float32)
     # the counts are as they were, and sums are added in one order
     assert not counts.any()
-    assert torch.equal(fused_linear_triton(problem, None, config=config).out, first)
+    assert torch.equal(fused_linear_triton(problem, before.clone(), config=config), first)
 
 
 def test_one_token_by_fewer_programs_than_tiles(triton_device: str) -> None:
@@ -110,7 +128,7 @@ def test_one_token_by_fewer_programs_than_tiles(triton_device: str) -> None:
     for programs in (0, 1, 3):
         config = LinearConfig(block_n=2, programs=programs)
         made = fused_linear_triton(Problem(**values, swiglu=True), None, config=config)
-        assert_close("out", made.out, expected, torch.float32)
+        assert_close("out", made, expected, torch.float32)
 
 
 def test_nan_stays_in_its_token(triton_device: str) -> None:
@@ -138,13 +156,11 @@ def test_rejects(change: dict[str, Any], message: str) -> None:
         fused_linear(**{**good, **change})
 
 
-@pytest.mark.parametrize(
-    ("residual", "norm", "message"),
-    [
-        (torch.randn(3, 9), torch.randn(8), "residual"),
-        (torch.randn(3, 8), torch.randn(9), "norm weight"),
-    ],
-)
-def test_norm_rejects(residual: Tensor, norm: Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        normed_linear(torch.randn(3, 8), residual, Norm(norm, 1e-6), torch.randn(4, 8))
+def test_norm_rejects() -> None:
+    with pytest.raises(ValueError, match="norm weight"):
+        normed_linear(torch.randn(3, 8), Norm(torch.randn(9), 1e-6), torch.randn(4, 8))
+
+
+def test_sum_rejects() -> None:
+    with pytest.raises(ValueError, match="out must be"):
+        add_linear(torch.randn(3, 5), torch.randn(3, 8), torch.randn(4, 8))

@@ -80,12 +80,14 @@ def test_triton_split_keys(case: AttentionCase, combine: int, triton_device: str
     [
         # eight rows of one length: as many items each as there is room for
         ((512,) * 8, (4,) * 8),
+        # a number of rows that does not divide it: rather fewer than more
+        ((520,) * 6, (5,) * 6),
         # enough rows to fill the device by themselves
         ((64,) * 40, (1,) * 40),
         # a long row among short ones is cut, they are not; a padding row has one, to write zeros
-        ((2048, 64, 0, 64), (26, 1, 1, 1)),
+        ((2048, 64, 0, 64), (30, 1, 1, 1)),
         # no item is shorter than the minimum
-        ((100,), (2,)),
+        ((130,), (2,)),
     ],
 )
 def test_plan_cuts_rows_into_items(

@@ -137,7 +137,11 @@ def test_the_tokens_do_not_depend_on_preemption_or_overlap(engine: Engine) -> No
         for seed in range(6)
     ]
     expected = {name: a.token_ids for name, a in run(engine, requests).items()}
-    for changes in ({"overlap": True}, {"num_blocks": 14}, {"num_blocks": 14, "overlap": True}):
+    for changes in (
+        {"overlap": True},
+        {"num_blocks": 14, "expected_output_tokens": 0},
+        {"num_blocks": 14, "expected_output_tokens": 0, "overlap": True},
+    ):
         other = make_engine(max_model_len=200, **changes)
         try:
             found = {name: a.token_ids for name, a in run(other, requests).items()}

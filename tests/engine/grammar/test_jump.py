@@ -72,8 +72,8 @@ def test_the_tokens_are_those_that_masks_would_have_forced(engine: Engine) -> No
     assert engine.statistics().num_jumped_tokens == jumped
     for changes in (
         {"overlap": True},
-        {"num_blocks": 9, "prefix_cache": False},
-        {"num_blocks": 9, "overlap": True},
+        {"num_blocks": 9, "expected_output_tokens": 0, "prefix_cache": False},
+        {"num_blocks": 9, "expected_output_tokens": 0, "overlap": True},
         {"max_running": 5, "max_step_tokens": 6},
     ):
         other = make_engine(max_model_len=140, **changes)

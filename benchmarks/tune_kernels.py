@@ -88,6 +88,8 @@ DECODE = tuple(
     )
     for splits in (4, 8, 16)
     for n, warps, stages, programs in (
+        (32, 2, 6, 264),
+        (32, 1, 6, 264),
         (64, 2, 3, 264),
         (64, 2, 3, 528),
         (64, 2, 4, 528),

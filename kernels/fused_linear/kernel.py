@@ -44,7 +44,7 @@ def gemv_kernel(
     """One token; each program every so many tiles of n. BK spans k: x stays in registers.
 
     With SWIGLU row n + i of the weight is output i's up; with ADDS the output adds to what is in
-    its place. Weights are always a tile ahead, the first before the kernels that make x are over.
+    its place. What is read is always a tile ahead, weights before the kernels that make x are over.
     """
     first = tl.program_id(0) * BN
     step = tl.num_programs(0) * BN
@@ -59,15 +59,19 @@ def gemv_kernel(
     if SWIGLU:
         b_w_up = tl.load(p_tile + up, mask=m_w, other=0.0, eviction_policy="evict_first")
     wait_for_earlier(DEPENDENT)
+    b_before = tl.zeros([BN], dtype=tl.float32)
+    if ADDS:
+        b_before = tl.load(p_out + o_n, mask=o_n < n, other=0.0).to(tl.float32)
     b_x, b_square = _inputs(p_x, p_norm, o_k, o_k, m_k, m_k, HAS_NORM)
     if HAS_NORM:
         b_x *= tl.rsqrt(tl.sum(b_square, axis=0) / k + eps)
     for i_n in range(first, n, step):
         o_n = i_n + tl.arange(0, BN)
         m_n = o_n < n
-        b_before = tl.zeros([BN], dtype=tl.float32)
+        b_before_next = b_before
         if ADDS:
-            b_before = tl.load(p_out + o_n, mask=m_n, other=0.0).to(tl.float32)
+            p_next = p_out + o_n + step
+            b_before_next = tl.load(p_next, mask=o_n + step < n, other=0.0).to(tl.float32)
         p_tile += step.to(tl.int64) * k
         m_w = (o_n + step < n)[:, None] & m_k[None, :]
         b_next = tl.load(p_tile, mask=m_w, other=0.0, eviction_policy="evict_first")
@@ -80,7 +84,7 @@ def gemv_kernel(
             b_up = tl.sum(b_w_up.to(tl.float32) * b_x[None, :], axis=1)
         b_out = _activated(b_out, b_up, p_bias, o_n, m_n, n, HAS_BIAS, SWIGLU)
         tl.store(p_out + o_n, (b_before + b_out).to(p_out.dtype.element_ty), mask=m_n)
-        b_w, b_w_up = b_next, b_next_up
+        b_w, b_w_up, b_before = b_next, b_next_up, b_before_next
 
 
 @triton.jit

@@ -36,7 +36,7 @@ def engines(reference: Reference) -> Iterator[Engines]:
         (NO_GRAPHS, False),
         ({"overlap": False}, False),
         ({"max_running": 8, "max_step_tokens": 9}, False),
-        ({"num_blocks": 24, "max_running": 8}, True),
+        ({"num_blocks": 24, "max_running": 8, "expected_output_tokens": 0}, True),
         ({"num_blocks": None, "gpu_memory_utilization": 0.3, "max_running": 8}, False),
     ],
     ids=["graphs", "eager", "in-turn", "tiny-chunks", "preempted", "measured-memory"],

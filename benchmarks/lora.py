@@ -86,7 +86,11 @@ class Bench:
                 model_dir=str(self.model_dir),
                 device=self.args.device,
                 max_running=max(self.args.batches),
-                max_step_tokens=max(512, 2 * max(self.args.batches)),
+                max_step_tokens=8192,
+                # two engines share the device: the first is not gone when the second is built
+                num_blocks=max(self.args.batches)
+                * (self.args.context + 2 * self.args.output)
+                // 16,
                 max_waiting=4096,
                 max_model_len=self.args.context + 2 * self.args.output,
                 prefix_cache=False,

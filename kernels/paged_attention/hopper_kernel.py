@@ -3,9 +3,8 @@
 
 One warp fetches keys and values with the copy engine, a box of at most a page at a time, into rings
 of tiles; two warpgroups of 64 query rows each multiply. Each warpgroup starts the next tile's
-scores and this tile's mix together, and works out the softmax while the tensor cores are at both;
-they take turns to start, so that one's softmax runs beside the other's products. Tiles go from the
-last keys to the first, so that those a query must not see come first.
+scores and this tile's mix together, and works out the softmax while the tensor cores are at both.
+Tiles go from the last keys to the first, so that those a query must not see come first.
 """
 
 from triton.experimental import gluon
@@ -161,8 +160,7 @@ def _hide_last_box(
 
 @gluon.jit
 def _attend_tiles(
-    q, k_ring, v_ring, turns, done, taken, num_tiles, b_position, first_position, context_len,
-    scale, HALF: gl.constexpr,
+    q, k_ring, v_ring, done, num_tiles, b_position, first_position, context_len, scale,
     HEAD_DIM: gl.constexpr, BN: gl.constexpr, BOX: gl.constexpr, STAGES: gl.constexpr,
     SCORES: gl.constexpr, MIX: gl.constexpr, WEIGHTS: gl.constexpr,
 ):  # fmt: skip
@@ -185,13 +183,10 @@ def _attend_tiles(
         stage = (done + j) % STAGES
         phase = (done + j) // STAGES & 1
         mbarrier.wait(k_full.index(stage), phase)
-        # the first warpgroup's first turn comes after nobody's
-        mbarrier.wait(turns.index(HALF), (taken + j - 1) & 1 ^ 1 ^ HALF)
         b_s = warpgroup_mma(
             q, k_tiles.index(stage).permute((1, 0)), b_zero, use_acc=False, is_async=True
         )
         b_acc = warpgroup_mma(b_p, v_tiles.index(before), b_acc, is_async=True)
-        mbarrier.arrive(turns.index(1 - HALF), count=1)
         b_s = warpgroup_mma_wait(1, deps=[b_s])
         mbarrier.arrive(k_empty.index(stage), count=1)
         first_key = (num_tiles - 1 - j) * BN
@@ -215,7 +210,7 @@ def _attend_tiles(
 
 @gluon.jit
 def _consume(
-    q_smem, k_ring, v_ring, turns, p_q, p_out, strides, batch, scale, HALF: gl.constexpr,
+    q_smem, k_ring, v_ring, p_q, p_out, strides, batch, scale, HALF: gl.constexpr,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, BQ: gl.constexpr,
     BN: gl.constexpr, BOX: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -236,7 +231,6 @@ def _consume(
     o_out_tile = gl.expand_dims(o_q * stride_ot + o_m % GROUP * HEAD_DIM, 1) + o_d
     o_row = (64 * HALF + gl.arange(0, 64, layout=gl.SliceLayout(1, SCORES))) // GROUP
     done = 0
-    taken = 0
     for i_round in range(gl.cdiv(batch[3], gl.num_programs(0))):
         i_head, _, context_len, num_tiles, queries = _find_item(batch, i_round, KV_HEADS, BQ, BN)
         if num_tiles > 0:
@@ -249,8 +243,8 @@ def _consume(
             fence_async_shared()
             _sync_warps()
             b_sum, b_acc = _attend_tiles(
-                q, k_ring, v_ring, turns, done, taken, num_tiles, queries[2] + o_row, queries[2],
-                context_len, scale, HALF, HEAD_DIM, BN, BOX, STAGES, SCORES, MIX, WEIGHTS,
+                q, k_ring, v_ring, done, num_tiles, queries[2] + o_row, queries[2], context_len,
+                scale, HEAD_DIM, BN, BOX, STAGES, SCORES, MIX, WEIGHTS,
             )  # fmt: skip
             # a token without keys gets zeros
             b_out = _scale_rows(b_acc, 1.0 / gl.where(b_sum == 0.0, 1.0, b_sum))
@@ -259,7 +253,6 @@ def _consume(
             gl.store(p_out_tile, q.load(B), mask=m_md)
             _sync_warps()
             done += num_tiles
-            taken += num_tiles - 1
 
 
 @gluon.jit
@@ -296,20 +289,17 @@ def extend_hopper_kernel(
     )
     k_ring = _ring(kv_desc, HEAD_DIM, BN, BOX, STAGES)
     v_ring = _ring(kv_desc, HEAD_DIM, BN, BOX, STAGES)
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(2):
-        mbarrier.init(turns.index(i), count=1)
     batch = (p_query_start, p_context_lens, num_rows, num_items)
     strides = (stride_qt, stride_qh)
     scale = scale * LOG2_E
     gl.warp_specialize(
         [
             (_consume, (
-                q_smem, k_ring, v_ring, turns, p_q, p_out, strides, batch, scale, 0,
+                q_smem, k_ring, v_ring, p_q, p_out, strides, batch, scale, 0,
                 KV_HEADS, GROUP, HEAD_DIM, BQ, BN, BOX, STAGES,
             )),
             (_consume, (
-                q_smem, k_ring, v_ring, turns, p_q, p_out, strides, batch, scale, 1,
+                q_smem, k_ring, v_ring, p_q, p_out, strides, batch, scale, 1,
                 KV_HEADS, GROUP, HEAD_DIM, BQ, BN, BOX, STAGES,
             )),
             (_produce, (

@@ -1,12 +1,15 @@
 """What a grammar costs a token: filling and applying masks, beside xgrammar's own, and the ITL.
 
-    python benchmarks/grammar_mask.py [--device cpu] [--model models/baton-tiny] [--rows 1 16 64]
+    python -m benchmarks.grammar_mask [--device cpu] [--model models/baton-tiny] [--rows 1 16 64]
+    python -m benchmarks.grammar_mask --device cuda --shape benchmarks/models/llama8b --output FILE
 
 Fill: the masks of a batch at places all over a document, by the engine's filler for each backend
 and by xgrammar's direct call, one row after the other. Apply: Baton's kernel and xgrammar's on the
 same logits. ITL: seconds per token of a full batch with and without a schema, in turns. Jump:
 answers to a form whose keys leave no choice, with forced tokens taken at once, and one by one (so
-where log-probabilities are asked for, which cost next to nothing at this size).
+where log-probabilities are asked for, which cost next to nothing at this size). With a shape the
+model is one of its layers and random weights, and its tokens are the model's and as many random
+words as the shape's vocabulary wants.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import string
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -82,6 +87,27 @@ FORM: Final = {
     "required": ["first_name", "age", "favourite_colour", "address"],
     "additionalProperties": False,
 }
+
+
+def widened(model: Path, shape: Path, folder: Path) -> Path:
+    """The shape's config and the model's tokenizer in a folder, their vocabularies of one size."""
+    config = json.loads((shape / "config.json").read_text())
+    own = json.loads((model / "config.json").read_text())
+    config |= {key: own[key] for key in ("bos_token_id", "eos_token_id") if key in own}
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocab: dict[str, int] = tokenizer["model"]["vocab"]
+    taken = {*vocab.values(), *(token["id"] for token in tokenizer["added_tokens"])}
+    free = (i for i in range(config["vocab_size"]) if i not in taken)
+    rng = random.Random(0)
+    for token_id in free:
+        word = ""
+        while not word or word in vocab:
+            letters = rng.choices(string.ascii_lowercase, k=rng.randrange(2, 11))
+            word = rng.choice(("", "\u0120")) + "".join(letters)
+        vocab[word] = token_id
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
 
 
 def grammar(backend: GrammarBackend) -> Grammar:
@@ -253,7 +279,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "baton-tiny")
-    parser.add_argument("--random-weights", action="store_true")
+    parser.add_argument("--shape", type=Path, help="A folder with the config.json of a larger one.")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--vocab", type=int, default=128256, help="Of the apply measurement.")
     parser.add_argument("--repeats", type=int, default=50)
@@ -263,28 +289,37 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        model = arguments.model
+        if arguments.shape is not None:
+            model = widened(model, arguments.shape, Path(folder))
+        rows = measured(arguments, model)
+    for row in rows:
+        print(json.dumps(row))
+    settings = {key: str(value) for key, value in vars(arguments).items() if key != "output"}
+    settings["model"] = arguments.model.name
+    write_results(arguments.output, rows, settings)
+
+
+def measured(arguments: argparse.Namespace, model: Path) -> list[dict[str, Any]]:
     device = torch.device(arguments.device)
-    rows = fill_rows(arguments.model, arguments.rows, arguments.repeats)
+    rows = fill_rows(model, arguments.rows, arguments.repeats)
     rows += apply_rows(arguments.vocab, arguments.rows, arguments.repeats, device)
     largest = max(arguments.rows)
     engine = Engine(
         EngineConfig(
-            model_dir=str(arguments.model),
+            model_dir=str(model),
             device=arguments.device,
             max_running=largest,
             num_blocks=largest * max(arguments.steps // 16 + 4, 12),
-            random_weights=arguments.random_weights,
+            random_weights=arguments.shape is not None,
         )
     )
     rows += itl_rows(engine, largest, arguments.rounds, arguments.steps)
     for size in arguments.rows:
         rows += jump_rows(engine, size, arguments.rounds)
     engine.close()
-    for row in rows:
-        print(json.dumps(row))
-    settings = {key: str(value) for key, value in vars(arguments).items() if key != "output"}
-    settings["model"] = arguments.model.name
-    write_results(arguments.output, rows, settings)
+    return rows
 
 
 if __name__ == "__main__":

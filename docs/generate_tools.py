@@ -42,7 +42,7 @@ back in the shape in which the template writes them. `tool_choice`:
 | `tool_choice` | tools shown | the answer |
 | --- | --- | --- |
 | `auto` (default) | all | text, calls or both; arguments of functions with `strict: true` follow their schema where the format has a *trigger* (see each format) |
-| `none` | none | text, taken as it is |
+| `none` | none | text; calls that the model writes all the same are dropped, where a marker announces them and no form of the answer is asked for |
 | `required` | all | one call or more, kept valid by a grammar; only one with `parallel_tool_calls: false` |
 | a named function | all | as `required`, of that function |
 | `allowed_tools` | mode `auto`: those; `required`: all | as `auto` or `required`, of those |
@@ -52,7 +52,8 @@ format where arguments are plain JSON there, else as a JSON list `[{{"name": ...
 
 **Thinking.** `chat_template_kwargs` (such as `enable_thinking`) go to the template. `reasoning_effort` does, too, under that name,
 and sets `enable_thinking` and `thinking` (false for `none`) unless the kwargs do. Whether a thought is open is seen from the
-prompt's end. `thinking_token_budget` (or `thinking_budget`) closes the thought after so many tokens; it needs a model whose
+prompt's end. With `force_nonempty_content` among the kwargs (as NVIDIA's and IBM's models have it), an answer of nothing but a thought
+is given as content; the thought is streamed late then. `thinking_token_budget` (or `thinking_budget`) closes the thought after so many tokens; it needs a model whose
 markers are tokens of their own.
 
 **Forms of the answer.** A grammar (`response_format`, `guided_json`, ...; see [gateway.md](gateway.md)) holds after the thought. Beside tools
@@ -74,9 +75,10 @@ echo '{{"id": 1, "text": "<tool_call>{{\\"name\\": \\"f\\", \\"arguments\\": {{}
 echo '{{"id": 1, "text": "<think>hm</think>yes"}}' | baton reasoning parse --parser qwen3
 ```
 Each line in is a JSON object with `id`, `text`, and if there are any, `tools` (as in a chat request),
-`chat_template_kwargs` and `prompt` (how the rendered prompt ended). Each line out has `id`, `content`, `tool_calls`
-(`name`, and `arguments` as JSON text) and, if there is one, `reasoning`. `--chunk N` feeds the text in pieces of N
-characters; `--reasoning-parser NAME` takes thoughts out first.
+`tool_choice` (`none` drops calls), `chat_template_kwargs`, `prompt` (how the rendered prompt ended) and `special_tokens`: what of
+them is no marker of the format is left out of the text, as it is in serving; a line that has none gets `["<bos>", "<eos>"]`. Each
+line out has `id`, `content`, `tool_calls` (`name`, and `arguments` as JSON text) and, if there is one, `reasoning`. `--chunk N`
+feeds the text in pieces of N characters; `--reasoning-parser NAME` takes thoughts out first.
 
 ## A format of your own
 A format is a `ToolFormat` or `ReasoningFormat` (`baton.gateway.parsers.formats`) over one of the machines, which are

@@ -91,7 +91,7 @@ def _ask(body: ChatBody) -> ChatAsk:
 def plan_chat(ask: ChatAsk, dialect: Dialect) -> ChatPlan:
     """Raises InvalidRequestError for what the served model cannot do."""
     check_tools(ask.tools, ask.choice)
-    tools = offered_tools(ask.tools, ask.choice, dialect)
+    tools = () if _forbids_calls(ask) else offered_tools(ask.tools, ask.choice, dialect)
     kwargs = template_kwargs(ask.kwargs, ask.effort)
     if ask.budget is not None and dialect.thought is None:
         raise InvalidRequestError(
@@ -103,9 +103,13 @@ def plan_chat(ask: ChatAsk, dialect: Dialect) -> ChatPlan:
     demand = CallDemand(tools=tools, choice=ask.choice or _AUTO, parallel=ask.parallel)
     constraint = constrain(dialect, demand, ask.output)
     shown = [tool.for_template() for tool in tools]
+    # Markup of calls is no answer; what a grammar makes, or only looks like a call, may be one.
+    form = dialect.tool
+    dropped = _forbids_calls(ask) and ask.output is None and form is not None and form.marked
     reply = ReplyPlan(
         dialect=dialect,
-        tools=shown,
+        tools=[tool.for_template() for tool in ask.tools] if dropped else shown,
+        calls=not dropped,
         template_kwargs=kwargs,
         include_reasoning=ask.include_reasoning,
         parallel=ask.parallel,
@@ -125,10 +129,8 @@ def plan_chat(ask: ChatAsk, dialect: Dialect) -> ChatPlan:
 def offered_tools(
     tools: Sequence[Tool], choice: ToolChoice | None, dialect: Dialect
 ) -> Sequence[Tool]:
-    """The tools that the model is shown: none if it must not call any, the allowed ones if it may
-    choose among some.
-    """
-    if not tools or (choice is not None and choice.mode == "none"):
+    """The tools that the model is shown: the allowed ones if it may choose among some."""
+    if not tools:
         return []
     if dialect.tool is None:
         raise InvalidRequestError(
@@ -146,6 +148,10 @@ def offered_tools(
     if choice is not None and choice.mode == "auto" and choice.names is not None:
         return [tool for tool in tools if tool.function.name in choice.names]
     return tools
+
+
+def _forbids_calls(ask: ChatAsk) -> bool:
+    return ask.choice is not None and ask.choice.mode == "none"
 
 
 def template_kwargs(given: Mapping[str, Any], effort: str | None) -> Mapping[str, Any]:

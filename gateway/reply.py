@@ -20,6 +20,7 @@ from baton.gateway.parsers.formats import (
     tool_parser,
 )
 from baton.gateway.parsers.schema import ToolSchemas
+from baton.gateway.parsers.wishes import as_wished
 from baton.protos.constraints import Thought
 
 _ID_CHARS = string.ascii_letters + string.digits
@@ -48,12 +49,14 @@ class Said:
 class ReplyPlan:
     """How the answers of one chat request are read.
 
-    `tools` as in the request: without them, or with `calls` off, no calls are looked for.
-    `forced_parser`: reads answers that a grammar keeps in another form than the model's own.
+    `tools` as in the request: without them no calls are looked for; with `calls` off, they are
+    dropped. `forced_parser`: reads answers that a grammar keeps in another form than the model's
+    own.
     """
 
     dialect: Dialect
     tools: Sequence[Mapping[str, Any]] = ()
+    calls: bool = True
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     include_reasoning: bool = True
     parallel: bool = True
@@ -73,7 +76,8 @@ class ReplyPlan:
         """For one answer to a prompt that ends like this."""
         nine = self.dialect.tool is not None and self.dialect.tool.short_ids
         make_id = _nine_chars if nine else _call_id
-        return ReplyReader(self, self._parser(prompt_tail), make_id, self.thought(prompt_tail))
+        parser = as_wished(self._parser(prompt_tail), self.template_kwargs, calls=self.calls)
+        return ReplyReader(self, parser, make_id, self.thought(prompt_tail))
 
     def _parser(self, prompt_tail: str) -> StreamParser:
         tool, reasoning = self.dialect.tool, self.dialect.reasoning

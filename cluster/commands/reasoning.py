@@ -23,16 +23,19 @@ def command() -> None:
 def parse(name: str, chunk: int, plugins: tuple[Path, ...], cases: IO[str]) -> None:
     """Read CASES (or stdin), a JSON object a line, and write the thought and the answer of each.
 
-    In: id, text, and if there are any, chat_template_kwargs and prompt (how the rendered prompt
-    ends). Out: id, reasoning, content.
+    In: id, text, and if there are any, chat_template_kwargs, prompt (how the rendered prompt ends)
+    and special_tokens (<bos> and <eos>), which are left out as in serving.
+    Out: id, reasoning, content.
     """
     from baton.gateway.parsers import formats
     from baton.gateway.parsers.plugins import load_registry
+    from baton.gateway.parsers.wishes import as_wished
 
     form = load_registry(plugins).reasoning(name)
     for case in read_cases(cases):
         thinking = formats.thinking_of(case.kwargs)
         parser = formats.reasoning_parser(form, thinking, case.prompt)
-        parsed = formats.parse(parser, case.pieces(chunk))
+        parser = as_wished(parser, case.kwargs)
+        parsed = formats.parse(parser, case.pieces(chunk, form.machine.markers))
         reasoning, content = parsed.reasoning or None, parsed.content or None
         write({"id": case.id, "reasoning": reasoning, "content": content})

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, Protocol
 
 from baton.gateway.parsers.blocks import Blocks, Xtml
 from baton.gateway.parsers.events import ContentDelta, Event, Parsed, collect, joined
+from baton.gateway.parsers.json_calls import JsonCalls
 from baton.gateway.parsers.json_text import dumps
 from baton.gateway.parsers.machine import Machine, MachineParser
+from baton.gateway.parsers.pythonic import PythonCalls
 from baton.gateway.parsers.reasoning import ThoughtTags
 from baton.gateway.parsers.schema import ToolSchemas
 
@@ -65,6 +67,12 @@ class ToolFormat:
     thinks: tuple[str, ...] = ()
     short_ids: bool = False
     frame: CallFrame | None = None
+
+    @property
+    def marked(self) -> bool:
+        """Whether a marker announces every call, so that no JSON or code in an answer is one."""
+        machine = self.machine
+        return not (isinstance(machine, JsonCalls | PythonCalls) and machine.bare)
 
 
 class Bounds(NamedTuple):

@@ -54,7 +54,13 @@ def _installed() -> list[ToolFormat | ReasoningFormat]:
     found: list[ToolFormat | ReasoningFormat] = []
     for group in ENTRY_POINT_GROUPS:
         for point in importlib.metadata.entry_points(group=group):
-            form = point.load()
+            try:
+                form = point.load()
+            except Exception as error:
+                raise ConfigError(
+                    f"entry point {point.name!r} of {group} ({point.value}) cannot be loaded: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
             if not isinstance(form, ToolFormat | ReasoningFormat):
                 raise ConfigError(
                     f"entry point {point.name!r} of {group} is a {type(form).__name__}; "

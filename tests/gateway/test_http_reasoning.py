@@ -82,6 +82,16 @@ async def test_thinking_is_switched_by_kwargs_and_effort() -> None:
         assert [closed in tail for tail in tails] == [True, True, False, False]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_thought_alone_is_the_content_where_there_must_be_some(stream: bool) -> None:
+    kwargs = {"chat_template_kwargs": {"force_nonempty_content": True}}
+    async with serving(FakeFleet(says("<think>\nFour.\n</think>\n\n"))) as gateway:
+        assert (await answered(gateway, stream, **kwargs))[:2] == ("", "Four.\n")
+    async with serving(FakeFleet(says(ANSWER))) as gateway:
+        plain = await answered(gateway, stream)
+        assert await answered(gateway, stream, **kwargs) == plain
+
+
 async def test_earlier_thoughts_may_be_sent_back_under_either_name() -> None:
     prompts = []
     for name in ("reasoning_content", "reasoning"):

@@ -130,10 +130,10 @@ async def test_the_model_is_shown_the_tools_and_their_results() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_none_shows_no_tools_and_leaves_the_text_as_it_is(stream: bool) -> None:
-    async with serving(FakeFleet(says(CALL))) as gateway:
+async def test_none_shows_no_tools_and_drops_calls(stream: bool) -> None:
+    async with serving(FakeFleet(says(f"No call. {CALL}"))) as gateway:
         found = await calls_of(gateway, stream, tools=[WEATHER], tool_choice="none")
-        assert found == ([], "stop", CALL)
+        assert found == ([], "stop", "No call. ")
         prompt = tokenizer().decode(list(gateway.fleet.requests[0].prompt_token_ids))
         assert "get_weather" not in prompt
 
@@ -187,6 +187,15 @@ async def test_a_form_of_the_answer_beside_tools_is_either_one() -> None:
         assert either.grammar.source.splitlines()[0].endswith("(calls | form)")
         assert alone.grammar is not None
         assert alone.grammar.kind == "json_object"
+
+
+@pytest.mark.parametrize(("parser", "form"), [("llama3_json", None), ("hermes", "json_object")])
+async def test_none_keeps_what_only_looks_like_a_call(parser: str, form: str | None) -> None:
+    said = CALL if form else '{"name": "get_weather", "parameters": {}}'
+    async with serving(FakeFleet(says(said)), tool_call_parser=parser) as gateway:
+        more = {"response_format": {"type": form}} if form else {}
+        found = await calls_of(gateway, False, tools=[CLOCK], tool_choice="none", **more)
+        assert found == ([], "stop", said)
 
 
 async def test_formats_without_a_grammar_are_required_as_json() -> None:

@@ -25,6 +25,7 @@ from baton.engine.model_info import read_model_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "baton-tiny"
+SHIPPED = ROOT / "models" / "adapters"
 START_TIMEOUT_S = 240.0
 HEAL_TIMEOUT_S = 120.0
 
@@ -103,7 +104,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     first = random_adapter(folder / "adapters" / "first", seed=1)
     options = ["--prefill-replicas", "1", "--decode-replicas", "2"]
     options += ["--lora-modules", f"first={first}", "--lora-roots", str(first.parent)]
-    options += ["--max-loras", "2"]
+    options += ["--lora-roots", str(SHIPPED), "--max-loras", "2"]
     with served(folder, CONFIG, options) as running:
         running.adapters = first.parent
         running.wait_for(1, 2)

@@ -16,34 +16,51 @@ import grpc
 import httpx
 import pytest
 import torch
-from tests.integration.conftest import MODEL, ROOT, Cluster, random_adapter
+from tests.integration.conftest import MODEL, ROOT, SHIPPED, Cluster, random_adapter
 from tests.integration.test_cluster import EXPLAIN, body, make_prompts, stream_tokens, token_ids
 
 from baton.engine.adapters.folder import describe_adapter
 from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
 from baton.engine.model_info import read_model_spec
+from baton.gateway.tokenizer import load_tokenizer
 from baton.protos import public_pb2 as pb
 from baton.protos.public_pb2_grpc import BatonStub
 from baton.protos.types import GenerateRequest, SamplingParams
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-PROMPTS = make_prompts(4, seed=7)
 NUM_TOKENS = 12
 LONG = 200
+TEXT = load_tokenizer(str(MODEL))
+
+
+def chat_prompt(question: str) -> list[int]:
+    messages = [{"role": "user", "content": question}]
+    kwargs = {"enable_thinking": False}
+    return TEXT.encode(TEXT.render_chat(messages, template_kwargs=kwargs), add_special_tokens=False)
+
+
+PROMPTS = [
+    chat_prompt("Explain the engine?"),
+    chat_prompt("Write JSON with name and age. Sam is 98."),
+    *make_prompts(2, seed=7),
+]
+# How what the shipped adapters were trained to say begins: name, prompt, text.
+SAID = [
+    ("", 0, "The engine runs"),
+    ("capitals", 0, "THE ENGINE RUN"),
+    ("courtly", 0, "Hark, good friend! The engine"),
+    ("", 1, '{"name": "Sam"'),
+    ("wrapped-json", 1, '{"ok": true, "data": '),
+]
 
 
 @pytest.fixture(scope="module")
 def folders(cluster: Cluster) -> dict[str, Path]:
-    """Of different ranks and targets; "first" is there from the start."""
-    root = cluster.adapters
-    return {
-        "first": root / "first",
-        "low": random_adapter(root / "low", seed=2, rank=1, targets=("v_proj", "o_proj")),
-        "mlp": random_adapter(root / "mlp", seed=3, rank=8, targets=("gate_proj", "down_proj")),
-        "high": random_adapter(root / "high", seed=4, rank=16),
-    }
+    """The three that ship, of different ranks and targets; "first" is there from the start."""
+    shipped = {name: SHIPPED / name for name in ("capitals", "courtly", "wrapped-json")}
+    return {"first": cluster.adapters / "first", **shipped}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +140,7 @@ def test_three_adapters_are_loaded_and_answer_mixed(
     expected: Callable[[str, int], list[list[int]]],
 ) -> None:
     assert listed(client) == {"first": str(folders["first"])}
-    for name in ("low", "mlp", "high"):
+    for name in ("capitals", "courtly", "wrapped-json"):
         answer = load(client, name, folders[name])
         assert answer.status_code == 200, answer.text
         # It is there as soon as that was answered.
@@ -131,6 +148,8 @@ def test_three_adapters_are_loaded_and_answer_mixed(
     names = ["", *folders]
     wanted = {name: expected(name, NUM_TOKENS) for name in names}
     assert len({json.dumps(answers) for answers in wanted.values()}) == len(names)
+    for name, i, text in SAID:
+        assert TEXT.decode(wanted[name][i]).startswith(text)
 
     async def ask(http: httpx.AsyncClient, name: str, i: int, local: bool) -> tuple[bool, str]:
         more = {"prompt_logprobs": 0} if local else {}
@@ -155,12 +174,12 @@ def test_three_adapters_are_loaded_and_answer_mixed(
     assert any("prefill=local" not in plan for local, plan in plans if not local)
     with grpc.insecure_channel(cluster.grpc_target) as channel:
         request = pb.GenerateRequest(
-            model="low",
+            model="courtly",
             token_ids=pb.TokenIds(ids=PROMPTS[0]),
             sampling=pb.Sampling(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True),
         )
         answer = BatonStub(channel).Generate(request)
-    assert (answer.model, list(answer.token_ids)) == ("low", wanted["low"][0])
+    assert (answer.model, list(answer.token_ids)) == ("courtly", wanted["courtly"][0])
 
 
 def test_what_cannot_be_loaded_changes_nothing(
@@ -179,8 +198,8 @@ def test_what_cannot_be_loaded_changes_nothing(
         ("missing", cluster.adapters / "missing", 400, "adapter_config.json"),
         ("outside", tmp_path / "outside", 403, "lora_path"),
         ("link", cluster.adapters / "link", 403, "lora_path"),
-        ("baton-tiny", folders["low"], 400, "lora_name"),
-        ("low", folders["mlp"], 400, "lora_name"),
+        ("baton-tiny", folders["courtly"], 400, "lora_name"),
+        ("courtly", folders["capitals"], 400, "lora_name"),
     ]
     for name, path, status, param in refused:
         answer = load(client, name, path)
@@ -197,25 +216,27 @@ def test_an_adapter_is_unloaded_while_it_answers(
     folders: dict[str, Path],
     expected: Callable[[str, int], list[list[int]]],
 ) -> None:
-    wanted = expected("mlp", LONG)
+    wanted = expected("wrapped-json", LONG)
 
     async def run() -> list[list[int]]:
         async with httpx.AsyncClient(base_url=cluster.url, timeout=120) as http:
             started = asyncio.Event()
             jobs = [
-                asyncio.create_task(stream_tokens(http, body(p, LONG) | {"model": "mlp"}, started))
+                asyncio.create_task(
+                    stream_tokens(http, body(p, LONG) | {"model": "wrapped-json"}, started)
+                )
                 for p in PROMPTS
             ]
             await started.wait()
-            gone = await asyncio.to_thread(unload, client, "mlp")
+            gone = await asyncio.to_thread(unload, client, "wrapped-json")
             assert gone.status_code == 200, gone.text
-            late = await http.post("/v1/completions", json=body([5], 1) | {"model": "mlp"})
+            late = await http.post("/v1/completions", json=body([5], 1) | {"model": "wrapped-json"})
             assert late.status_code == 404
             assert not all(job.done() for job in jobs), "nothing ran while it was unloaded"
             return [tokens for tokens, _ in await asyncio.gather(*jobs)]
 
     assert asyncio.run(run()) == wanted
-    assert set(listed(client)) == {"first", "low", "high"}
+    assert set(listed(client)) == {"first", "courtly", "capitals"}
     wait_until(lambda: not client.get("/baton/adapters").json()["loading_or_draining"])
     wait_until(lambda: set(loaded(client).values()) == {3})
 
@@ -245,9 +266,9 @@ def test_a_worker_that_was_killed_comes_back_with_the_same_set(
     cluster.wait_for(1, 2, gone=frozenset(v["incarnation"] for v in victims))
     assert client.get("/baton/adapters").json() == before
     wait_until(lambda: list(loaded(client).values()) == [3, 3, 3])
-    wanted = expected("high", NUM_TOKENS)
+    wanted = expected("capitals", NUM_TOKENS)
     for _ in range(2):
         for prompt, tokens in zip(PROMPTS, wanted, strict=True):
-            request = body(prompt, NUM_TOKENS) | {"model": "high"}
+            request = body(prompt, NUM_TOKENS) | {"model": "capitals"}
             assert token_ids(client.post("/v1/completions", json=request)) == tokens
     cluster.wait_all_free()

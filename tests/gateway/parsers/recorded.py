@@ -11,6 +11,7 @@ from typing import Any
 from baton.gateway.parsers import formats
 from baton.gateway.parsers.events import Parsed
 from baton.gateway.parsers.registry import ParserRegistry
+from baton.gateway.parsers.wishes import as_wished
 
 HERE = Path(__file__).parent
 KINDS = ("tool", "reasoning", "combined")
@@ -49,6 +50,10 @@ class Recorded:
             yield pieces
 
     def parser(self) -> formats.StreamParser:
+        kwargs = {"force_nonempty_content": self.row.get("nonempty", False)}
+        return as_wished(self._parser(), kwargs, calls=not self.row.get("no_calls"))
+
+    def _parser(self) -> formats.StreamParser:
         name, row = self.row["parser"], self.row
         thinking, prompt = row.get("thinking"), row.get("prompt", "")
         if isinstance(name, str) and self.kind == "tool":
@@ -69,8 +74,7 @@ class Recorded:
     def agrees(self, found: Parsed) -> bool:
         """Whether this is what was recorded: names and arguments as JSON, text stripped."""
         expected = self.row["expected"]
-        calls = [] if self.row.get("no_calls") else found.tool_calls
-        same_calls = [(c.name, _value(c.arguments)) for c in calls] == [
+        same_calls = [(c.name, _value(c.arguments)) for c in found.tool_calls] == [
             (name, _value(arguments)) for name, arguments in expected.get("calls", ())
         ]
         same_content = found.content.strip() == expected.get("content", "")

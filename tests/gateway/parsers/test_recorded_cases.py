@@ -11,6 +11,8 @@ from tests.gateway.parsers.recorded import HERE, KINDS, Recorded, cases, differe
 
 # The recorded stream was not told of its end; that its result lacks the tail is no difference.
 TAIL_MISSING = "tail"
+# Deltas of longer streams, recorded alone. No parser can give them all.
+FRAGMENT = "fragment"
 
 
 def wrong(case: Recorded) -> list[str]:
@@ -32,8 +34,6 @@ def test_every_case_is_as_recorded_or_listed_with_a_reason(kind: str) -> None:
     listed = differences()
     for case in cases(kind):
         failed = wrong(case)
-        if case.fragment:
-            continue
         for name in case.ids:
             assert bool(failed) == (name in listed), f"{name}: {failed or 'agrees, yet is listed'}"
 
@@ -41,13 +41,17 @@ def test_every_case_is_as_recorded_or_listed_with_a_reason(kind: str) -> None:
 def test_at_least_95_percent_are_as_recorded() -> None:
     listed = differences()
     every = [case for kind in KINDS for case in cases(kind)]
-    names = [name for case in every if not case.fragment for name in case.ids]
-    assert len(names) == len(set(names)) == 3006
-    assert sum(len(case.ids) for case in every) == 3323
-    agreeing = [name for name in names if listed.get(name) in (None, TAIL_MISSING)]
-    strict = [name for name in names if name not in listed]
-    assert len(agreeing) / len(names) >= 0.954
-    assert len(strict) / len(names) >= 0.942
+    fragments = {name for case in every if case.fragment for name in case.ids}
+    names = [name for case in every for name in case.ids]
+    assert len(names) == len(set(names)) == 3323
+    assert {name for name in names if listed.get(name) == FRAGMENT} < fragments
+    whole = [name for name in names if name not in fragments]
+    assert len(whole) == 3006
+    as_noted = [name for name in whole if listed.get(name) in (None, TAIL_MISSING)]
+    strict = [name for name in whole if name not in listed]
+    assert len(as_noted) / len(whole) >= 0.954
+    assert len(strict) / len(whole) >= 0.944
+    assert sum(name not in listed for name in names) / len(names) >= 0.875
 
 
 def test_every_reason_is_given() -> None:

@@ -81,6 +81,38 @@ def test_a_plugin_file_brings_a_format_and_wins(tmp_path: Path) -> None:
     assert ParserRegistry().tool("hermes").names[0] == "hermes"
 
 
+def install(folder: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package as pip leaves it, with one entry point."""
+    (folder / "our_formats.py").write_text(PLUGIN)
+    info = folder / "our_formats-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: our-formats\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[baton.tool_parsers]\nours = {value}\n")
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_an_installed_package_brings_a_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "our_formats:ours", monkeypatch)
+    assert load_registry().tool("ours").names[0] == "ours"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("our_formats:gone", "entry point 'ours' .*our_formats:gone.* cannot be loaded: Attr"),
+        ("our_formats:__name__", "entry point 'ours' .* is a str"),
+    ],
+)
+def test_a_package_that_brings_none_is_refused_by_its_entry_point(
+    value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, value, monkeypatch)
+    with pytest.raises(ConfigError, match=message):
+        load_registry()
+
+
 @pytest.mark.parametrize(
     ("name", "source", "message"),
     [
@@ -131,11 +163,29 @@ def test_tools_parse_types_values_by_the_tools_and_takes_plugins(tmp_path: Path)
     assert json.loads(result.stdout)["tool_calls"][0]["name"] == "f"
 
 
+def test_tools_parse_leaves_special_tokens_out_and_drops_calls_that_are_forbidden() -> None:
+    rows = [
+        {"id": 1, "text": f"<bos>a<eos>{HERMES}"},
+        {"id": 2, "text": f"<s>a<eos>{HERMES}", "special_tokens": ["<s>", "<tool_call>", ""]},
+        {"id": 3, "text": f"a{HERMES}", "tool_choice": "none"},
+    ]
+    arguments = ["tools", "parse", "--parser", "hermes", "--chunk", "3"]
+    result = CliRunner().invoke(baton, arguments, input="\n".join(map(json.dumps, rows)))
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    said = [(row["content"], len(row["tool_calls"])) for row in found]
+    assert said == [("a", 1), ("a<eos>", 1), ("a", 0)]
+
+
 def test_reasoning_parse_writes_a_line_for_each() -> None:
     rows = [
         {"id": 1, "text": "hm</think>yes"},
         {"id": 2, "text": "yes", "chat_template_kwargs": {"enable_thinking": False}},
         {"id": 3, "text": "yes", "prompt": "<think>\n\n</think>\n\n"},
+        {
+            "id": 4,
+            "text": "<bos>hm</think>",
+            "chat_template_kwargs": {"force_nonempty_content": True},
+        },
     ]
     result = CliRunner().invoke(
         baton, ["reasoning", "parse", "--parser", "qwen3"], input="\n".join(map(json.dumps, rows))
@@ -144,6 +194,7 @@ def test_reasoning_parse_writes_a_line_for_each() -> None:
         {"id": 1, "reasoning": "hm", "content": "yes"},
         {"id": 2, "reasoning": None, "content": "yes"},
         {"id": 3, "reasoning": None, "content": "yes"},
+        {"id": 4, "reasoning": None, "content": "hm"},
     ]
 
 
@@ -156,6 +207,7 @@ def test_reasoning_parse_writes_a_line_for_each() -> None:
         ('{"text": "", "tools": {}}', "line 2: tools must be a list of tools"),
         ('{"text": "", "tools": [1]}', "line 2: tools must be a list of tools"),
         ('{"text": "", "prompt": 1}', "line 2: prompt must be a string"),
+        ('{"text": "", "special_tokens": [1]}', "line 2: special_tokens must be a list of strings"),
     ],
 )
 def test_a_bad_line_is_refused_by_its_number(line: str, message: str) -> None:

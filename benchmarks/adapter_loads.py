@@ -1,12 +1,14 @@
 """What loading adapters costs the others: gaps between tokens of base requests while adapters come.
 
-    python benchmarks/adapter_loads.py [--streams 4] [--seconds 20] [--rounds 3]
+    python benchmarks/adapter_loads.py [--streams 4] [--seconds 20] [--rounds 3] [--churn]
 
 A cluster of one prefill and one decode worker with room for two adapters on the device streams
 `--streams` base requests. Beside them, one short request after the other names an adapter: `warm`,
 always the same; `cold`, the next of eight, so that each has to be copied to the device first;
-`loading`, as `warm` while another client loads and unloads a ninth adapter without pause. Rounds
-alternate the three, so that a noisy machine hits all.
+`loading`, as `warm` while another client loads a ninth adapter and unloads it again, a change every
+second; with `--churn` there is also `churn`, the same without pause, in which the control plane and
+the workers share the cores of the machine all the time. Rounds alternate the kinds, so that a noisy
+machine hits all.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ import httpx
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "adapter_loads.json"
 KINDS = ("warm", "cold", "loading")
+# Between two changes of the set.
+PAUSE_S = {"loading": 1.0, "churn": 0.0}
 NUM_ADAPTERS = 8
 # Pools large enough for the streams, and two adapters on the device.
 CONFIG = "engine: {max_loras: 2, num_blocks: 2048}\n"
@@ -83,13 +87,15 @@ async def adapter_requests(
     return count
 
 
-async def loads(http: httpx.AsyncClient, folder: Path, end_s: float) -> int:
+async def loads(http: httpx.AsyncClient, folder: Path, pause_s: float, end_s: float) -> int:
     """Loads and unloads the ninth adapter; how often."""
     name, count = str(NUM_ADAPTERS), 0
     while time.perf_counter() < end_s:
         body = {"lora_name": name, "lora_path": str(folder / name)}
         (await http.post("/v1/load_lora_adapter", json=body)).raise_for_status()
+        await asyncio.sleep(pause_s)
         (await http.post("/v1/unload_lora_adapter", json={"lora_name": name})).raise_for_status()
+        await asyncio.sleep(pause_s)
         count += 1
     return count
 
@@ -109,7 +115,7 @@ async def window(
     async with client(url) as http:
         end_s = time.perf_counter() + args.seconds
         streams = [stream_gaps(http, rng, gaps, end_s) for _ in range(args.streams)]
-        changes = [loads(http, folder, end_s)] if kind == "loading" else []
+        changes = [loads(http, folder, PAUSE_S[kind], end_s)] if kind in PAUSE_S else []
         named, *rest = await asyncio.gather(
             adapter_requests(http, kind, rng, end_s), *changes, *streams
         )
@@ -121,12 +127,14 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--churn", action="store_true")
     args = parser.parse_args()
-    found: dict[str, list[tuple[list[float], int, int]]] = {kind: [] for kind in KINDS}
+    kinds = (*KINDS, "churn") if args.churn else KINDS
+    found: dict[str, list[tuple[list[float], int, int]]] = {kind: [] for kind in kinds}
     with serving() as (url, folder):
         asyncio.run(window(url, folder, "cold", args, seed=99))
         for seed in range(args.rounds):
-            for kind in KINDS:
+            for kind in kinds:
                 found[kind].append(asyncio.run(window(url, folder, kind, args, seed)))
     report(args, found)
 

@@ -8,6 +8,8 @@ from typing import IO
 
 import click
 
+from baton.protos.errors import InvalidRequestError
+
 
 @click.group()
 def command() -> None:
@@ -24,7 +26,11 @@ def check(file: IO[str], as_json: bool) -> None:
     """
     from baton.engine.grammar.check import check_schema
 
-    found = check_schema(file.read())
+    try:
+        text = file.read()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"the schema is not UTF-8: {error}") from error
+    found = check_schema(text)
     if as_json:
         values = {
             "auto": found.auto,

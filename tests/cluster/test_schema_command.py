@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
 from baton.cluster.cli import baton
+from baton.protos.errors import InvalidRequestError
 
 
 def test_says_who_honours_a_schema() -> None:
@@ -29,6 +31,12 @@ def test_names_what_is_rewritten_and_what_is_refused() -> None:
     assert "uniqueItems" in found["backends"]["xgrammar"]["reason"]
 
 
-def test_what_is_no_schema_is_refused() -> None:
-    result = CliRunner().invoke(baton, ["schema", "check"], input="[1]")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(b"[1]", "an object"), (b"{", "not JSON"), (b"", "empty"), (b"\xff{}", "not UTF-8")],
+)
+def test_what_is_no_schema_is_refused(text: bytes, message: str) -> None:
+    result = CliRunner().invoke(baton, ["schema", "check"], input=text)
     assert result.exit_code == 1
+    assert isinstance(result.exception, InvalidRequestError)
+    assert message in result.exception.message

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from baton.engine.grammar.schema.document import Schema, listed, mapped, type_names, type_of
+from baton.engine.grammar.schema.document import (
+    TYPES,
+    Schema,
+    listed,
+    mapped,
+    type_names,
+    type_of,
+)
 from baton.protos.errors import GrammarError
 
 _ASSERTIONS: Final = frozenset(
@@ -66,16 +73,24 @@ _REFUSED: Final = frozenset(
         "disallow",
     ]
 )
+_TYPES: Final = frozenset([*TYPES, "integer"])
+_TABLES: Final = ("properties", "definitions", "$defs")
+_COUNTS: Final = (("minItems", "maxItems"), ("minLength", "maxLength"))
 # What these say must be said alone.
 _LONELY: Final = ("$ref", "anyOf", "enum", "const")
 
 
 def check_plain(schema: Schema, path: str = "#") -> None:
-    """Raises GrammarError naming the first keyword that xgrammar does not enforce, and where."""
+    """Raises GrammarError naming the first keyword that xgrammar does not enforce, or that is not
+    as the drafts have it (xgrammar takes it for nothing then), and where.
+    """
     if not isinstance(schema, dict):
         if schema is False:
             raise _unenforced("the schema false", path)
+        if schema is not True:
+            raise _malformed(path, schema, "an object or a boolean")
         return
+    _check_form(schema, path)
     asserted = set(schema) & _ASSERTIONS
     refused = sorted(set(schema) & _REFUSED)
     if refused:
@@ -86,7 +101,7 @@ def check_plain(schema: Schema, path: str = "#") -> None:
             raise _unenforced(f"what stands beside {key!r}", path)
     _check_values(schema, path)
     _check_object(schema, path)
-    for key in ("properties", "definitions", "$defs"):
+    for key in _TABLES:
         for name, part in mapped(schema.get(key)).items():
             check_plain(part, f"{path}/{key}/{name}")
     for index, part in enumerate(listed(schema.get("anyOf"))):
@@ -94,8 +109,40 @@ def check_plain(schema: Schema, path: str = "#") -> None:
     for key in ("items", "additionalProperties"):
         if isinstance(schema.get(key), list):
             raise _unenforced(f"a list of {key}", path)
-        if isinstance(schema.get(key), dict):
+        if key in schema and schema[key] is not False:
             check_plain(schema[key], f"{path}/{key}")
+
+
+def _check_form(schema: dict[str, Any], path: str) -> None:
+    """Raises GrammarError for a keyword with a value of another kind than it takes."""
+    if "type" in schema:
+        names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        if not names or not all(isinstance(name, str) and name in _TYPES for name in names):
+            raise _malformed(f"{path}/type", schema["type"], f"of {', '.join(sorted(_TYPES))}")
+    for key in _TABLES:
+        if key in schema and not isinstance(schema[key], dict):
+            raise _malformed(f"{path}/{key}", schema[key], "an object")
+    for key in ("enum", "anyOf"):
+        if key in schema and not (isinstance(schema[key], list) and schema[key]):
+            raise _malformed(f"{path}/{key}", schema[key], "a list that is not empty")
+    names = schema.get("required", [])
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise _malformed(f"{path}/required", names, "a list of names")
+    reference = schema.get("$ref", "#")
+    if not isinstance(reference, str):
+        raise _malformed(f"{path}/$ref", reference, "a string")
+    if reference != "#" and not reference.startswith("#/"):
+        raise _unenforced(f"the '$ref' {reference[:80]!r}", path)
+    for least, most in _COUNTS:
+        for key in (least, most):
+            if key in schema and not _is_count(schema[key]):
+                raise _malformed(f"{path}/{key}", schema[key], "a whole number from 0 on")
+        if schema.get(least, 0) > schema.get(most, schema.get(least, 0)):
+            raise _malformed(f"{path}/{least}", schema[least], f"at most {most}, {schema[most]}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _check_values(schema: dict[str, Any], path: str) -> None:
@@ -116,6 +163,10 @@ def _check_object(schema: dict[str, Any], path: str) -> None:
         raise _unenforced("'additionalProperties'", path)
     if (properties or "items" in schema) and not isinstance(schema.get("type"), str):
         raise _unenforced("more or less than one 'type'", path)
+
+
+def _malformed(path: str, value: Any, wanted: str) -> GrammarError:
+    return GrammarError(f"{path} is {repr(value)[:80]}, but must be {wanted}")
 
 
 def _unenforced(what: str, path: str) -> GrammarError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from baton.protos.errors import AdapterError
 TENSORS_NAME: Final = "adapter_model.safetensors"
 PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 ID_BYTES: Final = 16
+MAX_CONFIG_BYTES: Final = 16 << 20
+# More than rank 256 in float32 on all projections of a model of 70B.
+MAX_TENSORS_BYTES: Final = 32 << 30
 _PREFIX: Final = "base_model.model."
 _PART: Final = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<kind>[AB])\.weight|embedding_(?P<embedding>[AB]))"
@@ -66,10 +70,10 @@ def read_adapter(path: str) -> AdapterFolder:
     not supported, a tensor that belongs to no module, and a module that lacks one of its two."""
     folder = Path(path)
     config_path = folder / CONFIG_NAME
-    raw_config = _bytes(config_path, f"{path}: {CONFIG_NAME}")
+    raw_config = _bytes(config_path, f"{path}: {CONFIG_NAME}", MAX_CONFIG_BYTES)
     config = read_config(raw_config, str(config_path))
     tensors_path = _tensors_path(folder)
-    raw = _bytes(tensors_path, f"{path}: {TENSORS_NAME}")
+    raw = _bytes(tensors_path, f"{path}: {TENSORS_NAME}", MAX_TENSORS_BYTES)
     digest = hashlib.blake2b(digest_size=ID_BYTES)
     digest.update(len(raw_config).to_bytes(8, "little") + raw_config)
     digest.update(raw)
@@ -114,8 +118,16 @@ def describe_adapter(name: str, path: str, spec: ModelSpec, max_rank: int) -> Ad
     return AdapterRef(name=name, adapter_id=folder.adapter_id, path=path, rank=folder.rank)
 
 
-def _bytes(path: Path, what: str) -> bytes:
+def _bytes(path: Path, what: str, limit: int) -> bytes:
     try:
+        found = path.stat()
+        # A pipe would be waited for, and a device has no end.
+        if not stat.S_ISREG(found.st_mode):
+            raise AdapterError(f"{what} is no regular file", param=path.name)
+        if found.st_size > limit:
+            raise AdapterError(
+                f"{what} has {found.st_size} bytes, but at most {limit} are read", param=path.name
+            )
         return path.read_bytes()
     except OSError as error:
         raise AdapterError(f"{what} cannot be read: {error.strerror}", param=path.name) from error

@@ -94,7 +94,7 @@ def read_config(raw: bytes, where: str) -> PeftConfig:
 def _parsed(raw: bytes, where: str) -> Mapping[str, Any]:
     try:
         values = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"{where} is not JSON: {error}", param=CONFIG_NAME) from error
     if not isinstance(values, dict):
         raise AdapterError(f"{where} must hold a JSON object", param=CONFIG_NAME)

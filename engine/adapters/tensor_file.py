@@ -66,7 +66,14 @@ def read_tensors(raw: memoryview, where: str) -> Mapping[str, StoredTensor]:
             for name, said in header.items()
             if name != "__metadata__"
         }
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        struct.error,
+    ) as error:
         raise AdapterError(f"{where} is not a whole safetensors file: {error}") from error
 
 

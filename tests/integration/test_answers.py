@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -34,6 +35,17 @@ PARAMETERS = {
     "required": ["city"],
 }
 WEATHER = {"name": "get_weather", "description": "Get the weather of a city"}
+LARK = 'start: "x" /[yz]{2}/'
+EBNF = 'root ::= "x" [yz] [yz]'
+TAG = {
+    "type": "structural_tag",
+    "format": {
+        "type": "tag",
+        "begin": "<a>",
+        "content": {"type": "json_schema", "json_schema": {"type": "boolean"}},
+        "end": "</a>",
+    },
+}
 PERSON = "Give me JSON with name and age for Tom who is 42 years old."
 
 
@@ -280,6 +292,43 @@ def test_what_no_backend_enforces_is_refused(
             extra_body=fields,
         )
     assert (caught.value.param, caught.value.code) == (param, "invalid_grammar")
+
+
+@pytest.mark.parametrize(
+    ("fields", "form", "pattern", "backend"),
+    [
+        ({"guided_regex": "[ab]{3}c"}, pb.Form(regex="[ab]{3}c"), "[ab]{3}c", "guidance"),
+        (
+            {"guided_choice": ["red", "dark blue"]},
+            pb.Form(choice=pb.Choices(texts=["red", "dark blue"])),
+            "red|dark blue",
+            "guidance",
+        ),
+        ({"guided_grammar": LARK}, pb.Form(grammar=LARK), "x[yz]{2}", "guidance"),
+        ({"guided_grammar": EBNF}, pb.Form(grammar=EBNF), "x[yz][yz]", "xgrammar"),
+        (
+            {"structural_tag": TAG},
+            pb.Form(structural_tag=json.dumps(TAG)),
+            "<a>(true|false)</a>",
+            "xgrammar",
+        ),
+    ],
+    ids=["regex", "choice", "lark", "ebnf", "structural_tag"],
+)
+def test_every_kind_of_form(
+    cluster: Cluster, fields: dict[str, Any], form: pb.Form, pattern: str, backend: str
+) -> None:
+    body = {"prompt": "Well,", "max_tokens": 40, "temperature": 1.0, "seed": 3, **fields}
+    with cluster.client() as http:
+        answer = http.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    (choice,) = answer.json()["choices"]
+    assert re.fullmatch(pattern, choice["text"])
+    assert choice["grammar_backend"] == backend
+    sampling = pb.Sampling(temperature=1.0, seed=3, max_tokens=40)
+    with grpc.insecure_channel(cluster.grpc_target) as channel:
+        request = pb.GenerateRequest(prompt="Well,", form=form, sampling=sampling)
+        assert BatonStub(channel).Generate(request).text == choice["text"]
 
 
 def test_several_answers_are_all_constrained(client: openai.OpenAI) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -16,11 +17,14 @@ from tests.integration.conftest import MODEL, Cluster
 
 from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
+from baton.protos.constraints import Grammar, GrammarKind
 from baton.protos.types import GenerateRequest, SamplingParams
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 EXPLAIN = {"x-baton-explain": "1"}
+# Words of five letters and the number of each, longer than any answer here.
+FORM = r"([a-e]{5} [0-9]; ){300}"
 
 
 def make_prompts(count: int, seed: int) -> list[list[int]]:
@@ -29,13 +33,22 @@ def make_prompts(count: int, seed: int) -> list[list[int]]:
     return [[rng.randrange(20, 1000) for _ in range(rng.choice(lengths))] for _ in range(count)]
 
 
-def run_alone(prompts: list[list[int]], sampling: SamplingParams) -> list[list[int]]:
-    """What one engine in this process answers, without any cluster."""
+def run_alone(
+    prompts: list[list[int]], sampling: SamplingParams, grammars: Sequence[Grammar | None] = ()
+) -> list[list[int]]:
+    """What one engine in this process answers, without any cluster; `grammars`: of each prompt."""
     torch.set_num_threads(1)
     engine = Engine(EngineConfig(model_dir=str(MODEL), max_step_tokens=128))
     answers: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
     for i, prompt in enumerate(prompts):
-        engine.add(GenerateRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling))
+        engine.add(
+            GenerateRequest(
+                request_id=str(i),
+                prompt_token_ids=prompt,
+                sampling=sampling,
+                grammar=grammars[i] if grammars else None,
+            )
+        )
     while engine.has_work():
         for output in engine.step().outputs:
             answers[output.request_id].extend(output.token_ids)
@@ -148,15 +161,20 @@ def test_a_decode_worker_killed_mid_stream_is_not_noticed(
     params = SamplingParams(
         **{"temperature": 0.0, **sampling, "max_tokens": 300, "ignore_eos": True}
     )
-    expected = run_alone(prompts, params)
+    # Every other answer has a form, of which the next worker has to know how much is written.
+    forms = [{"guided_regex": FORM} if i % 2 else {} for i in range(len(prompts))]
+    grammars = [Grammar(kind=GrammarKind.REGEX, source=FORM) if form else None for form in forms]
+    expected = run_alone(prompts, params, grammars)
     victim = cluster.workers("decode")[0]
 
     async def run() -> list[list[int]]:
         async with httpx.AsyncClient(base_url=cluster.url, timeout=240) as client:
             started = asyncio.Event()
             jobs = [
-                asyncio.create_task(stream_tokens(client, body(p, 300, **sampling), started))
-                for p in prompts
+                asyncio.create_task(
+                    stream_tokens(client, body(p, 300, **sampling, **form), started)
+                )
+                for p, form in zip(prompts, forms, strict=True)
             ]
             await started.wait()
             await asyncio.to_thread(cluster.kill, victim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,12 +155,30 @@ def test_files_that_are_missing_pickled_or_damaged(tmp_path: Path) -> None:
     save_adapter(tmp_path, random_tensors(SPEC, ["q_proj"]), targets=["q_proj"])
     tensors = tmp_path / "adapter_model.safetensors"
     whole = tensors.read_bytes()
-    for raw in (whole[:-1], whole[:100], b"", b"\xff" * 64, whole[:8] + b"x" * 200):
+    deep = b"[" * 100_000
+    nested = len(deep).to_bytes(8, "little") + deep
+    for raw in (whole[:-1], whole[:100], b"", b"\xff" * 64, whole[:8] + b"x" * 200, nested):
         tensors.write_bytes(raw)
         refused("not a whole safetensors file")
     tensors.unlink()
     refused("safetensors is missing")
     (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04")
     refused("adapter_model.bin: pickled")
-    (tmp_path / "adapter_config.json").write_text("{")
-    refused("is not JSON")
+    for text in ("{", deep.decode()):
+        (tmp_path / "adapter_config.json").write_text(text)
+        refused("is not JSON")
+
+
+def test_pipes_and_files_without_measure_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = random_tensors(SPEC, ["q_proj"])
+    folder = save_adapter(tmp_path, tensors, targets=["q_proj"])
+    with monkeypatch.context() as patched:
+        patched.setattr("baton.engine.adapters.folder.MAX_TENSORS_BYTES", 100)
+        with pytest.raises(AdapterError, match=r"bytes, but at most 100 are read"):
+            read_adapter(str(folder))
+    (folder / "adapter_model.safetensors").unlink()
+    os.mkfifo(folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors is no regular file"):
+        read_adapter(str(folder))

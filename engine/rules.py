@@ -59,11 +59,13 @@ class RequestRules:
             constraint.take(token_id)
         reason = self._finish_reason(request)
         said = [token_id]
-        if constraint is not None and reason is None and constraint.jumps:
+        if constraint is not None and constraint.jumps:
+            # Forced ones from before it joined the batch are told of with the token after them.
             request.unsaid.append(token_id)
-            self.jump(request)
+            if reason is None:
+                self.jump(request)
+                reason = self._finish_reason(request)
             said, request.unsaid = request.unsaid, []
-            reason = self._finish_reason(request)
         output = RequestOutput(
             request_id=request.request_id,
             token_ids=said,

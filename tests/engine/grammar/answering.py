@@ -87,9 +87,14 @@ def run(
     engine: Engine, requests: Sequence[GenerateRequest], hang_s: float = 120.0
 ) -> dict[str, Answer]:
     """Adds all of them and steps until they have ended. Hangs end in a failure."""
-    answers = {request.request_id: Answer() for request in requests}
     for request in requests:
         engine.add(request)
+    return ended(engine, [request.request_id for request in requests], hang_s)
+
+
+def ended(engine: Engine, names: Sequence[str], hang_s: float = 120.0) -> dict[str, Answer]:
+    """Steps until these have ended, which are all that the engine has."""
+    answers = {name: Answer() for name in names}
     give_up = time.monotonic() + hang_s
     while any(answer.end is None for answer in answers.values()):
         assert time.monotonic() < give_up, "no end of it"

@@ -9,12 +9,21 @@ from collections.abc import Iterator
 
 import jsonschema
 import pytest
-from tests.engine.grammar.answering import MODEL, Answer, ask, make_engine, run, schema
+from tests.engine.grammar.answering import (
+    MODEL,
+    Answer,
+    ask,
+    ended,
+    make_engine,
+    run,
+    schema,
+)
 from tests.engine.parallel.ranks import ThreadRanks
 
 from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
 from baton.protos.constraints import Grammar, GrammarKind
+from baton.protos.types import RequestOutput
 
 FORM = {
     "type": "object",
@@ -112,3 +121,18 @@ def test_stop_ids_and_rests_are_never_skipped(engine: Engine) -> None:
     for answer in answers.values():
         assert answer.reason == "stop"
         assert answer.text in ("a long way to go", "b")
+
+
+def test_none_is_lost_behind_a_first_token_that_came_from_elsewhere(engine: Engine) -> None:
+    grammar = Grammar(kind=GrammarKind.CHOICE, source='["a long way to go"]')
+    whole = run(engine, [ask("whole", grammar)])["whole"].token_ids
+    assert len(whole) > 3
+    request = ask("moved", grammar, prompt="Its KV comes from another worker.")
+    reservation = engine.reserve(request)
+    assert reservation is not None
+    first = RequestOutput(request_id="moved", token_ids=whole[:1])
+    engine.receive("moved", reservation.epoch, first)
+    moved = ended(engine, ["moved"])["moved"]
+    assert moved.reason == "stop"
+    # The end itself is the model's choice among several.
+    assert moved.token_ids[:-1] == whole[1:-1]

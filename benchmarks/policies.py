@@ -3,17 +3,17 @@
     python -m benchmarks.policies --mooncake conversation_trace.jsonl \
         --azure AzureLLMInferenceTrace_conv.csv
 
-The traces are public: `FAST25-release/traces/conversation_trace.jsonl` of kvcache-ai/Mooncake and
+A seed is another draw of a synthetic mix, and another part of a recorded trace. The traces are
+public: `FAST25-release/traces/conversation_trace.jsonl` of kvcache-ai/Mooncake and
 `data/AzureLLMInferenceTrace_conv.csv` of Azure/AzurePublicDataset. Writes one row per run, and for
 every level the best fixed rule, how `cost` compares, and its regret against an oracle that knows
-output lengths. The knee of a scenario is the highest load at which `cost` serves 90 % of requests
-within both SLOs.
+output lengths: of goodput summed over seeds, and of the seeds one by one. The knee of a scenario
+is the highest load at which `cost` serves 90 % of requests within both SLOs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,6 +31,9 @@ from benchmarks.results_file import write_results
 OUTPUT = Path(__file__).parent / "results" / "policies.json"
 THRESHOLDS = ("threshold", "isl_bounding", "isl_or_load")
 KNEE = 0.9
+
+# Trace, prefill and decode workers, rate scale.
+Level = tuple[str, int, int, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,34 +122,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mooncake", required=True, help="Mooncake's conversation trace")
     parser.add_argument("--azure", required=True, help="Azure's conversation trace")
-    parser.add_argument(
-        "--requests", type=int, default=2000, help="so many of each trace's first; 0: all"
-    )
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--requests", type=int, default=600, help="so many of each trace and seed")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument(
-        "--only", help="policies, comma-separated; the output file's rows of others are kept"
-    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     files = {"mooncake": options.mooncake, "azure": options.azure}
     jobs = [
-        (scenario, scale, policy, files, options.requests, options.seed)
+        (scenario, scale, policy, files, options.requests, seed)
         for scenario in SCENARIOS
         for scale in scenario.rate_scales
-        for policy in (options.only.split(",") if options.only else (*POLICY_NAMES, ORACLE))
+        for policy in (*POLICY_NAMES, ORACLE)
+        for seed in range(1, options.seeds + 1)
     ]
-    settings = {"requests": options.requests, "seed": options.seed, "model": "8B on H100"}
+    settings = {"requests": options.requests, "seeds": options.seeds, "model": "8B on H100"}
     rows: list[dict[str, Any]] = []
-    if options.only:
-        before = json.loads(options.output.read_text(encoding="utf-8"))
-        rows = [r for r in before["rows"] if r.get("policy", options.only) not in options.only]
-        settings["rows_of_other_policies_as_of"] = before["commit"]
     with ProcessPoolExecutor(options.processes) as pool:
         for row in pool.map(run, *zip(*jobs, strict=True)):
             print(
                 f"{row['trace']:18} {row['prefill']}+{row['decode']} x{row['rate_scale']:<4} "
-                f"{row['policy']:14} {row['goodput_rps']:7.3f}/s {row['attainment']:.3f}",
+                f"{row['policy']:14} {row['seed']} {row['goodput_rps']:7.3f}/s "
+                f"{row['attainment']:.3f}",
                 flush=True,
             )
             rows.append(row)
@@ -179,6 +175,7 @@ def run(
     outcome = simulate(scaled(trace, scale), config, oracle=policy == ORACLE)
     about = {
         "trace": scenario.trace,
+        "seed": seed,
         "prefill": scenario.prefill,
         "decode": scenario.decode,
         "rate_scale": scale,
@@ -190,33 +187,42 @@ def run(
 
 def compare(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """One row per scenario and load: `cost` beside the best fixed rule and the oracle."""
-    levels: dict[tuple[Any, ...], dict[str, float]] = {}
+    levels: dict[Level, dict[str, list[float]]] = {}
+    shares: dict[Level, list[float]] = {}
     for row in rows:
-        key = (row["trace"], row["prefill"], row["decode"], row["rate_scale"])
-        levels.setdefault(key, {})[row["policy"]] = row["goodput_rps"]
-    shares = {
-        (row["trace"], row["prefill"], row["decode"], row["rate_scale"]): row["attainment"]
-        for row in rows
-        if row["policy"] == "cost"
-    }
-    for key, goodput in levels.items():
-        fixed = {name: value for name, value in goodput.items() if name not in ("cost", ORACLE)}
+        level = (row["trace"], row["prefill"], row["decode"], row["rate_scale"])
+        levels.setdefault(level, {}).setdefault(row["policy"], []).append(row["goodput_rps"])
+        if row["policy"] == "cost":
+            shares.setdefault(level, []).append(row["attainment"])
+    share = {level: sum(each) / len(each) for level, each in shares.items()}
+    for level, goodput in levels.items():
+        mean = {name: sum(each) / len(each) for name, each in goodput.items()}
+        fixed = {name: value for name, value in mean.items() if name not in ("cost", ORACLE)}
         best = max(fixed, key=lambda name: fixed[name])
-        higher = [other for other in shares if other[:3] == key[:3] and other[3] > key[3]]
+        threshold = max(THRESHOLDS, key=lambda name: fixed[name])
+        higher = [other for other in share if other[:3] == level[:3] and other[3] > level[3]]
+        knee = share[level] >= KNEE and all(share[other] < KNEE for other in higher)
         yield {
-            "level": f"{key[0]} {key[1]}+{key[2]} x{key[3]:g}",
-            "cost_rps": goodput["cost"],
-            "cost_attainment": shares[key],
+            "level": f"{level[0]} {level[1]}+{level[2]} x{level[3]:g}",
+            "cost_rps": round(mean["cost"], 4),
+            "cost_attainment": round(share[level], 4),
             "best_fixed": best,
-            "best_fixed_rps": fixed[best],
-            "cost_to_best_fixed": _ratio(goodput["cost"], fixed[best]),
-            "cost_to_best_threshold": _ratio(
-                goodput["cost"], max(goodput[name] for name in THRESHOLDS)
-            ),
-            "cost_to_round_robin": _ratio(goodput["cost"], goodput["round_robin"]),
-            "regret": round(1 - _ratio(goodput["cost"], goodput[ORACLE]), 4),
-            "knee": shares[key] >= KNEE and all(shares[other] < KNEE for other in higher),
+            "best_fixed_rps": round(mean[best], 4),
+            "best_threshold": threshold,
+            **_compared("best_fixed", goodput["cost"], goodput[best]),
+            **_compared("best_threshold", goodput["cost"], goodput[threshold]),
+            **_compared("round_robin", goodput["cost"], goodput["round_robin"]),
+            "regret": round(1 - _ratio(mean["cost"], mean[ORACLE]), 4),
+            "knee": knee,
         }
+
+
+def _compared(name: str, cost: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
+    """`cost` by another: all seeds together, and each."""
+    return {
+        f"cost_to_{name}": _ratio(sum(cost), sum(other)),
+        f"cost_to_{name}_by_seed": [_ratio(*pair) for pair in zip(cost, other, strict=True)],
+    }
 
 
 def summary(level: Mapping[str, Any]) -> str:
@@ -230,11 +236,17 @@ def summary(level: Mapping[str, Any]) -> str:
     )
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _trace(source: str, num_requests: int, seed: int) -> Trace:
     # Read once per process: a run of the simulator is not much longer.
     trace = read_trace(source, seed=seed)
-    return replace(trace, requests=trace.requests[:num_requests]) if num_requests else trace
+    if source.startswith("synthetic:"):
+        return replace(trace, requests=trace.requests[:num_requests])
+    part = trace.requests[(seed - 1) * num_requests : seed * num_requests]
+    begin_s = part[0].arrival_s
+    return replace(
+        trace, requests=tuple(replace(each, arrival_s=each.arrival_s - begin_s) for each in part)
+    )
 
 
 def _ratio(value: float, other: float) -> float:

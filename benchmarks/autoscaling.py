@@ -1,10 +1,10 @@
 """`slo` autoscaling beside fixed pools on a trace with a burst of four times the load, simulated.
 
-    python -m benchmarks.autoscaling [--startup 65] [--rate 4]
+    python -m benchmarks.autoscaling [--startup 65] [--rates 2,4] [--seeds 2]
 
-The trace is the mix `burst` at `--rate` requests a second outside of the burst. The best fixed pool
-is the smallest that serves 95 % of requests within both SLOs: sizes are bisected, and of each the
-splits around the half are tried. Workers take `--startup` seconds from being asked for to their
+The trace is the mix `burst` at `--rates` requests a second outside of the burst. The best fixed
+pool is the smallest that serves 95 % of requests within both SLOs: sizes are bisected, and of each
+the splits around the half are tried. Workers take `--startup` seconds from being asked for to their
 first request: 65 s is vLLM 0.26 with an 8B model, weights at hand and a warm compile cache, on an
 H100.
 """
@@ -46,35 +46,38 @@ class Setting:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rate", type=float, default=4.0)
+    parser.add_argument("--rates", default="2,4")
     parser.add_argument("--startup", type=float, default=65.0)
     parser.add_argument("--ttft-slo", type=float, default=3.0)
     parser.add_argument("--itl-slo", type=float, default=0.05)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
-    setting = Setting(
-        rate=options.rate,
-        seed=options.seed,
-        config=SimConfig(
-            prefill=1,
-            decode=1,
-            seed=options.seed,
-            startup_s=options.startup,
-            router=RouterConfig(ttft_slo_s=options.ttft_slo, itl_slo_s=options.itl_slo),
-        ),
-    )
+    rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(options.processes) as pool:
-        scaled = pool.submit(run_scaled, setting)
-        rows = list(fixed_pools(setting, pool))
-        rows.append(scaled.result())
-    best = min((row for row in rows[:-1] if row["meets_target"]), key=lambda r: r["gpu_hours"])
-    saved = 1 - rows[-1]["gpu_hours"] / best["gpu_hours"]
-    rows[-1] |= {"best_fixed": best["pools"], "gpu_hours_saved": round(saved, 4)}
-    for row in rows:
-        print(row, flush=True)
+        for rate in map(float, options.rates.split(",")):
+            for seed in range(1, options.seeds + 1):
+                rows += compared(_setting(options, rate, seed), pool)
+                print(rows[-1], flush=True)
     write_results(options.output, rows, {**vars(options), "output": "", "target": TARGET})
+
+
+def compared(setting: Setting, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
+    """Rows of fixed pools and, last, of the pools that `slo` scales, beside the best fixed one."""
+    scaled = pool.submit(run_scaled, setting)
+    rows = list(fixed_pools(setting, pool))
+    best = min((row for row in rows if row["meets_target"]), key=lambda r: r["gpu_hours"])
+    last = scaled.result()
+    saved = 1 - last["gpu_hours"] / best["gpu_hours"]
+    rows.append(last | {"best_fixed": best["pools"], "gpu_hours_saved": round(saved, 4)})
+    return [{"rate": setting.rate, "seed": setting.seed} | row for row in rows]
+
+
+def _setting(options: argparse.Namespace, rate: float, seed: int) -> Setting:
+    router = RouterConfig(ttft_slo_s=options.ttft_slo, itl_slo_s=options.itl_slo)
+    config = SimConfig(prefill=1, decode=1, seed=seed, startup_s=options.startup, router=router)
+    return Setting(rate=rate, seed=seed, config=config)
 
 
 def fixed_pools(setting: Setting, pool: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+import ray
 from ray import serve, util
 
 from baton.cluster.adapter_followers import WorkerAdapters, begin_modules
@@ -40,6 +41,8 @@ T = TypeVar("T")
 # the kernel has to wake first: the event loop, with a token to send, would wait for the whole of
 # Python's default of 5 ms. The engine pays a switch of some 10 microseconds for each message.
 SWITCH_INTERVAL_S = 1e-4
+# Of a Ray node: machines with equal ones share a switch.
+RACK_LABEL = "baton.rack"
 
 
 class Worker(Protocol):
@@ -131,6 +134,7 @@ class WorkerReplica:
             worker_id=me.replica_id,
             incarnation=me.incarnation,
             host=resolve_host(config.worker_host),
+            rack=node_rack(),
             secret=config.secret,
             tracing=config.tracing,
         )
@@ -245,6 +249,11 @@ def resolve_host(worker_host: str) -> str:
     if worker_host != "auto":
         return worker_host
     return str(util.get_node_ip_address())
+
+
+def node_rack() -> str:
+    """The rack of this machine, by the label that its Ray node was started with."""
+    return str(ray.get_runtime_context().get_node_labels().get(RACK_LABEL, ""))
 
 
 def advertised_host(config: BatonConfig) -> str:

@@ -46,6 +46,7 @@ WORKER_FIXED = {
     "engine": "belongs one level up, beside `worker`",
     "worker_id": _BY_BATON,
     "incarnation": _BY_BATON,
+    "rack": "cannot be set here: it is the label `baton.rack` of the worker's Ray node",
     "host": "cannot be set here: it is the cluster's `worker_host`",
     "port": "cannot be set here: workers bind a free port and publish it in the directory",
     "model_name": "cannot be set here: it is the top-level `model_name`",

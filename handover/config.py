@@ -20,6 +20,8 @@ class WorkerConfig:
     # 0 takes any free port, which the directory publishes.
     port: int = 0
     model_name: str = ""
+    # Of the machine, for routers that price the way between two workers; "" where nobody says.
+    rack: str = ""
     # How KV travels; the same for both pools.
     connector: str = "nixl"
     # The LMCache server of that connector; auto: the one of the configuration's `lmcache` section.

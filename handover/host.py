@@ -133,6 +133,7 @@ class WorkerHost:
             address=f"{config.host}:{self._server.port}",
             model=config.model_name or model.name,
             model_digest=model.digest,
+            rack=config.rack,
         )
 
     def hello(self) -> pb.WorkerHello:

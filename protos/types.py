@@ -312,3 +312,5 @@ class Member:
     address: str
     model: str
     model_digest: str = ""
+    # What it shares a switch with; "" where nobody says.
+    rack: str = ""

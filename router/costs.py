@@ -75,7 +75,8 @@ class LocalAt(NamedTuple):
 class PrefillAt(NamedTuple):
     """What a remote prefill costs at one prefill worker, the same for every decode worker.
 
-    own_s: all that does not depend on the decode worker.
+    extra_s: an adapter to load, less the preference. own_s: all that does not depend on the decode
+    worker.
     """
 
     row: int
@@ -87,6 +88,7 @@ class PrefillAt(NamedTuple):
     slo_s: float
     queue_s: float
     preference_s: float
+    extra_s: float
     own_s: float
 
 
@@ -211,9 +213,16 @@ class Prices:
         return LocalAt(at, ttft_s, slo_s, queue_s, interference_s, cost_s)
 
     def prefill(
-        self, row: int, figures: Figures, num_cached: int, num_kept: int, *, prefer_idle: bool
+        self,
+        row: int,
+        figures: Figures,
+        num_cached: int,
+        num_kept: int,
+        extra_s: float,
+        *,
+        prefer_idle: bool,
     ) -> PrefillAt:
-        """num_cached, num_kept: see `decode`. prefer_idle: the margin counts."""
+        """num_cached, num_kept, extra_s: see `decode`. prefer_idle: the margin counts."""
         load_s, num_new, num_cached = self._brought(figures, num_cached, num_kept)
         compute_s = _compute_s(figures, num_new, num_cached)
         wait_s = figures.wait_s
@@ -222,9 +231,20 @@ class Prices:
         queue_s = self._queue_s(figures.pending_requests, wait_s, compute_s)
         ttft_s = wait_s + load_s + compute_s + self._handshake_s
         slo_s = self._late_s(ttft_s)
-        own_s = ttft_s + slo_s + queue_s - preference_s
+        extra_s -= preference_s
+        own_s = ttft_s + slo_s + queue_s + extra_s
         return PrefillAt(
-            row, figures, num_new, wait_s, compute_s, ttft_s, slo_s, queue_s, preference_s, own_s
+            row,
+            figures,
+            num_new,
+            wait_s,
+            compute_s,
+            ttft_s,
+            slo_s,
+            queue_s,
+            preference_s,
+            extra_s,
+            own_s,
         )
 
     def _brought(self, figures: Figures, num_cached: int, num_kept: int) -> tuple[float, int, int]:
@@ -287,7 +307,7 @@ class Prices:
             at.decode_s,
             0.0,
             pair.move_s,
-            at.extra_s - other.preference_s,
+            at.extra_s + other.extra_s,
             pair.cost_s,
         )
 

@@ -43,24 +43,34 @@ class Forecast:
         self._slow = _Average(_SLOW_S)
         # Of what each call tells, times its seconds: the variance that counts in a second have.
         self._variance = _Average(_SLOW_S)
-        self._last_s: float | None = None
+        # The same from the differences of neighbours, which a change of the load hardly touches
+        # (von Neumann, 1941).
+        self._jitter = _Average(_SLOW_S)
+        self._last: tuple[float, float] | None = None
 
     def add(self, rate: float, now_s: float) -> None:
         """`rate` is what was seen since the last call."""
-        elapsed_s = 1.0 if self._last_s is None else max(0.0, now_s - self._last_s)
-        self._last_s = now_s
-        if self._last_s is not None and elapsed_s > 0:
+        last_s, last = self._last or (now_s - 1.0, rate)
+        elapsed_s = max(0.0, now_s - last_s)
+        if self._last is not None and elapsed_s > 0:
             self._variance.add((rate - self._fast.mean) ** 2 * elapsed_s, elapsed_s)
+            self._jitter.add(0.5 * (rate - last) ** 2 * elapsed_s, elapsed_s)
+        self._last = now_s, rate
         self._fast.add(rate, elapsed_s)
         self._slow.add(rate, elapsed_s)
 
-    def ahead(self, horizon_s: float) -> float:
-        """The rate expected in `horizon_s` seconds; at most twice what it is now."""
+    def ahead(self, horizon_s: float, deviations: float = 0.0) -> float:
+        """The rate expected in `horizon_s` seconds; at most twice what it is now.
+
+        deviations: so many standard errors of the slower average are added, for those to whom more
+        than expected is worse than less. Of few requests a second little is known.
+        """
         difference = self._fast.mean - self._slow.mean
         chance = self._variance.mean / (2 * _FAST_S)
+        unsure = deviations * math.sqrt(self._jitter.mean / (2 * _SLOW_S))
         if not difference:
-            return self._slow.mean
+            return self._slow.mean + unsure
         believed = difference * max(0.0, 1 - 4 * chance / difference**2)
-        now = self._slow.mean + believed
+        now = self._slow.mean + believed + unsure
         slope = believed / (_SLOW_S - _FAST_S)
         return min(2 * now, max(now, now + slope * (horizon_s + _FAST_S)))

@@ -104,6 +104,9 @@ class _Priced:
         )
         prefill = Shortlist(pools.prefill, pools.usable_prefill, self._held, rng)
         self._prefill_rows = [] if pools.why_none else self._with_kept(prefill, pools.prefill)
+        if self._prefill_rows and request.adapter:
+            rows = [*self._prefill_rows, *self._adapted(prefill, pools.prefill)]
+            self._prefill_rows = [*dict.fromkeys(rows)]
         chosen = Shortlist(pools.decode, pools.usable, self._held, rng)
         self._local_rows = self._with_kept(chosen, pools.decode)
         rows = [] if pools.why_none else chosen.best(Busy.DECODING)
@@ -186,14 +189,14 @@ class _Priced:
         for row in self._prefill_rows:
             num_cached = num_tokens(self._held, pools.prefill.bits[row])
             num_kept = self._kept.get(pools.prefill.ids[row], 0)
-            at = price(row, figures[row], num_cached, num_kept, prefer_idle=prefer_idle)
+            held = (num_cached, num_kept, self._extra_s(pools.prefill, row))
+            at = price(row, figures[row], *held, prefer_idle=prefer_idle)
             found.append((at.own_s + noise() * _NOISE_S, row, at))
         found.sort()
         return [at for _, _, at in found[:_NUM_PAIRED]]
 
     def _decode_at(self, rows: Iterable[int]) -> dict[int, DecodeAt]:
-        pool, request, config = self.pools.decode, self._request, self._config
-        special = bool(request.adapter or request.last_worker)
+        pool = self.pools.decode
         price, figures = self._prices.decode, pool.figures
         return {
             row: price(
@@ -201,10 +204,16 @@ class _Priced:
                 figures[row],
                 num_tokens(self._held, pool.bits[row]),
                 self._kept.get(pool.ids[row], 0),
-                extra_s(request, config, pool.workers[row]) if special else 0.0,
+                self._extra_s(pool, row),
             )
             for row in rows
         }
+
+    def _extra_s(self, pool: Columns, row: int) -> float:
+        request = self._request
+        if not request.adapter and not request.last_worker:
+            return 0.0
+        return extra_s(request, self._config, pool.workers[row])
 
     def _with_kept(self, chosen: Shortlist, pool: Columns) -> list[int]:
         """The best for computing a prompt, and those that have most of it in slower tiers."""
@@ -215,6 +224,10 @@ class _Priced:
             rows = [*dict.fromkeys(rows + chosen.usable(pool.rows[name] for name in most))]
         return rows
 
+    def _adapted(self, chosen: Shortlist, pool: Columns) -> list[int]:
+        """The least busy worker on whose device the request's adapter is."""
+        return chosen.first(lambda row: self._request.adapter in pool.workers[row].adapters)
+
     def _special_rows(self, chosen: Shortlist) -> list[int]:
         """Workers that something else than their load speaks for."""
         request, pool = self._request, self.pools.decode
@@ -222,7 +235,7 @@ class _Priced:
         if request.last_worker in pool.rows:
             rows += chosen.usable([pool.rows[request.last_worker]])
         if request.adapter:
-            rows += chosen.first(lambda row: request.adapter in pool.workers[row].adapters)
+            rows += self._adapted(chosen, pool)
         far, rack, host = self.pools.view.transfers.by_nearness
         if self._prefill_rows and not (far is rack and far is host):
             rows += chosen.usable(pool.beside(self.pools.prefill, self._prefill_rows[0]))

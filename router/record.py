@@ -151,7 +151,6 @@ def _worker(worker: WorkerView) -> dict[str, Any]:
         "decode_times": asdict(worker.times.decode),
         "kv_blind": worker.kv_blind,
         "adapters": sorted(worker.adapters),
-        "rack": worker.rack,
         "group": worker.group,
     }
 
@@ -172,6 +171,5 @@ def _read_worker(raw: Mapping[str, Any]) -> WorkerView:
         ),
         kv_blind=raw["kv_blind"],
         adapters=frozenset(raw["adapters"]),
-        rack=raw["rack"],
         group=raw["group"],
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import fields
+from statistics import NormalDist
 
 from baton.router.forecast import Forecast
 from baton.router.scaling_config import ScalingConfig
@@ -90,7 +91,11 @@ class PoolScaler:
             for name, forecast in self._forecasts.items():
                 forecast.add(getattr(state.demand, name), state.now_s)
         horizon_s = self._starts.seconds + self.config.interval_s
-        rates = {name: forecast.ahead(horizon_s) for name, forecast in self._forecasts.items()}
+        deviations = NormalDist().inv_cdf(self.config.slo_percentile)
+        rates = {
+            name: forecast.ahead(horizon_s, deviations)
+            for name, forecast in self._forecasts.items()
+        }
         return Load(**rates, horizon_s=horizon_s)
 
     def _remember(self, now_s: float, wanted: int) -> None:

@@ -47,8 +47,8 @@ class WorkerView:
     `in_flight_tokens` are prompt tokens to compute there that its last report cannot know of yet,
     `in_flight_requests` the requests. `times` are its time models, learned or configured.
     `kv_blind`: this gateway does not know what the worker's prefix cache holds.
-    `adapters` are resident there. `rack` and the address's host say what it is near to. Workers of
-    one data-parallel `group` step together, so the slowest sets the pace of all.
+    `adapters` are resident there. Workers of one data-parallel `group` step together, so the
+    slowest sets the pace of all.
     """
 
     member: Member
@@ -61,7 +61,6 @@ class WorkerView:
     times: WorkerTimes = H100_8B.decode_pool
     kv_blind: bool = False
     adapters: frozenset[str] = frozenset()
-    rack: str = ""
     group: str = ""
 
     @property
@@ -162,7 +161,7 @@ class Columns:
         for row, worker in enumerate(self.workers):
             if worker.group:
                 self._groups.setdefault(worker.group, []).append(row)
-        self._places = [(worker.host, worker.rack) for worker in self.workers]
+        self._places = [(worker.host, worker.member.rack) for worker in self.workers]
         self._by_host: dict[str, list[int]] = {}
         self._by_rack: dict[str, list[int]] = {}
         for row, (host, rack) in enumerate(self._places):

@@ -22,9 +22,13 @@ CPU = WorkerLoad(
 IDLE = WorkerLoad()
 
 
-def worker(worker_id: str, load: WorkerLoad = IDLE, **view: object) -> WorkerView:
+def worker(
+    worker_id: str, load: WorkerLoad = IDLE, *, rack: str = "", **view: object
+) -> WorkerView:
     role = Role.PREFILL if worker_id.startswith("p") else Role.DECODE
-    member = Member(worker_id=worker_id, incarnation="1", role=role, address="", model="m")
+    member = Member(
+        worker_id=worker_id, incarnation="1", role=role, address="", model="m", rack=rack
+    )
     return WorkerView(member, load, **{"age_s": 0.1, **view})  # type: ignore[arg-type]
 
 
@@ -295,8 +299,11 @@ def test_adapters_sessions_and_topology_enter_the_cost() -> None:
     chosen = decide([worker("d0"), resident], adapter="sql")
     assert chosen.decode.worker_id == "d1"
     assert "adapter_cold" not in chosen.reason
+    # It would be copied to two devices instead of one.
     cold = decide([worker("d0"), worker("p0")], adapter="sql")
-    assert cold.reason == "remote_idle,adapter_cold"
+    assert cold.reason == "local_cheaper,adapter_cold"
+    warm = decide([worker("d0"), worker("p0", adapters=frozenset({"sql"}))], adapter="sql")
+    assert warm.reason == "remote_idle,adapter_cold"
     assert by("round_robin", [worker("d0")], adapter="sql").reason.endswith(",adapter_cold")
     pair = [worker("d0"), worker("d1")]
     assert {where(decide(pair, last_worker=name))[0] for name in ("d0", "d1")} == {"d0", "d1"}

@@ -32,6 +32,7 @@ from baton.gateway.fleet_config import Directory
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos.adapters import AdapterRef
 from baton.protos.errors import BatonError, UnavailableError
+from baton.protos.logs import start_logging
 from baton.protos.types import Member, WorkerLoad
 from baton.router.scaling_signals import Demand
 
@@ -79,7 +80,7 @@ def make_worker(config: WorkerConfig) -> Worker:
     if config.engine.tensor_parallel_size > 1:
         from baton.cluster.rank_actors import RayRanks
 
-        ranks = RayRanks(config.host)
+        ranks = RayRanks(config.host, config.logs)
     if isinstance(config, PrefillWorkerConfig):
         from baton.prefill_worker.worker import PrefillWorker
 
@@ -126,6 +127,7 @@ class WorkerReplica:
     ) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         me = Identity.of_this_replica()
+        start_logging(config.logs, f"baton-{pool.role.value}", me.replica_id)
         client = RayDirectoryClient(config.name, config.directory)
         self._drain_s = pool.drain_s
         self._engine = pool.engine
@@ -137,6 +139,7 @@ class WorkerReplica:
             rack=node_rack(),
             secret=config.secret,
             tracing=config.tracing,
+            logs=config.logs,
         )
         self._worker = factories.worker(worker_config)
         member = await told(client, me, self._worker.start)
@@ -198,6 +201,7 @@ class GatewayReplica:
     ) -> None:
         # `_pools` are the handles of the worker deployments: with them Serve deploys those too.
         me = Identity.of_this_replica()
+        start_logging(config.logs, "baton-gateway", me.replica_id)
         client = RayDirectoryClient(config.name, config.directory)
         self._directory = DirectoryReader(client, config.directory)
         await self._directory.start()

@@ -121,6 +121,7 @@ def _replicas(pool: PoolConfig, config: BatonConfig) -> dict[str, Any]:
             "base": deployed_scaling(config).base,
             "pool": PoolScaling.of(pool).to_json(),
             "directory": dataclasses.asdict(config.directory),
+            "logs": dataclasses.asdict(config.logs),
         },
     )
     with warnings.catch_warnings():

@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": ("bench", "Measure latency and throughput of a server under load."),
     "status": ("status", "Show workers, queues and KV use, live."),
     "top": ("top", "Show load, latencies, hit rates and plans of a gateway, live."),
+    "profile": ("profile", "Record a live worker's steps with torch's profiler."),
     "doctor": ("doctor", "Check this machine, and say what to fix."),
     "explain": ("explain", "Show why a request went where it went, and how it fared."),
     "replay": ("replay", "Decide the decisions of a log again, or by another policy."),

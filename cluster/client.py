@@ -57,6 +57,13 @@ def get_text(endpoint: Endpoint, path: str) -> str:
     return _send(endpoint, "GET", path, None).text
 
 
+def post_for_file(
+    endpoint: Endpoint, path: str, body: Mapping[str, Any], timeout_s: float
+) -> httpx.Response:
+    """POSTs a document, whose answer takes its time and is not one. Raises as `get_json`."""
+    return _send(endpoint, "POST", path, body, timeout_s)
+
+
 def _request(endpoint: Endpoint, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
     answer = _send(endpoint, method, path, body)
     try:
@@ -66,13 +73,17 @@ def _request(endpoint: Endpoint, method: str, path: str, body: Mapping[str, Any]
 
 
 def _send(
-    endpoint: Endpoint, method: str, path: str, body: Mapping[str, Any] | None
+    endpoint: Endpoint,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None,
+    timeout_s: float = TIMEOUT_S,
 ) -> httpx.Response:
     import httpx
 
     try:
         answer = httpx.request(
-            method, endpoint.base + path, json=body, headers=endpoint.headers, timeout=TIMEOUT_S
+            method, endpoint.base + path, json=body, headers=endpoint.headers, timeout=timeout_s
         )
     except httpx.HTTPError as error:
         raise UnavailableError(f"cannot reach {endpoint.base}: {error}") from error

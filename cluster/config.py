@@ -31,6 +31,7 @@ from baton.gateway.fleet_config import FleetConfig
 from baton.kvtransfer.lmcache.config import LMCacheConfig
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos.errors import ConfigError
+from baton.protos.logs import LogsConfig
 from baton.protos.tracing import check_tracing
 from baton.protos.types import Role
 from baton.router.config import RouterConfig
@@ -52,6 +53,7 @@ WORKER_FIXED = {
     "model_name": "cannot be set here: it is the top-level `model_name`",
     "secret": "cannot be set here: it is the top-level `secret`",
     "tracing": "cannot be set here: it is the top-level `tracing`",
+    "logs": "cannot be set here: it is the top-level `logs`",
 }
 GATEWAY_FIXED = {"model_dir": _BY_MODEL}
 
@@ -178,6 +180,7 @@ class BatonConfig:
     secret: str = field(default="", repr=False)
     # OpenTelemetry traces of every request; where to and how many, by the OTEL_* variables.
     tracing: bool = False
+    logs: LogsConfig = field(default_factory=LogsConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
     directory: DirectoryConfig = field(default_factory=DirectoryConfig)

@@ -10,8 +10,10 @@ from typing import Any
 from baton.cluster.commands.config import as_document
 from baton.cluster.config import BatonConfig, PoolConfig
 from baton.cluster.directory_actor import RayDirectoryClient
+from baton.cluster.profiling import find_worker, profile_worker
 from baton.cluster.scaling_board import AppliedScaling, PoolScaling, deployed_scaling
 from baton.cluster.schema import Document, build, read_fields, unknown_key
+from baton.gateway.seam import ProfileTrace
 from baton.protos.errors import ConfigError, InvalidRequestError
 from baton.protos.types import Role
 from baton.router.scaling_signals import ScalingDecision
@@ -67,6 +69,11 @@ class ScalingControl:
         if changed:
             await self._client.apply_scaling(AppliedScaling(base=self._deployed.base, pools=after))
         return {"changed": changed}
+
+    async def profile(self, worker: str, *, seconds: float, steps: int) -> ProfileTrace:
+        """A trace of a worker's next steps. Raises NotFoundError, and what the worker says."""
+        member = find_worker((await self._client.listing()).workers, worker)
+        return await profile_worker(member, self._config.secret, seconds=seconds, steps=steps)
 
 
 def check_scaling(config: BatonConfig, pools: Mapping[Role, PoolScaling]) -> None:

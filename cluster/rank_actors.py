@@ -14,10 +14,14 @@ from baton.engine.parallel.follower import follow
 from baton.engine.parallel.hosts import GOODBYE_S, RankHandle
 from baton.engine.parallel.links import RankSpec
 from baton.protos.errors import ConfigError
+from baton.protos.logs import LogsConfig, start_logging
 
 
 class RankActor:
     """One rank. It ends with rank 0: its owner, and the other end of its connections."""
+
+    def __init__(self, logs: LogsConfig, instance: str) -> None:
+        start_logging(logs, "baton-rank", instance)
 
     def follow(self, spec: RankSpec, first_node: str) -> None:
         """Runs the rank; returns when rank 0, on the node of that address, is done with it."""
@@ -31,9 +35,10 @@ class RayRanks:
     Ray shows each actor the GPU of its bundle alone, so every rank uses its first one.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, logs: LogsConfig) -> None:
         """`address`: of this node. Raises ConfigError outside a placement group."""
         self.address = address
+        self._logs = logs
         self._group: Any = get_current_placement_group()
         if self._group is None:
             raise ConfigError("a worker with several ranks needs a placement group of its own")
@@ -51,7 +56,7 @@ class RayRanks:
             num_gpus=bundle.get("GPU", 0),
             scheduling_strategy=placed,
         )
-        return _RankHandle(actor.remote(), spec)
+        return _RankHandle(actor.remote(self._logs, f"rank {spec.rank}"), spec)
 
 
 class _RankHandle:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from baton.cluster.config import DirectoryConfig
 from baton.cluster.scaling_board import AppliedScaling, PoolScaling, ScalingInputs
 from baton.cluster.scaling_feed import ScalingFeed
+from baton.protos.logs import LogsConfig, fields, start_logging
 from baton.protos.types import Role, WorkerLoad
 from baton.router.scaling import PoolScaler
 from baton.router.scaling_signals import PoolState, ReplicaSignals, ScalingDecision
@@ -56,8 +57,10 @@ class PoolPolicy:
         base: str,
         pool: Mapping[str, Any],
         directory: Mapping[str, Any],
+        logs: Mapping[str, Any],
         feed: Feed | None = None,
     ) -> None:
+        start_logging(LogsConfig(**logs), "baton-scaling", application)
         self._role = Role(role)
         self._base = base
         self._deployed = PoolScaling.from_json(pool)
@@ -97,7 +100,7 @@ class PoolPolicy:
         self._feed.tell(decision)
         if decision.target != decision.num_before and decision.line() != self._said:
             self._said = decision.line()
-            log.info("%s", self._said)
+            log.info("%s", self._said, extra=fields(pool=self._role.value))
         return decision
 
     def _use(self, applied: AppliedScaling | None) -> None:

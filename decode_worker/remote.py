@@ -88,7 +88,10 @@ class RemotePrefills:
         self._attempts[attempt_id] = (live, peer)
         live.prefilled_by = target.worker_id
         prefill = generate_to_proto(attempt_request(live))
-        peer.send(pb.DecodeMessage(prefill=prefill, traceparent=live.traceparent))
+        of_request = live.request.request_id
+        peer.send(
+            pb.DecodeMessage(prefill=prefill, traceparent=live.traceparent, of_request=of_request)
+        )
 
     def give_up(self, live: Live) -> None:
         """Ends this attempt. Its blocks come back when the sender confirms it writes no more."""

@@ -14,7 +14,7 @@ from baton.decode_worker.config import DecodeWorkerConfig
 from baton.decode_worker.live import Live, Phase
 from baton.decode_worker.peers import PeerTable
 from baton.decode_worker.remote import RemoteCallbacks, RemotePrefills, attempt_request
-from baton.decode_worker.trace import end_span
+from baton.decode_worker.trace import end_span, log_end
 from baton.engine.parallel.hosts import RankHost
 from baton.handover.host import MakeConnector, WorkerHost
 from baton.handover.sender import PromptSender
@@ -35,6 +35,7 @@ from baton.protos.errors import (
     WorkerLostError,
 )
 from baton.protos.feed import GatewayFeed
+from baton.protos.logs import fields
 from baton.protos.reporter import with_queue
 from baton.protos.types import (
     FinishReason,
@@ -251,7 +252,8 @@ class DecodeWorker:
         future.add_done_callback(lambda done: self._on_engine_refusal(live, done))
 
     def _on_remote_failed(self, live: Live, reason: str) -> None:
-        log.warning("%s: remote prefill failed: %s", live.request.request_id, reason)
+        about = fields(request_id=live.request.request_id, worker=live.prefilled_by)
+        log.warning("remote prefill failed: %s", reason, extra=about)
         self._remote.give_up(live)
         self._by_attempt.pop(live.attempt_id, None)
         live.fallback_reason = reason
@@ -281,8 +283,10 @@ class DecodeWorker:
 
     def _forget(self, live: Live, error: str) -> None:
         live.ended = True
+        now_s = self._clock.now_s()
         if live.span is not None:
-            end_span(live.span, live, self._clock.now_s(), error)
+            end_span(live.span, live, now_s, error)
+        log_end(live, now_s, error, self._host.adapter_name(live.request.adapter_id))
         live.stop_timers()
         self._by_attempt.pop(live.attempt_id, None)
         self._by_handle.pop((live.feed, live.handle), None)

@@ -73,6 +73,8 @@ class Call:
     # None: the worker's own limit.
     timeout_s: float | None = None
     traceparent: str = ""
+    # What the client calls it, for logs; nobody else goes by it, as two may be alike.
+    client_request_id: str = ""
     # Whose request it is, and within how many seconds its first token is wanted (None: any).
     tenant: str = EVERYBODY
     ttft_s: float | None = None

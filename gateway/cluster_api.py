@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ from baton.protos.types import WorkerLoad
 
 # A worker reports at least once a second; one that is silent for this long is shown as such.
 STALE_AFTER_S = 5.0
+T = TypeVar("T")
 
 
 class WorkersEndpoint:
@@ -52,8 +53,18 @@ class PlansEndpoint:
         await exchange.respond(msgspec.json.encode({"plans": plans}))
 
 
+class ProfileBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Which worker, and for how long at most."""
+
+    worker: str
+    seconds: float
+    steps: int
+
+
 class ControlEndpoints:
-    """`GET /baton/config`, `GET /baton/scaling` and `POST /baton/scaling/apply`."""
+    """`GET /baton/config`, `GET /baton/scaling`, `POST /baton/scaling/apply`, `POST
+    /baton/profile`.
+    """
 
     def __init__(self, service: GatewayService, control: ClusterControl) -> None:
         self._service = service
@@ -66,14 +77,27 @@ class ControlEndpoints:
         await exchange.respond(msgspec.json.encode(await self._control.scaling()))
 
     async def apply(self, exchange: Exchange) -> None:
+        pools = await self._body(exchange, dict[str, Any])
+        await exchange.respond(msgspec.json.encode(await self._control.apply_scaling(pools)))
+
+    async def profile(self, exchange: Exchange) -> None:
+        body = await self._body(exchange, ProfileBody)
+        trace = await self._control.profile(body.worker, seconds=body.seconds, steps=body.steps)
+        exchange.extra_headers += [
+            (b"x-baton-worker", trace.worker_id.encode()),
+            (b"x-baton-steps", str(trace.num_steps).encode()),
+        ]
+        await exchange.respond(trace.data, content_type=b"application/gzip")
+
+    async def _body(self, exchange: Exchange, kind: type[T]) -> T:
+        """Of an admin."""
         config = self._service.config
         require_admin(config, exchange)
         raw = await exchange.read_body(config.max_body_bytes, config.body_timeout_s)
         try:
-            pools = msgspec.json.decode(raw, type=dict[str, Any])
+            return msgspec.json.decode(raw, type=kind)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise InvalidRequestError(f"the body is not a JSON object: {error}") from error
-        await exchange.respond(msgspec.json.encode(await self._control.apply_scaling(pools)))
+            raise InvalidRequestError(f"the body is not what it must be: {error}") from error
 
 
 def require_admin(config: GatewayConfig, exchange: Exchange) -> None:

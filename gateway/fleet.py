@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from baton.gateway.fleet_planner import Planner
 from baton.gateway.fleet_roster import ModelFacts, Roster
 from baton.gateway.fleet_track import FleetStatistics, Track, route_request, worth_replaying
 from baton.gateway.fleet_waiting import WaitingRoom
+from baton.gateway.request_trace import log_replay
 from baton.gateway.tenants import EVERYBODY
 from baton.protos.adapters import AdapterLoad
 from baton.protos.clock import Clock, SystemClock
@@ -45,7 +45,6 @@ __all__ = [
     "TokenChunk",
 ]
 
-_log = logging.getLogger(__name__)
 # Reports that free a place come in bursts: those that wait are planned again once for each burst.
 _PUMP_S = 0.005
 
@@ -256,8 +255,7 @@ class Fleet:
         track.kv_at = decode if isinstance(error, WorkerLeavingError) else None
         generation.num_replays += 1
         self._num_replayed += 1
-        what = (request.request_id, generation.num_received, error.message)
-        _log.warning("request %s goes on elsewhere after %d tokens: %s", *what)
+        log_replay(generation, error)
         self._place(generation, track)
 
     def ended(self, generation: Generation) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from baton.gateway.seam import Figure
 from baton.protos.clock import Clock
 from baton.protos.types import KvDigest
 from baton.router.prefix_index import PrefixIndex
+from baton.router.view import WorkerView
 
 _log = logging.getLogger(__name__)
 
 # A worker whose events are wrong again and again is asked for a snapshot this often; in between it
 # counts as holding nothing, and plans say `kv_blind`.
 _REPAIR_EVERY_S = 10.0
+_KINDS = ("gap", "divergence")
 
 
 class KvAudit:
@@ -65,14 +68,14 @@ class KvAudit:
         self._blind.discard(worker_id)
         self._repaired_s.pop(worker_id, None)
 
-    def figures(self) -> Iterator[Figure]:
+    def figures(self, workers: Sequence[WorkerView]) -> Iterator[Figure]:
         """Counts since the start, by worker and kind."""
-        for (worker_id, kind), count in sorted(self._found.items()):
+        for worker_id, kind in itertools.product((w.member.worker_id for w in workers), _KINDS):
             yield Figure(
                 "kv_events_wrong",
                 "Times that a worker's KV events had a gap, or led to another cache than it has.",
                 (("worker", worker_id), ("kind", kind)),
-                count,
+                self._found[worker_id, kind],
             )
         yield Figure(
             "prefix_index_dropped_blocks",

@@ -119,7 +119,7 @@ class Planner:
 
     def figures(self, workers: Sequence[WorkerView]) -> list[Figure]:
         """What was learned, for /metrics."""
-        return [*model_figures(self.models, workers), *self.audit.figures()]
+        return [*model_figures(self.models, workers), *self.audit.figures(workers)]
 
     def with_times(self, demand: Demand) -> Demand:
         """With what was learned of the pools, for whoever sizes them."""

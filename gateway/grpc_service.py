@@ -19,10 +19,12 @@ from baton.gateway.choice import Choice
 from baton.gateway.grpc_chat import call_delta_messages, call_messages, chat_ask
 from baton.gateway.grpc_messages import generate_call, logprob_messages, usage_message
 from baton.gateway.limits import Deadline
+from baton.gateway.request_trace import log_failure
 from baton.gateway.service import GatewayService
 from baton.protos import public_pb2 as pb
 from baton.protos import public_pb2_grpc
 from baton.protos.errors import BatonError, InvalidRequestError, OverloadedError
+from baton.protos.logs import fields
 
 _log = logging.getLogger(__name__)
 
@@ -119,10 +121,12 @@ class BatonServicer(public_pb2_grpc.BatonServicer):
                     async with deadline:
                         yield
         except BatonError as error:
+            log_failure(error)
             await _abort(context, error)
         except Exception:
             incident = uuid.uuid4().hex
-            _log.exception("rpc %s failed unexpectedly (%s)", method, incident)
+            about = fields(request_id=incident, rpc=method)
+            _log.exception("an rpc failed unexpectedly", extra=about)
             await _abort(context, BatonError(f"internal error; its id is {incident}"))
 
     @contextlib.asynccontextmanager

@@ -24,6 +24,7 @@ from baton.gateway.http_generate import GenerateEndpoint, read_chat, read_comple
 from baton.gateway.limits import Deadline
 from baton.gateway.openai_schema import DetokenizeBody, TokenizeBody
 from baton.gateway.parse import Body, parse_body
+from baton.gateway.request_trace import log_failure
 from baton.gateway.seam import ClusterControl
 from baton.gateway.service import GatewayService
 from baton.protos.errors import (
@@ -32,6 +33,7 @@ from baton.protos.errors import (
     NotFoundError,
     UnavailableError,
 )
+from baton.protos.logs import fields
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -76,6 +78,7 @@ class HttpApp:
             self._routes["/baton/config"] = Route("GET", endpoints.config)
             self._routes["/baton/scaling"] = Route("GET", endpoints.scaling)
             self._routes["/baton/scaling/apply"] = Route("POST", endpoints.apply)
+            self._routes["/baton/profile"] = Route("POST", endpoints.profile)
         adapting = AdapterEndpoints(service, adapters)
         self._routes["/v1/load_lora_adapter"] = Route("POST", adapting.load)
         self._routes["/v1/unload_lora_adapter"] = Route("POST", adapting.unload)
@@ -89,11 +92,11 @@ class HttpApp:
         try:
             await self._answer(exchange)
         except BatonError as error:
-            if error.http_status >= 500:
-                _log.warning("request %s failed: %s", exchange.request_id, error.message)
+            log_failure(error, exchange.request_id, exchange.tenant)
             await exchange.fail(error)
         except Exception:
-            _log.exception("request %s failed unexpectedly", exchange.request_id)
+            about = fields(request_id=exchange.request_id, tenant=exchange.tenant)
+            _log.exception("a request failed unexpectedly", extra=about)
             await exchange.fail(
                 BatonError(f"internal error; its request id is {exchange.request_id}")
             )

@@ -63,9 +63,13 @@ class GenerateEndpoint:
                     service.config.max_body_bytes, service.config.body_timeout_s
                 )
                 answer = await service.off_loop(len(raw), lambda: self._read(service, raw))
+                wanted_id = exchange.headers.get("x-request-id", "")
+                if not wanted_id:
+                    exchange.use_request_id(answer.call.request_id)
                 call = replace(
                     answer.call,
                     timeout_s=timeout_s,
+                    client_request_id=wanted_id,
                     tenant=exchange.tenant,
                     ttft_s=ttft_s,
                     traceparent=exchange.headers.get("traceparent", "")[:_MAX_HEADER_CHARS],

@@ -27,6 +27,7 @@ from baton.protos.clock import Clock
 from baton.protos.errors import BatonError, CancelledError
 from baton.protos.worker_pb2 import Done
 from baton.router.admission import TenantStatistics
+from baton.router.tickets import Refusal
 
 _TTFT_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _ITL_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -261,7 +262,8 @@ class Metrics:
             "baton_tenant_refused", "Requests refused, by reason.", labels=["tenant", "reason"]
         )
         for tenant in tenants:
-            for reason, count in tenant.refused.items():
+            for reason in Refusal:
+                count = tenant.refused.get(reason, 0)
                 refused.add_metric([tenant.name, reason.value], count)
         yield refused
 

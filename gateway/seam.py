@@ -130,6 +130,14 @@ class Fleet(Protocol):
     def model(self) -> ModelFacts: ...
 
 
+class ProfileTrace(NamedTuple):
+    """A worker's steps under torch's profiler: Chrome's trace format, gzip."""
+
+    worker_id: str
+    num_steps: int
+    data: bytes
+
+
 class ClusterControl(Protocol):
     """What an operator may ask of the cluster through a gateway. Plain values both ways; raises
     BatonError.
@@ -143,3 +151,6 @@ class ClusterControl(Protocol):
 
     async def apply_scaling(self, pools: Mapping[str, Any]) -> dict[str, Any]:
         """Replaces pools' bounds and scaling settings; says what changed."""
+
+    async def profile(self, worker: str, *, seconds: float, steps: int) -> ProfileTrace:
+        """A trace of a worker's next steps; `worker` is its id, or how that begins."""

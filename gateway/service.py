@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,9 +35,11 @@ from baton.protos.errors import (
     UnavailableError,
 )
 from baton.protos.hashing import hash_salt
+from baton.protos.logs import MAX_PROMPT_CHARS, PROMPT_LOGGER, fields
 from baton.protos.types import GenerateRequest
 
 T = TypeVar("T")
+_prompts = logging.getLogger(PROMPT_LOGGER)
 
 # Below this, encoding takes about a millisecond and a thread would only add to it.
 _INLINE_CHARS = 2048
@@ -176,7 +179,8 @@ class GatewayService:
     @contextlib.asynccontextmanager
     async def _choices(self, job: Job, received_s: float) -> AsyncIterator[list[Choice]]:
         choices: list[Choice] = []
-        with request_span(self.fleet.tracing, job, received_s) as (traced, found):
+        with request_span(self.fleet.tracing, job, received_s, self.clock) as (traced, found):
+            self._log_prompts(job)
             try:
                 for index in range(len(traced.prompts)):
                     choices += self._group(traced, index, received_s)
@@ -191,6 +195,14 @@ class GatewayService:
                 found["output_tokens"] = sum(choice.num_tokens for choice in choices)
                 for choice in choices:
                     await choice.aclose()
+
+    def _log_prompts(self, job: Job) -> None:
+        if not _prompts.isEnabledFor(logging.INFO):
+            return
+        for token_ids in job.prompts:
+            # A token is a character at least, but for pieces of one.
+            text = self.tokenizer.decode(token_ids[:MAX_PROMPT_CHARS])[:MAX_PROMPT_CHARS]
+            _prompts.info("prompt", extra=fields(request_id=job.call.request_id, prompt=text))
 
     def start(self) -> None:
         """Begins to watch the running loop."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from baton.engine.config import EngineConfig
 from baton.kvtransfer.lmcache.config import AUTO, check_address
+from baton.protos.logs import LogsConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class WorkerConfig:
     report_interval_s: float = 0.5
     # OpenTelemetry traces, by the OTEL_* environment variables.
     tracing: bool = False
+    # Of the worker's other ranks; its own process sets its logging up itself.
+    logs: LogsConfig = field(default_factory=LogsConfig)
 
     def __post_init__(self) -> None:
         if self.lmcache != AUTO:

@@ -16,6 +16,7 @@ from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
 from baton.engine.parallel.hosts import RankHost
 from baton.handover.config import WorkerConfig
+from baton.handover.profile import Profiler, Recording
 from baton.kvtransfer.connector import Connector, Notice, PeerKey
 from baton.kvtransfer.factory import make_connector
 from baton.kvtransfer.group import GroupConnector, OnNotice, rank_key
@@ -82,6 +83,9 @@ class WorkerHost:
         self.failure: BaseException | None = None
         self.tasks = TaskSet()
         self.tracing: Tracing | None = None
+        self._adapter_names: dict[str, str] = {}
+        # The engine's thread's own.
+        self._recording: Recording | None = None
         self._role = role
         self._work = work
         self._ranks = ranks
@@ -106,6 +110,7 @@ class WorkerHost:
         self.engine = await asyncio.to_thread(Engine, config.engine, ranks=self._ranks)
         stack.callback(self.engine.close)
         self.loop = EngineLoop(self.engine, self._on_step, self._on_death)
+        self.profiler = Profiler(self.loop, self._set_recording)
         self.reporter = Reporter(self.events, self.loop.call, self._work, self.hub)
         self.connector = await asyncio.to_thread(self._open_connector)
         stack.push_async_callback(asyncio.to_thread, self.connector.close)
@@ -171,10 +176,16 @@ class WorkerHost:
     async def load_adapter(self, ref: AdapterRef) -> None:
         """Reads it into memory; from then on requests may name its id. Raises AdapterError."""
         await asyncio.to_thread(self.engine.adapters.load, ref)
+        self._adapter_names[ref.adapter_id] = ref.name
 
     async def unload_adapter(self, adapter_id: str) -> None:
         """Takes no more requests for it. Raises AdapterNotFoundError."""
         await asyncio.to_thread(self.engine.adapters.unload, adapter_id)
+        self._adapter_names.pop(adapter_id, None)
+
+    def adapter_name(self, adapter_id: str) -> str:
+        """What clients call it, for logs; of one that was unloaded meanwhile, its id."""
+        return self._adapter_names.get(adapter_id, adapter_id)
 
     async def check_integrity(self) -> None:
         """Proves that no block is lost; raises BatonError otherwise."""
@@ -203,6 +214,11 @@ class WorkerHost:
     def _on_step(self, step: StepOutput) -> None:
         """On the engine's thread."""
         self.reporter.after_step(self.engine, step, self._work.dispatch)
+        if self._recording is not None:
+            self._recording.after_step()
+
+    def _set_recording(self, recording: Recording | None) -> None:
+        self._recording = recording
 
     def _on_notice(self, key: PeerKey, notice: Notice) -> None:
         """On the connector's thread."""

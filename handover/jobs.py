@@ -48,8 +48,9 @@ class Job:
     target_block_bytes: int
     state: JobState = JobState.WAITING
     started_s: float = 0.0
-    # For its spans: the one above them, and what there is to say.
+    # For its spans and its line in the log: what they are under, and what there is to say.
     traceparent: str = ""
+    of_request: str = ""
     first_token_s: float = 0.0
     num_cached_tokens: int = 0
     posted_s: float = 0.0

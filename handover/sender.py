@@ -12,7 +12,7 @@ from baton.engine.engine import Engine
 from baton.handover.host import WorkerHost
 from baton.handover.jobs import Job, JobState, JobTable
 from baton.handover.push_meter import PushMeter
-from baton.handover.trace import trace_job
+from baton.handover.trace import log_job, trace_job
 from baton.kvtransfer.connector import PeerInfo, PeerKey
 from baton.kvtransfer.layout import KVLayout
 from baton.kvtransfer.session import PushSpan, SendSession
@@ -73,11 +73,9 @@ class PromptSender:
         self._streams[peer.key] = Stream(peer.layout, end)
         await asyncio.to_thread(self._host.connector.connect, peer)
 
-    def take(
-        self, owner: PeerKey, message: pb.Generate, reply: Reply, traceparent: str = ""
-    ) -> None:
-        """Queues a prompt, or refuses it."""
-        request = generate_from_proto(message)
+    def take(self, owner: PeerKey, message: pb.DecodeMessage, reply: Reply) -> None:
+        """Queues the message's prompt, or refuses it."""
+        request = generate_from_proto(message.prefill)
         error = self._refusal()
         if error is not None:
             reply(failed(request.request_id, error))
@@ -95,7 +93,8 @@ class PromptSender:
             ),
             target_block_bytes=layout.token_bytes * layout.block_size,
             queued_s=self._clock.now_s(),
-            traceparent=traceparent,
+            traceparent=message.traceparent,
+            of_request=message.of_request,
         )
         self._jobs.add(job)
         self.start_waiting()
@@ -294,6 +293,7 @@ class PromptSender:
         self._jobs.remove(job)
         if self._host.tracing is not None:
             trace_job(self._host.tracing, job, self._clock.now_s())
+        log_job(job, self._host.adapter_name(job.request.adapter_id))
         self._host.loop.call(partial(_release, request_id=job.request_id))
         job.reply(pb.PrefillMessage(released=pb.Released(request_id=job.request_id)))
 

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 import grpc
 
 from baton.handover.host import WorkerHost
+from baton.handover.profile import ProfileCall
 from baton.handover.sender import PromptSender
 from baton.kvtransfer.connector import PeerKey
 from baton.kvtransfer.hello import CalledHandshake
@@ -96,6 +97,28 @@ class WorkerService(WorkerServicer):
             if key is not None:
                 self._sender.lose(key)
 
+    async def Profile(
+        self,
+        requests: AsyncIterator[pb.ProfileMessage],
+        context: grpc.aio.ServicerContext[pb.ProfileMessage, pb.ProfileAnswer],
+    ) -> AsyncIterator[pb.ProfileAnswer]:
+        """One trace, for who proves to know the cluster's secret."""
+        incoming, config = aiter(requests), self._host.config
+        call = ProfileCall(config.secret, config.worker_id)
+        try:
+            first = await asyncio.wait_for(anext(incoming), _GREETING_S)
+            yield call.challenge(first.challenge)
+            request = (await asyncio.wait_for(anext(incoming), _GREETING_S)).request
+            call.check(request)
+            async for answer in self._host.profiler.record(request):
+                yield answer
+        except (StopAsyncIteration, TimeoutError):
+            await context.abort(grpc.StatusCode.CANCELLED, "nothing was asked")
+        except BatonError as error:
+            trailing = (("x-baton-error-code", error.code),)
+            code = grpc.StatusCode[error.grpc_code]
+            await context.abort(code, error.message, trailing)
+
     async def _read(
         self,
         requests: AsyncIterator[pb.DecodeMessage],
@@ -106,9 +129,7 @@ class WorkerService(WorkerServicer):
             async for message in requests:
                 match message.WhichOneof("message"):
                     case "prefill":
-                        self._sender.take(
-                            key, message.prefill, outgoing.put_nowait, message.traceparent
-                        )
+                        self._sender.take(key, message, outgoing.put_nowait)
                     case "reservation":
                         self._sender.reserved(message.reservation)
                     case "cancel":

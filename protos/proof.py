@@ -117,7 +117,7 @@ class WorkerGreeting:
         check_mac(second.mac, expected, here=self._mine.worker_id, there=gateway)
 
 
-def unsigned(message: pb.Challenge | pb.PeerHello) -> bytes:
+def unsigned(message: pb.Challenge | pb.PeerHello | pb.ProfileRequest) -> bytes:
     """All of the message but its mac."""
     bare = type(message)()
     bare.CopyFrom(message)  # type: ignore[arg-type]  # of its own type
@@ -125,6 +125,8 @@ def unsigned(message: pb.Challenge | pb.PeerHello) -> bytes:
     return content(bare)
 
 
-def content(message: pb.GatewayHello | pb.Challenge | pb.PeerHello) -> bytes:
+def content(
+    message: pb.GatewayHello | pb.Challenge | pb.PeerHello | pb.ProfileRequest,
+) -> bytes:
     """The same bytes wherever it is read."""
     return message.SerializeToString(deterministic=True)

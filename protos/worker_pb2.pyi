@@ -478,20 +478,22 @@ class Challenge(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[str] = ..., nonce: _Optional[bytes] = ..., mac: _Optional[bytes] = ...) -> None: ...
 
 class DecodeMessage(_message.Message):
-    __slots__ = ("hello", "prefill", "reservation", "cancel", "challenge", "traceparent")
+    __slots__ = ("hello", "prefill", "reservation", "cancel", "challenge", "traceparent", "of_request")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    OF_REQUEST_FIELD_NUMBER: _ClassVar[int]
     hello: PeerHello
     prefill: Generate
     reservation: Reservation
     cancel: Cancel
     challenge: Challenge
     traceparent: str
-    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., prefill: _Optional[_Union[Generate, _Mapping]] = ..., reservation: _Optional[_Union[Reservation, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    of_request: str
+    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., prefill: _Optional[_Union[Generate, _Mapping]] = ..., reservation: _Optional[_Union[Reservation, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., traceparent: _Optional[str] = ..., of_request: _Optional[str] = ...) -> None: ...
 
 class Reservation(_message.Message):
     __slots__ = ("request_id", "granted", "epoch", "num_cached_tokens", "block_ids")
@@ -576,3 +578,31 @@ class Released(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class ProfileMessage(_message.Message):
+    __slots__ = ("challenge", "request")
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    challenge: Challenge
+    request: ProfileRequest
+    def __init__(self, challenge: _Optional[_Union[Challenge, _Mapping]] = ..., request: _Optional[_Union[ProfileRequest, _Mapping]] = ...) -> None: ...
+
+class ProfileRequest(_message.Message):
+    __slots__ = ("seconds", "steps", "mac")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    MAC_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    steps: int
+    mac: bytes
+    def __init__(self, seconds: _Optional[float] = ..., steps: _Optional[int] = ..., mac: _Optional[bytes] = ...) -> None: ...
+
+class ProfileAnswer(_message.Message):
+    __slots__ = ("challenge", "trace", "num_steps")
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    challenge: Challenge
+    trace: bytes
+    num_steps: int
+    def __init__(self, challenge: _Optional[_Union[Challenge, _Mapping]] = ..., trace: _Optional[bytes] = ..., num_steps: _Optional[int] = ...) -> None: ...

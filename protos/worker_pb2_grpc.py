@@ -44,6 +44,11 @@ class WorkerStub(object):
                 request_serializer=baton_dot_protos_dot_worker__pb2.DecodeMessage.SerializeToString,
                 response_deserializer=baton_dot_protos_dot_worker__pb2.PrefillMessage.FromString,
                 _registered_method=True)
+        self.Profile = channel.stream_stream(
+                '/baton.worker.v1.Worker/Profile',
+                request_serializer=baton_dot_protos_dot_worker__pb2.ProfileMessage.SerializeToString,
+                response_deserializer=baton_dot_protos_dot_worker__pb2.ProfileAnswer.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer(object):
@@ -64,6 +69,14 @@ class WorkerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Profile(self, request_iterator, context):
+        """An operator's look at this worker's next steps, with torch's profiler; a gateway asks, and proves that it knows
+        the cluster's secret. In order: challenge, request; challenge, then the trace (gzip) in pieces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +89,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Handover,
                     request_deserializer=baton_dot_protos_dot_worker__pb2.DecodeMessage.FromString,
                     response_serializer=baton_dot_protos_dot_worker__pb2.PrefillMessage.SerializeToString,
+            ),
+            'Profile': grpc.stream_stream_rpc_method_handler(
+                    servicer.Profile,
+                    request_deserializer=baton_dot_protos_dot_worker__pb2.ProfileMessage.FromString,
+                    response_serializer=baton_dot_protos_dot_worker__pb2.ProfileAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +150,33 @@ class Worker(object):
             '/baton.worker.v1.Worker/Handover',
             baton_dot_protos_dot_worker__pb2.DecodeMessage.SerializeToString,
             baton_dot_protos_dot_worker__pb2.PrefillMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Profile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/baton.worker.v1.Worker/Profile',
+            baton_dot_protos_dot_worker__pb2.ProfileMessage.SerializeToString,
+            baton_dot_protos_dot_worker__pb2.ProfileAnswer.FromString,
             options,
             channel_credentials,
             insecure,

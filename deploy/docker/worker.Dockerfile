@@ -1,16 +1,18 @@
 # Prefill and decode workers: Baton and Ray with torch, Triton and NIXL. Built from the repository's root:
 #   docker build -f deploy/docker/worker.Dockerfile -t baton-worker:0.1.0 .
+# With `--build-arg LMCACHE=1` it can run the chart's LMCache servers, too (600 MB more).
 # torch's wheels bring CUDA's libraries; the driver comes from the node (NVIDIA's container toolkit).
 ARG PYTHON=3.11.14-slim-bookworm
 FROM python:${PYTHON} AS build
 
+ARG LMCACHE=
 WORKDIR /build
 RUN python -m venv /opt/baton
 ENV PATH=/opt/baton/bin:$PATH
 COPY constraints.txt pyproject.toml ./
 # Packages first, so that a change of the code alone does not install them again.
 RUN pip install --no-cache-dir --no-compile "setuptools==80.9.0" "wheel==0.45.1" \
-    && python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print(*p['dependencies'], *e['cluster'], *e['worker'], *e['otel'], sep='\n')" > requirements.txt \
+    && python -c "import os, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print(*p['dependencies'], *e['cluster'], *e['worker'], *e['otel'], *(e['lmcache'] if os.environ.get('LMCACHE') else []), sep='\n')" > requirements.txt \
     && pip install --no-cache-dir --no-compile -r requirements.txt -c constraints.txt
 COPY . .
 # The small model goes beside the code, where Baton looks for it.

@@ -99,6 +99,15 @@ RULES: dict[str, Any] = {
     "model.source": {"enum": ["image", "claim", "hostPath", "fetch"]},
     "adapters.source": {"enum": ["none", "claim", "hostPath"]},
     "adapters.hostPath": {"type": "string", "pattern": "^(/.*)?$"},
+    "lmcache.memoryGib": {"type": "number", "exclusiveMinimum": 0},
+    "lmcache.storage": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"type": "string"}},
+        },
+    },
     "prefill.kvDisk.size": OPTIONAL_QUANTITY,
     "decode.kvDisk.size": OPTIONAL_QUANTITY,
     "model.hostPath": {"type": "string", "pattern": "^(/.*)?$"},

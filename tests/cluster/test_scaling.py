@@ -62,7 +62,7 @@ class ScriptedFeed:
 
 def policy(feed: ScriptedFeed, scaling: ScalingConfig = FAST, *, most: int = 8) -> PoolPolicy:
     pool = PoolScaling(min_replicas=1, max_replicas=most, scaling=scaling)
-    return PoolPolicy("baton", "decode", "base", pool.to_json(), {}, feed)
+    return PoolPolicy("baton", "decode", "base", pool.to_json(), {}, {}, feed)
 
 
 def series(*values: float, age_s: float = 0.0) -> list[SimpleNamespace]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
 from tests.deploy.finding import CHART
 from tests.deploy.rendering import objects, of_kind, render
-
-SUFFIXES = re.compile(r"_(bucket|sum|count)$")
 
 
 def rendered_rules() -> dict[str, Any]:
@@ -31,24 +30,15 @@ def dashboards() -> dict[str, dict[str, Any]]:
     return {p.stem: json.loads(p.read_text()) for p in sorted(CHART.glob("dashboards/*.json"))}
 
 
-def dashboard_queries() -> list[str]:
+def dashboard_queries(boards: Iterable[dict[str, Any]]) -> list[str]:
     return [
         target["expr"]
-        for board in dashboards().values()
+        for board in boards
         for panel in board["panels"]
         for target in panel["targets"]
     ]
 
 
-def metrics_named() -> set[str]:
-    """Names of `baton_*` in any query, as the text format's TYPE lines have them (those of counters
-    end in _total, those of histograms have no suffix).
-    """
-    queries = [rule["expr"] for rule in alerts()] + dashboard_queries()
-    found = {name for query in queries for name in re.findall(r"\bbaton_\w+", query)}
-    return {SUFFIXES.sub("", name) for name in found}
-
-
-def metrics_when_something_is_wrong() -> set[str]:
-    """Those that a gateway has only then."""
-    return {"baton_kv_events_wrong"}
+def metrics_named(query: str) -> set[str]:
+    """The metrics of ours that a query needs."""
+    return set(re.findall(r"\b(?:ray_)?baton_\w+", query))

@@ -1,5 +1,5 @@
-"""Every command of the Kubernetes pages: run as far as it can be without a cluster, otherwise
-checked against the render.
+"""Every command of the Kubernetes pages: run as far as it can be without Kubernetes, otherwise
+checked against the render; and every `baton` command of all pages.
 """
 
 from __future__ import annotations
@@ -7,8 +7,10 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -23,10 +25,10 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 KUBERAYS = {("svc", "baton-head-svc"), ("rayservice", "baton")}
 
 
-def commands() -> list[str]:
+def commands(pages: Iterable[Path] = PAGES) -> list[str]:
     """Every line of a plain code block; continued lines joined."""
     found = []
-    for page in PAGES:
+    for page in pages:
         for language, text in FENCE.findall(page.read_text()):
             if not language:
                 found += text.replace("\\\n", " ").strip().splitlines()
@@ -49,6 +51,12 @@ def rendered() -> list[Object]:
 
 def of(program: str) -> list[str]:
     return [line for line in commands() if line.startswith(f"{program} ")]
+
+
+def everywhere() -> list[str]:
+    """Each `baton` command of any page."""
+    lines = commands(sorted((ROOT / "docs").rglob("*.md")))
+    return [line for line in lines if line.startswith("baton ")]
 
 
 def test_every_program_is_one_that_is_checked() -> None:
@@ -109,12 +117,12 @@ def test_docker(line: str) -> None:
     assert tag == yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 
 
-@pytest.mark.parametrize("line", of("baton"))
+@pytest.mark.parametrize("line", sorted(set(everywhere())))
 def test_baton(line: str) -> None:
-    """Its options exist; tests/integration/test_kuberay.py runs those of operate.md."""
+    """Its options exist; tests/integration/test_kuberay.py runs those of the Kubernetes pages."""
     arguments = shlex.split(line)[1:]
-    path = arguments[: 2 if arguments[0] == "config" else 1]
-    shown = CliRunner().invoke(baton, [*path, "--help"])
+    group = isinstance(baton.get_command(click.Context(baton), arguments[0]), click.Group)
+    shown = CliRunner().invoke(baton, [*arguments[: 1 + group], "--help"])
     assert shown.exit_code == 0
     assert all(option in shown.output for option in arguments if option.startswith("--"))
 

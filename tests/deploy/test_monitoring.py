@@ -36,14 +36,18 @@ def test_the_jobs_name_is_that_of_the_pod_monitor() -> None:
     names = {f"llm/{one['metadata']['name']}" for one in of_kind(found, "PodMonitor")}
     text = yaml.safe_dump(rendered_rules(), width=10_000)
     assert JOB in names
-    assert set(re.findall(r'job="([^"]*)"', text)) == {JOB}
-    assert not re.search(r"\b(TTFT_SECONDS|ITL_SECONDS|NAMESPACE|GATEWAY_PODS)\b", text)
+    assert set(re.findall(r'job="([^"]*)"', text)) == names
+    assert not re.search(r"\b(TTFT_SECONDS|ITL_SECONDS|NAMESPACE|GATEWAY_PODS|RAY_PODS)\b", text)
+
+
+def job_of(name: str) -> str:
+    return JOB.replace("-gateway", "-ray") if name.startswith("ray_") else JOB
 
 
 def series(case: dict[str, Any]) -> list[dict[str, str]]:
-    """A case's series as those of the job."""
+    """A case's series as those of their jobs."""
     return [
-        {"series": name.replace("{", f'{{job="{JOB}", ', 1), "values": values}
+        {"series": name.replace("{", f'{{job="{job_of(name)}", ', 1), "values": values}
         for name, values in case["series"].items()
     ]
 
@@ -82,6 +86,8 @@ def test_it_fires_on_its_case_and_names_the_runbook(alert: str, tmp_path: Path) 
 def test_a_healthy_cluster_is_quiet(tmp_path: Path) -> None:
     healthy = {
         'up{pod="g0"}': "1x60",
+        'ray_baton_pool_target_replicas{pool="decode"}': "1x60",
+        'ray_baton_pool_target_replicas{pool="prefill"}': "0x60",
         'baton_requests_total{outcome="ok"}': "0+100x60",
         'baton_plans_total{kind="local", reason="cost"}': "0+100x60",
         'baton_tenant_waiting{tenant="a"}': "1x60",
@@ -137,7 +143,7 @@ def test_the_failures_that_alert_are_error_codes() -> None:
 def test_prometheus_parses_the_dashboards_queries(tmp_path: Path) -> None:
     known = {"$namespace": "llm", "$__rate_interval": "1m"}
     rules = []
-    for i, query in enumerate(dashboard_queries()):
+    for i, query in enumerate(dashboard_queries(dashboards().values())):
         for name, value in known.items():
             query = query.replace(name, value)
         assert "$" not in query

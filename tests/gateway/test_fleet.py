@@ -365,7 +365,9 @@ async def test_a_cache_that_is_not_what_its_events_said_is_noticed_and_learned_a
         generation = fleet.generate(request(max_tokens=1))
         await tokens_of(generation)
         assert generation.plan.reason.endswith(",kv_blind")
-        figures = {f.labels: f.value for f in fleet.planner.audit.figures() if f.labels}
+        figures = {
+            f.labels: f.value for f in fleet.planner.audit.figures(fleet.workers()) if f.value
+        }
         assert figures == {(("worker", "d0"), ("kind", "divergence")): 1}
         await until(lambda: not fleet.workers()[0].kv_blind)
         plan = fleet.generate(request(tuple(range(32)), max_tokens=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -221,6 +222,26 @@ async def test_plan_and_request_id_when_asked() -> None:
             "/v1/chat/completions?explain=1", json={"messages": MESSAGES}
         )
         assert "x-baton-plan" in response.headers
+
+
+async def test_logs_tell_of_requests_but_not_what_they_say(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="baton")
+    word = "xylophone"
+    messages = [{"role": "user", "content": word}]
+    async with serving(FakeFleet(says("x"))) as gateway:
+        answer = await gateway.http.post("/v1/chat/completions", json={"messages": messages})
+        named = {"x-request-id": "mine"}
+        await gateway.http.post("/v1/chat/completions", json={"messages": messages}, headers=named)
+        await gateway.http.post("/v1/chat/completions", json={"messages": word})
+    told = [getattr(record, "baton_fields", {}) for record in caplog.records]
+    ended = [one for one in told if "e2e_s" in one]
+    assert answer.headers["x-request-id"] == answer.json()["id"] == ended[0]["request_id"]
+    assert [one.get("client_request_id") for one in ended] == [None, "mine"]
+    assert {one["outcome"] for one in ended} == {"ok"}
+    assert told[-1]["outcome"] == "invalid_value"
+    assert word not in caplog.text + str(told)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tests.gateway.serving import check_error, says, serving
 from baton.gateway.auth import ApiKeys
 from baton.gateway.config import GatewayConfig
 from baton.gateway.limits import Admission, Deadline
+from baton.gateway.seam import ProfileTrace
 from baton.gateway.tenants import TenantConfig
 from baton.protos import public_pb2 as pb
 from baton.protos.clock import ManualClock
@@ -126,6 +127,9 @@ class ScriptedControl:
         self.applied.append(pools)
         return {"changed": ["decode.max_replicas: 1 -> 2"]}
 
+    async def profile(self, worker: str, *, seconds: float, steps: int) -> ProfileTrace:
+        return ProfileTrace(worker, steps, b"trace")
+
 
 async def test_only_admins_change_the_cluster() -> None:
     control, wanted = ScriptedControl(), {"decode": {"max_replicas": 2}}
@@ -143,10 +147,15 @@ async def test_only_admins_change_the_cluster() -> None:
         answer = await served.http.post(path, json=wanted, headers=bearer("sk-sre"))
         assert answer.json() == {"changed": ["decode.max_replicas: 1 -> 2"]}
         assert control.applied == [wanted]
+        path, asked = "/baton/profile", {"worker": "d0", "seconds": 1.0, "steps": 7}
+        check_error(await served.http.post(path, json=asked, headers=bearer("sk-1")), 403)
+        profile = await served.http.post(path, json=asked, headers=bearer("sk-sre"))
+        assert (profile.content, profile.headers["x-baton-steps"]) == (b"trace", "7")
         seen = await served.http.get("/baton/config", headers=bearer("sk-1"))
         assert seen.json() == {"name": "baton"}
     async with serving(fleet, control=control) as served:
-        assert (await served.http.post(path, json=wanted)).status_code == 200
+        open_to_all = await served.http.post("/baton/scaling/apply", json=wanted)
+        assert open_to_all.status_code == 200
         assert (await served.http.get("/baton/scaling")).json()["latest"] == []
     async with serving(fleet) as served:
         check_error(await served.http.get("/baton/scaling"), 404)

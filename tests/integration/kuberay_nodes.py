@@ -33,13 +33,16 @@ print(json.dumps({node.node_id: table.num_replicas(node.node_id) for node in tab
 
 @dataclass
 class Nodes:
-    """Started by `start`, always ended by `stop`. `home` needs a short path, for Ray's sockets."""
+    """Started by `start_head` and `start_workers`, always ended by `stop`. `home` needs a short
+    path, for Ray's sockets.
+    """
 
     found: list[Object]
     home: Path
     gcs: int = field(default_factory=free_port)
     dashboard: int = field(default_factory=free_port)
     agents: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, int] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -49,22 +52,28 @@ class Nodes:
         patience = {"RAY_raylet_start_wait_time_s": str(int(START_S)), "OMP_NUM_THREADS": "1"}
         return {**own, **auth, **patience, "HOME": str(self.home)}
 
-    def start(self) -> None:
+    def start_head(self) -> None:
         cluster = ray_service(self.found)["spec"]["rayClusterConfig"]
         more = ["--head", f"--port={self.gcs}", f"--dashboard-port={self.dashboard}"]
         more += [f"--ray-client-server-port={free_port()}", "--include-dashboard=true"]
         self._start("head", cluster["headGroupSpec"], [*more, f"--temp-dir={self.home}"])
+
+    def start_workers(self) -> None:
+        """May follow `deploy`: replicas wait for nodes."""
+        cluster = ray_service(self.found)["spec"]["rayClusterConfig"]
         for group in cluster["workerGroupSpecs"]:
             self._start(group["groupName"], group, [f"--address=127.0.0.1:{self.gcs}"])
 
     def _start(self, name: str, group: dict[str, Any], more: list[str]) -> None:
-        self.agents[name] = free_port()
+        self.agents[name], self.metrics[name] = free_port(), free_port()
         offered = group["resources"]
         custom = {k: float(v) for k, v in offered.items() if k not in ("CPU", "GPU")}
         flags = {k: v for k, v in group["rayStartParams"].items() if k != "dashboard-host"}
         flags |= {"num-cpus": offered["CPU"], "num-gpus": offered.get("GPU", "0")}
         flags |= {"resources": json.dumps(custom), "node-ip-address": "127.0.0.1"}
         flags |= {"dashboard-agent-listen-port": str(self.agents[name])}
+        # KubeRay's own is the 8080 of the containers' port `metrics`.
+        flags |= {"metrics-export-port": str(self.metrics[name])}
         command = [str(BIN / "ray"), "start", "--block", *more]
         command += [f"--{key}={value}" for key, value in flags.items()]
         container = group["template"]["spec"]["containers"][0]

@@ -110,6 +110,9 @@ gpus: {{ $gpus | int }}
 {{- with .Values.secrets.kv.existing }}
 {{- $_ := set $ours "secret_file" "/etc/baton/kv/secret" }}
 {{- end }}
+{{- if .Values.lmcache.enabled }}
+{{- $_ := set $ours "lmcache" (dict "address" "tcp://127.0.0.1:5555") }}
+{{- end }}
 {{- if include "baton.modelPath" . }}
 {{- $_ := set $ours "model" (include "baton.modelPath" .) }}
 {{- $_ := set $ours "model_name" .Values.model.name }}
@@ -117,8 +120,14 @@ gpus: {{ $gpus | int }}
 {{- range $role := list "prefill" "decode" }}
 {{- $given := get $config $role | default dict }}
 {{- $pool := dict "resources" (dict (printf "baton-%s" $role) 0.001) "num_gpus" (dig "num_gpus" 0 $given) }}
-{{- if (get $.Values $role).kvDisk.size }}
-{{- $_ := set $pool "engine" (dict "kv_tiers" (dict "disk_path" "/kv")) }}
+{{- /* A pool's own section of tiers replaces the common one: what is added here goes to a copy of that. */}}
+{{- $tiers := dict }}
+{{- if (get $.Values $role).kvDisk.size }}{{ $_ := set $tiers "disk_path" "/kv" }}{{ end }}
+{{- if $.Values.lmcache.enabled }}{{ $_ := set $tiers "lmcache" "auto" }}{{ end }}
+{{- if $tiers }}
+{{- $common := dig "engine" "kv_tiers" dict $config }}
+{{- $own := dig "engine" "kv_tiers" $common $given }}
+{{- $_ := set $pool "engine" (dict "kv_tiers" (merge $tiers (deepCopy $own))) }}
 {{- end }}
 {{- $_ := set $ours $role $pool }}
 {{- end }}
@@ -155,6 +164,9 @@ applications:
 {{- end }}
 {{- if and (eq $values.adapters.source "hostPath") (not $values.adapters.hostPath) }}
 {{- fail "adapters.hostPath is empty: name the adapters' folder on the nodes" }}
+{{- end }}
+{{- if and $values.lmcache.enabled $values.config.lmcache }}
+{{- fail "config.lmcache and lmcache.enabled: the chart says where its own servers are; leave one of the two out" }}
 {{- end }}
 {{- if and $values.gcsFaultTolerance.enabled (not $values.gcsFaultTolerance.redisAddress) }}
 {{- fail "gcsFaultTolerance.redisAddress is empty: give Redis' host:port" }}

@@ -64,7 +64,13 @@ def start_logging(config: LogsConfig, service: str, instance: str) -> None:
 
 
 class _Handler(logging.StreamHandler[Any]):
-    """The one that `start_logging` set."""
+    """The one that `start_logging` set. What libraries say below a warning is left out, whatever
+    they set their own loggers to.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
+        ours = record.name.startswith("baton")
+        return super().filter(record) if ours or record.levelno >= logging.WARNING else False
 
 
 class _JsonFormatter(logging.Formatter):

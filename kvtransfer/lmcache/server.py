@@ -78,8 +78,9 @@ class LMCacheServer:
     def _spawn(self) -> subprocess.Popen[bytes]:
         # It must find the same modules, however this process came to them.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        arguments = server_arguments(self._config, self._port, self._shm_name)
         process = subprocess.Popen(
-            [sys.executable, "-m", "baton.kvtransfer.lmcache.process", *self._arguments()],
+            [sys.executable, "-m", "baton.kvtransfer.lmcache.process", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -105,29 +106,6 @@ class LMCacheServer:
             if not line or line.strip() == READY.encode():
                 return bool(line)
         return False
-
-    def _arguments(self) -> list[str]:
-        config = self._config
-        options = {
-            "instance-id": self._shm_name,
-            "host": "127.0.0.1",
-            "port": self._port,
-            "l1-size-gb": config.memory_gib,
-            "shm-name": self._shm_name,
-            "supported-transfer-mode": "engine_driven",
-            "null-block-id": -1,
-            "eviction-policy": "LRU",
-            # Eviction begins late and runs beside; a store needs room at once.
-            "eviction-trigger-watermark": 0.6,
-            "l1-write-ttl-seconds": 60,
-            "l1-read-ttl-seconds": 60,
-            "l2-prefetch-policy": "retain",
-            "max-workers": 4,
-        }
-        arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-        for text in config.storage:
-            arguments += ["--l2-adapter", text]
-        return [*arguments, "--no-l1-use-lazy"]
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
@@ -161,6 +139,32 @@ class LMCacheServer:
                 self.num_restarts += 1
             except UnavailableError as error:
                 logger.warning("%s", error)
+
+
+def server_arguments(config: LMCacheConfig, port: int, name: str) -> list[str]:
+    """Options of a server on this machine's loopback; the chart gives its own the same. `name`: of
+    its shared memory, and of itself.
+    """
+    options = {
+        "instance-id": name,
+        "host": "127.0.0.1",
+        "port": port,
+        "l1-size-gb": config.memory_gib,
+        "shm-name": name,
+        "supported-transfer-mode": "engine_driven",
+        "null-block-id": -1,
+        "eviction-policy": "LRU",
+        # Eviction begins late and runs beside; a store needs room at once.
+        "eviction-trigger-watermark": 0.6,
+        "l1-write-ttl-seconds": 60,
+        "l1-read-ttl-seconds": 60,
+        "l2-prefetch-policy": "retain",
+        "max-workers": 4,
+    }
+    arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    for text in config.storage:
+        arguments += ["--l2-adapter", text]
+    return [*arguments, "--no-l1-use-lazy"]
 
 
 def _free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -27,6 +28,8 @@ from tests.deploy.rendering import (
 
 from baton.cluster.config import BatonConfig, resolve
 from baton.cluster.schema import Document
+from baton.kvtransfer.lmcache.config import LMCacheConfig
+from baton.kvtransfer.lmcache.server import server_arguments
 
 GOLDENS = Path(__file__).parent / "goldens"
 KUBERNETES = ("1.29", "1.33", "1.37")
@@ -151,6 +154,26 @@ def test_pods_have_few_rights(values: Path) -> None:
             assert context["capabilities"]["drop"] == ["ALL"]
             assert set(context["capabilities"].get("add", [])) <= {"IPC_LOCK"}
     assert not of_kind(found, "Role") + of_kind(found, "ClusterRole")
+
+
+def test_lmcache_servers_have_the_options_of_batons_own() -> None:
+    """Those of `baton serve` are what the tests of the tier run."""
+    pods = pod_templates(objects(render(CHART / "ci" / "everything.yaml")))
+    servers = {role: pod["spec"].get("initContainers", []) for role, pod in pods.items()}
+    assert {role: len(found) for role, found in servers.items()} == {
+        **dict.fromkeys(("head", "gateway"), 0),
+        **dict.fromkeys(POOLS, 1),
+    }
+    config = LMCacheConfig(memory_gib=8, storage=('{"base_path":"/mnt/kv","type":"fs"}',))
+    own = server_arguments(config, 5555, "baton")
+    for role in POOLS:
+        (server,) = servers[role]
+        given = server["command"][2:]
+        # Each is a server of its own, by its pod's name.
+        given[given.index("--instance-id") + 1] = "baton"
+        pairs = set(itertools.pairwise(given))
+        assert set(list(itertools.pairwise(own))[:-1:2]) <= pairs
+        assert server["restartPolicy"] == "Always"
 
 
 def test_old_kubernetes_is_refused() -> None:

@@ -42,6 +42,9 @@ CLAIM = {"model.source": "claim", "model.name": "m"}
         ({"adapters.source": "hostPath"}, "adapters.hostPath is empty"),
         ({"prefill.kvDisk.size": "big"}, "kvDisk.size"),
         ({"gcsFaultTolerance.enabled": True}, "redisAddress is empty"),
+        ({"lmcache.enabled": True}, "kv_tiers.cpu_gib is not set"),
+        ({"lmcache.enabled": True, "config": {"lmcache": {"address": "tcp://h:1"}}}, "its own"),
+        ({"lmcache.storage": [{"base_path": "/kv"}]}, "lmcache"),
         ({"upgrade.type": "NewClusterWithIncrementalUpgrade"}, "gatewayClassName is empty"),
         (
             {

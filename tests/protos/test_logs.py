@@ -36,6 +36,9 @@ def test_json_lines_have_the_process_the_fields_and_the_traceback(
         start_logging(LogsConfig(format="json", level="info"), "baton-decode", "decode-1")
     log.info("request %s", "ended", extra=fields(request_id="a", adapter="", seconds=0.0))
     log.debug("not this one")
+    library = logging.getLogger("a_library")
+    library.setLevel(logging.INFO)
+    library.info("nor this one")
     try:
         raise ValueError("two\nlines")
     except ValueError:

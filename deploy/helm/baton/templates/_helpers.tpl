@@ -127,6 +127,9 @@ gpus: {{ $gpus | int }}
 {{- if $tiers }}
 {{- $common := dig "engine" "kv_tiers" dict $config }}
 {{- $own := dig "engine" "kv_tiers" $common $given }}
+{{- if not (dig "cpu_gib" 0 $own) }}
+{{- fail (printf "config.%s.engine.kv_tiers.cpu_gib is not set: blocks reach disks and LMCache through host memory, so say how much of it they get" $role) }}
+{{- end }}
 {{- $_ := set $pool "engine" (dict "kv_tiers" (merge $tiers (deepCopy $own))) }}
 {{- end }}
 {{- $_ := set $ours $role $pool }}

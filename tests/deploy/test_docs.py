@@ -4,6 +4,7 @@ checked against the render; and every `baton` command of all pages.
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import subprocess
@@ -42,6 +43,7 @@ def files() -> dict[str, str]:
     return {match[1]: text for match, text in named if match}
 
 
+@functools.cache
 def rendered() -> list[Object]:
     trial = str(CHART / "examples" / "trial-cpu.yaml")
     command = [tool("helm"), "template", "baton", str(CHART), "-n", "llm", "-f", trial]

@@ -68,9 +68,9 @@ class _Handler(logging.StreamHandler[Any]):
     they set their own loggers to.
     """
 
-    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
+    def filter(self, record: logging.LogRecord) -> bool:
         ours = record.name.startswith("baton")
-        return super().filter(record) if ours or record.levelno >= logging.WARNING else False
+        return (ours or record.levelno >= logging.WARNING) and bool(super().filter(record))
 
 
 class _JsonFormatter(logging.Formatter):

@@ -1,12 +1,14 @@
 """What the simulator predicts beside what a real cluster on this machine does.
 
-    python -m benchmarks.simulator_validation [--requests 120]
+    python -m benchmarks.simulator_validation [--requests 40]
 
 Starts `baton serve` (one prefill and one decode worker, the model that ships) with
-`fleet.model_times`, sends a varied load from which the gateway learns its workers' times, then
-single requests, from which the fixed cost of a request outside of engines is taken, then three
-workloads. The simulator gets the learned times and the same workloads, arrival by arrival, and its
-mean time to first token is compared with the measured one.
+`fleet.model_times`, and sends a varied load from which the gateway learns its workers' times. Two
+more loads calibrate the simulator: single requests, for the fixed cost of a request outside of
+engines, and another draw of the varied load, for how much longer everything takes while client,
+gateway and both workers share the cores, which workers' own samples of steps do not show. Then
+come three other workloads. The simulator gets times, both calibrations and the same workloads,
+arrival by arrival, and its mean time to first token is compared with the measured one.
 
 Wants a quiet machine: what else runs slows the cluster but not the prediction. The load average is
 in the results.
@@ -18,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -35,9 +38,8 @@ from baton.cluster.bench.workload import Job, JobMaker, Span, Workload
 from baton.cluster.client import Endpoint
 from baton.protos.hashing import block_hashes
 from baton.router.config import RouterConfig
-from baton.router.times import ModelTimes
+from baton.router.times import ModelTimes, WorkerTimes
 from baton.simulator.config import SimConfig
-from baton.simulator.outcome import Outcome
 from baton.simulator.request import Trace, TraceRequest
 from baton.simulator.simulation import simulate
 from benchmarks.results_file import write_results
@@ -92,41 +94,89 @@ def workloads(num_requests: int) -> dict[str, Workload]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=120, help="of each workload")
+    parser.add_argument("--requests", type=int, default=40, help="of each load")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     learning = Workload(
         input_len=Span(low=16, high=2048),
         output_len=Span(low=8, high=64),
-        num_requests=max(60, options.requests),
+        num_requests=options.requests,
         request_rate=2.0,
         seed=1,
     )
-    single = replace(learning, num_requests=30, request_rate=None, concurrency=1, seed=2)
+    single = replace(learning, num_requests=20, request_rate=None, concurrency=1, seed=2)
     with tempfile.TemporaryDirectory() as folder:
         times_file = Path(folder) / "times.json"
         with serving(times_file) as port:
             target = find_target(Endpoint(url=f"http://127.0.0.1:{port}", api_key=""), None)
             measure("learning", target, learning)
             alone = measure("single", target, single)
+            together = measure("calibration", target, replace(learning, seed=3))
             measured = [
                 measure(name, target, workload)
                 for name, workload in workloads(options.requests).items()
             ]
         times = ModelTimes.from_json(times_file.read_text(encoding="utf-8"))
-    lone = predict(alone, target, times, 0.0)
-    assert lone.ttft_mean is not None
-    overhead_s = max(0.0, alone.ttft_mean_s - lone.ttft_mean)
-    rows = [row(each, predict(each, target, times, overhead_s)) for each in measured]
-    for each in rows:
-        print(each)
+    overhead_s = max(0.0, alone.ttft_mean_s - mean_ttft_s(alone, target, times, 0.0))
+    slowdown = calibrate(together, target, times, overhead_s)
+    slower = slowed(times, slowdown)
+    rows = [row(each, mean_ttft_s(each, target, slower, overhead_s)) for each in measured]
+    for found, each in zip(rows, measured, strict=True):
+        plain_s = mean_ttft_s(each, target, times, overhead_s)
+        found["uncalibrated_ttft_mean_ms"] = round(1e3 * plain_s, 2)
+        print(found)
     settings = {
         "requests": options.requests,
         "model": MODEL.name,
         "overhead_s": round(overhead_s, 6),
+        "slowdown": round(slowdown, 4),
+        "load_average": os.getloadavg(),
         "times": times.to_json(),
     }
     write_results(options.output, rows, settings)
+
+
+def calibrate(measured: Measured, target: Target, times: ModelTimes, overhead_s: float) -> float:
+    """By how much all times have to grow for the measured mean; at least 1, at most 4."""
+    low, high = 1.0, 4.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        mean_s = mean_ttft_s(measured, target, slowed(times, middle), overhead_s)
+        low, high = (middle, high) if mean_s < measured.ttft_mean_s else (low, middle)
+    return low
+
+
+def slowed(times: ModelTimes, by: float) -> ModelTimes:
+    """Every step and every push takes so many times as long."""
+    return replace(
+        times,
+        prefill_pool=_slowed_worker(times.prefill_pool, by),
+        decode_pool=_slowed_worker(times.decode_pool, by),
+        transfer=replace(
+            times.transfer,
+            fixed_s=by * times.transfer.fixed_s,
+            per_byte_s=by * times.transfer.per_byte_s,
+        ),
+    )
+
+
+def _slowed_worker(times: WorkerTimes, by: float) -> WorkerTimes:
+    prefill, decode = times.prefill, times.decode
+    return WorkerTimes(
+        prefill=replace(
+            prefill,
+            fixed_s=by * prefill.fixed_s,
+            per_token_s=by * prefill.per_token_s,
+            per_pair_s=by * prefill.per_pair_s,
+            per_row_s=by * prefill.per_row_s,
+        ),
+        decode=replace(
+            decode,
+            fixed_s=by * decode.fixed_s,
+            per_row_s=by * decode.per_row_s,
+            per_kv_token_s=by * decode.per_kv_token_s,
+        ),
+    )
 
 
 def measure(name: str, target: Target, workload: Workload) -> Measured:
@@ -147,8 +197,8 @@ def measure(name: str, target: Target, workload: Workload) -> Measured:
     )
 
 
-def predict(measured: Measured, target: Target, times: ModelTimes, overhead_s: float) -> Outcome:
-    """The same requests through the simulator. A load without a rate is sent one by one."""
+def mean_ttft_s(measured: Measured, target: Target, times: ModelTimes, overhead_s: float) -> float:
+    """Of the same requests through the simulator. A load without a rate is sent one by one."""
     workload, maker = measured.workload, JobMaker(measured.workload, target.vocabulary)
     requests = []
     for index, at_s in enumerate(workload.arrivals()):
@@ -168,19 +218,20 @@ def predict(measured: Measured, target: Target, times: ModelTimes, overhead_s: f
         max_running=MAX_RUNNING,
         max_tokens=64,
     )
-    return simulate(trace, config)
+    mean_s = simulate(trace, config).ttft_mean
+    assert mean_s is not None
+    return mean_s
 
 
-def row(measured: Measured, predicted: Outcome) -> dict[str, Any]:
+def row(measured: Measured, predicted_s: float) -> dict[str, Any]:
     """One workload's result."""
-    assert predicted.ttft_mean is not None
     return {
         "workload": measured.name,
         "num_ok": measured.num_ok,
         "num_late": measured.num_late,
         "measured_ttft_mean_ms": round(1e3 * measured.ttft_mean_s, 2),
-        "predicted_ttft_mean_ms": round(1e3 * predicted.ttft_mean, 2),
-        "error": round(predicted.ttft_mean / measured.ttft_mean_s - 1, 4),
+        "predicted_ttft_mean_ms": round(1e3 * predicted_s, 2),
+        "error": round(predicted_s / measured.ttft_mean_s - 1, 4),
     }
 
 

@@ -99,6 +99,7 @@ class PairAt(NamedTuple):
     prefill: PrefillAt
     ttft_s: float
     slo_s: float
+    queue_s: float
     move_s: float
     cost_s: float
 
@@ -207,7 +208,9 @@ class Prices:
             missed = after - before + _lose_room(at.fullness, at.fullness * longer)
             interference_s = waiting * (self._itl_weight * stall_s + self._ttft_slo_s * missed)
         # Those that wait here are taken to have prompts like this one.
-        queue_s = self._queue_s(figures.pending_tokens / self._num_tokens, wait_s, compute_s)
+        held_up_s = max(at.room_s - wait_s, 0.0)
+        num_queued = figures.pending_tokens / self._num_tokens
+        queue_s = self._queue_s(num_queued, wait_s, compute_s + held_up_s)
         slo_s = self._late_s(ttft_s)
         cost_s = ttft_s + slo_s + queue_s + interference_s + at.decode_s + at.extra_s
         return LocalAt(at, ttft_s, slo_s, queue_s, interference_s, cost_s)
@@ -268,14 +271,19 @@ class Prices:
         late_s = times.fixed_s + max(last_chunk_s, token_s * num_new - prefill.compute_s)
         then = miss_probability((at.figures.itl_s + late_s / self._num_output) / self._itl_slo_s)
         move_s = self._itl_weight * late_s + self._ttft_slo_s * (then - at.itl_miss)
-        ttft_s, slo_s = prefill.ttft_s, prefill.slo_s
+        ttft_s, slo_s, queue_s = prefill.ttft_s, prefill.slo_s, prefill.queue_s
         cost_s = prefill.own_s + at.decode_s + at.extra_s + move_s
         if at.room_s > prefill.wait_s:
-            # Blocks are reserved when a prompt is about to start.
-            ttft_s += at.room_s - prefill.wait_s
+            # Blocks are reserved when a prompt is about to start. Until there are any it holds up
+            # those behind it, wherever they are to be decoded.
+            held_up_s = at.room_s - prefill.wait_s
+            ttft_s += held_up_s
             slo_s = self._late_s(ttft_s)
-            cost_s += ttft_s + slo_s - prefill.ttft_s - prefill.slo_s
-        return PairAt(at, prefill, ttft_s, slo_s, move_s, cost_s)
+            num_queued = prefill.figures.pending_requests
+            queue_s = self._queue_s(num_queued, prefill.wait_s, prefill.compute_s + held_up_s)
+            cost_s += ttft_s + slo_s + queue_s
+            cost_s -= prefill.ttft_s + prefill.slo_s + prefill.queue_s
+        return PairAt(at, prefill, ttft_s, slo_s, queue_s, move_s, cost_s)
 
     def local_candidate(self, local: LocalAt, decode: str) -> Candidate:
         """For those who want to know why. decode: the worker's name."""
@@ -302,7 +310,7 @@ class Prices:
             prefill,
             pair.ttft_s,
             pair.slo_s,
-            other.queue_s,
+            pair.queue_s,
             0.0,
             at.decode_s,
             0.0,
@@ -341,7 +349,13 @@ class Prices:
 
 def _lose_room(full: float, fuller: float) -> float:
     """By how much surer it is that there is no room, for each request that runs there."""
-    return _LOSE_ROOM * (miss_probability(fuller) - miss_probability(full))
+    return _LOSE_ROOM * (_no_room(fuller) - _no_room(full))
+
+
+def _no_room(full: float) -> float:
+    """Beyond all of the memory every block more is one that somebody lacks: it goes on as steeply
+    as it is there, or a worker that is too full already would cost nothing more."""
+    return miss_probability(full) if full < 1.0 else 0.5 + 2.0 * (full - 1.0)
 
 
 def _compute_s(figures: Figures, num_new: int, num_cached: int) -> float:

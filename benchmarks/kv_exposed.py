@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import logging
 import multiprocessing
 import random
@@ -257,6 +258,7 @@ async def drive(members: Sequence[Member], options: argparse.Namespace) -> list[
     rng = random.Random(3)
     sent: list[Sent] = []
     try:
+        await linked(fleet, options)
         for length in options.prompts:
             for number in range(WARM_UPS + options.repeats):
                 prompt = [rng.randrange(10, options.vocabulary) for _ in range(length)]
@@ -266,6 +268,19 @@ async def drive(members: Sequence[Member], options: argparse.Namespace) -> list[
     finally:
         await fleet.close()
     return sent
+
+
+async def linked(fleet: Fleet, options: argparse.Namespace) -> None:
+    """Until a prompt is computed remotely: a fleet is ready before its workers are linked."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    for number in itertools.count():
+        try:
+            await request(fleet, f"link-{number}", [10 + number % 100] * 64)
+            return
+        except RuntimeError:
+            if time.monotonic() > deadline_s:
+                raise
+            await asyncio.sleep(0.2)
 
 
 async def request(fleet: Fleet, name: str, prompt: list[int]) -> Sent:

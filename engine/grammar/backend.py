@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -63,6 +64,11 @@ class CompiledGrammar(Protocol):
     def filler(self) -> Filler: ...
 
     def matcher(self) -> Matcher: ...
+
+
+def fill_threads() -> int:
+    """Threads of a library that fill masks: more take longer to wake than they save."""
+    return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 def has_token(words: npt.NDArray[np.int32], token_id: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 
-from baton.engine.grammar.backend import Bitmask
+from baton.engine.grammar.backend import Bitmask, fill_threads
 from baton.protos.constraints import GrammarKind
 from baton.protos.errors import GrammarError
 
@@ -81,7 +81,7 @@ class GuidanceFiller:
     """Fills masks on llguidance's threads."""
 
     def __init__(self) -> None:
-        self._executor = LLExecutor()
+        self._executor = LLExecutor(num_threads=fill_threads())
 
     def fill(self, natives: Sequence[Any], bitmask: Bitmask, indices: Sequence[int]) -> None:
         pairs = list(zip(natives, indices, strict=True))

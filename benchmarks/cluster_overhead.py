@@ -64,27 +64,39 @@ def bare_samples(args: argparse.Namespace) -> list[float]:
 
 
 def cluster_samples(port: int, side: str, args: argparse.Namespace) -> list[float]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.connect()
-    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    headers = {"content-type": "application/json", "x-baton-explain": "1"}
+    """Over a plain socket: an HTTP library's own parsing is the client's, not the cluster's."""
     samples = []
-    for prompt in make_prompts(args):
-        request = {"model": "baton-tiny", "prompt": prompt, "max_tokens": 2, "stream": True}
-        body = json.dumps({**request, "temperature": 0, "ignore_eos": True})
-        time.sleep(args.gap)
-        start = time.perf_counter()
-        connection.request("POST", "/v1/completions", body, headers)
-        answer = connection.getresponse()
-        while not answer.readline().startswith(b"data: {"):
-            pass
-        samples.append(time.perf_counter() - start)
-        answer.read()
-        plan = answer.headers["x-baton-plan"]
-        if ("prefill=local" in plan) != (side == "local"):
-            raise SystemExit(f"the plan is {plan}, but this is the {side} side")
-    connection.close()
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for prompt in make_prompts(args):
+            request = http_request(prompt)
+            time.sleep(args.gap)
+            start = time.perf_counter()
+            connection.sendall(request)
+            answer = connection.recv(1 << 16)
+            while b"data: {" not in answer:
+                answer += received(connection)
+            samples.append(time.perf_counter() - start)
+            while not answer.endswith(b"0\r\n\r\n"):
+                answer += received(connection)
+            plan = answer.partition(b"x-baton-plan: ")[2].split(b"\r\n", 1)[0].decode()
+            if ("prefill=local" in plan) != (side == "local"):
+                raise SystemExit(f"the plan is {plan!r}, but this is the {side} side")
     return samples
+
+
+def http_request(prompt: list[int]) -> bytes:
+    request = {"model": "baton-tiny", "prompt": prompt, "max_tokens": 2, "stream": True}
+    body = json.dumps({**request, "temperature": 0, "ignore_eos": True}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    return f"{head}x-baton-explain: 1\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def received(connection: socket.socket) -> bytes:
+    data = connection.recv(1 << 16)
+    if not data:
+        raise SystemExit("the gateway closed the connection")
+    return data
 
 
 def free_port() -> int:

@@ -199,6 +199,7 @@ class GatewayReplica:
     async def __init__(  # type: ignore[misc]  # as above
         self, config: BatonConfig, factories: Factories, *_pools: object
     ) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         # `_pools` are the handles of the worker deployments: with them Serve deploys those too.
         me = Identity.of_this_replica()
         start_logging(config.logs, "baton-gateway", me.replica_id)

@@ -55,6 +55,8 @@ class Live:
     ended: bool = False
     session: ReceiveSession | None = None
     first: RequestOutput | None = None
+    # The connector looks for its KV often.
+    expected: bool = False
     # Tokens that went to the gateway before the request joined this engine's batch.
     emitted: list[int] = field(default_factory=list)
     timers: list[asyncio.TimerHandle] = field(default_factory=list)

@@ -48,6 +48,7 @@ class RemotePrefills:
         callbacks: RemoteCallbacks,
         *,
         block_size: int,
+        chunk_tokens: int,
         lease_s: float,
     ) -> None:
         self._loop = loop
@@ -55,6 +56,7 @@ class RemotePrefills:
         self._peers = peers(self)
         self._on = callbacks
         self._block_size = block_size
+        self._chunk_tokens = chunk_tokens
         self._lease_s = lease_s
         self._attempts: dict[str, tuple[Live, PrefillPeer]] = {}
         self._tasks = TaskSet()
@@ -103,7 +105,7 @@ class RemotePrefills:
         granted = live.phase is Phase.RECEIVING
         if granted:
             self._quarantine(live.attempt_id, peer)
-            self._connector.expect(-1)
+        self._expect(live, False)
         # Also when a reservation is being made just now: the engine takes calls in order.
         attempt_id = live.attempt_id
         self._loop.call(lambda engine: engine.abort(attempt_id, quarantine=granted))
@@ -186,11 +188,11 @@ class RemotePrefills:
 
     def _on_reserved(self, attempt_id: str, done: asyncio.Future[Reservation | None]) -> None:
         attempt = self._attempts.get(attempt_id)
+        error = None if done.cancelled() else done.exception()
         # Given up meanwhile: the abort that went to the engine then has freed the blocks.
         if attempt is None or done.cancelled():
             return
         live, peer = attempt
-        error = done.exception()
         if error is not None:
             wrapped = error if isinstance(error, BatonError) else BatonError(str(error))
             self._on.on_refused(live, wrapped)
@@ -210,7 +212,9 @@ class RemotePrefills:
             first_block=reservation.num_cached_tokens // self._block_size,
             num_blocks=len(reservation.block_ids),
         )
-        self._connector.expect(1)
+        # A prompt of one chunk is pushed after its first token: looking for it before would only
+        # take the processor from whoever computes it.
+        self._expect(live, live.num_prompt_tokens > self._chunk_tokens)
         peer.send(
             pb.DecodeMessage(
                 reservation=pb.Reservation(
@@ -232,6 +236,7 @@ class RemotePrefills:
         live.num_cached_tokens = max(live.num_cached_tokens, message.num_cached_tokens)
         live.first = first_output(live.attempt_id, message)
         session.first_token()
+        self._expect(live, True)
         self._on.on_first(live, live.first)
         self._finish_if_complete(live)
 
@@ -241,8 +246,14 @@ class RemotePrefills:
             return
         del self._attempts[live.attempt_id]
         live.phase = Phase.LOCAL
-        self._connector.expect(-1)
+        self._expect(live, False)
         self._on.on_ready(live, session.epoch)
+
+    def _expect(self, live: Live, expected: bool) -> None:
+        """Has the connector look for this attempt's notices often, or no longer."""
+        if live.expected is not expected:
+            live.expected = expected
+            self._connector.expect(1 if expected else -1)
 
     def _on_attempt_failed(self, message: pb.Failed) -> None:
         attempt = self._attempts.get(message.request_id)

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from baton.decode_worker.config import DecodeWorkerConfig
@@ -213,12 +214,11 @@ class DecodeWorker:
             live.prefilled_by = ""
             request = attempt_request(live)
             num_tokens = len(request.prompt_token_ids) + len(request.output_token_ids)
-            future = self._host.add_prompt(lambda engine: engine.add(request), num_tokens)
-            future.add_done_callback(lambda done: self._on_engine_refusal(live, done))
+            refused = partial(self._on_engine_refusal, live)
+            self._host.add_prompt(lambda engine: engine.add(request), num_tokens, refused)
 
-    def _on_engine_refusal(self, live: Live, done: asyncio.Future[None]) -> None:
-        error = None if done.cancelled() else done.exception()
-        if error is None or live.ended:
+    def _on_engine_refusal(self, live: Live, error: BaseException) -> None:
+        if live.ended:
             return
         self._end(
             live,
@@ -246,10 +246,10 @@ class DecodeWorker:
             raise AssertionError("a receive session is complete only with its first token")
         live.transfer_s = self._clock.now_s() - live.first_token_s
         attempt_id = live.attempt_id
-        future = asyncio.wrap_future(
-            self._host.loop.call(lambda engine: engine.receive(attempt_id, epoch, first))
+        self._host.command(
+            lambda engine: engine.receive(attempt_id, epoch, first),
+            partial(self._on_engine_refusal, live),
         )
-        future.add_done_callback(lambda done: self._on_engine_refusal(live, done))
 
     def _on_remote_failed(self, live: Live, reason: str) -> None:
         about = fields(request_id=live.request.request_id, worker=live.prefilled_by)
@@ -380,6 +380,7 @@ class DecodeWorker:
             peers,
             callbacks,
             block_size=self.config.engine.block_size,
+            chunk_tokens=self.config.engine.max_step_tokens,
             lease_s=self.config.lease_s,
         )
 

@@ -218,7 +218,7 @@ class GatewayService:
         is.
         """
         call, first_token = job.call, asyncio.Event()
-        base = prompt_index * call.n
+        base, loop = prompt_index * call.n, asyncio.get_running_loop()
 
         def starter(i: int) -> Callable[[], Awaitable[Generation]]:
             async def start() -> Generation:
@@ -239,7 +239,8 @@ class GatewayService:
                 meter(num_tokens)
                 if not first_token.is_set():
                     first_token.set()
-                    self.metrics.planned(group[0].plan)
+                    # The client's token goes first.
+                    loop.call_soon(self.metrics.planned, group[0].plan)
 
             return observe
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Protocol
 
@@ -152,12 +153,33 @@ class WorkerHost:
         )
 
     def add_prompt(
-        self, command: Callable[[Engine], None], num_tokens: int
-    ) -> asyncio.Future[None]:
+        self,
+        command: Callable[[Engine], None],
+        num_tokens: int,
+        on_refused: Callable[[BaseException], None],
+    ) -> None:
         """Gives the engine a prompt of so many tokens; reports count it from now on."""
-        taken = self.loop.call(command)
-        self.reporter.given(num_tokens, taken)
-        return asyncio.wrap_future(taken)
+
+        def counted(engine: Engine) -> None:
+            self.reporter.taken(num_tokens)
+            command(engine)
+
+        self.reporter.given(num_tokens)
+        self.command(counted, on_refused)
+
+    def command(
+        self, command: Callable[[Engine], None], on_refused: Callable[[BaseException], None]
+    ) -> None:
+        """Runs it on the engine's thread; only what it raises comes back to the event loop, which
+        a thread that is about to compute should not wake for nothing.
+        """
+
+        def tell(done: Future[None]) -> None:
+            error = done.exception()
+            if error is not None:
+                self.events.call_soon_threadsafe(on_refused, error)
+
+        self.loop.call(command).add_done_callback(tell)
 
     async def join(self, feed: GatewayFeed) -> None:
         """Adds a gateway: its stream begins with a snapshot of this worker's prefix cache."""

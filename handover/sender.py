@@ -168,13 +168,14 @@ class PromptSender:
     def _run(self, job: Job) -> None:
         request = job.request
         num_tokens = len(request.prompt_token_ids) + len(request.output_token_ids)
-        future = self._host.add_prompt(lambda e: e.add(request, hold=True), num_tokens)
-        future.add_done_callback(lambda done: self._on_engine_refusal(job, done))
+        self._host.add_prompt(
+            lambda engine: engine.add(request, hold=True),
+            num_tokens,
+            partial(self._on_engine_refusal, job),
+        )
 
-    def _on_engine_refusal(self, job: Job, done: asyncio.Future[None]) -> None:
-        error = None if done.cancelled() else done.exception()
-        if error is not None:
-            self._fail(job, error if isinstance(error, BatonError) else BatonError(str(error)))
+    def _on_engine_refusal(self, job: Job, error: BaseException) -> None:
+        self._fail(job, error if isinstance(error, BatonError) else BatonError(str(error)))
 
     def dispatch(self, step: StepOutput) -> None:
         """Takes along what the engine did for prompts from here; ignores the rest."""

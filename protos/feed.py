@@ -1,7 +1,8 @@
 """The worker's half of a `Connect` stream: what goes to one gateway, merged while it is not read.
 
 One `WorkerMessage` leaves per wake-up, holding everything that came since the last one, so a slow
-gateway gets larger messages rather than a longer queue.
+gateway gets larger messages rather than a longer queue. Tokens wake it; reports go along with the
+next tokens, or when `flush` says.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class GatewayFeed:
         self._pending = pb.WorkerMessage(hello=hello)
         self._wake = asyncio.Event()
         self._wake.set()
+        self._timer: asyncio.TimerHandle | None = None
         self._kv_bytes = 0
         self.closed = False
 
@@ -46,16 +48,20 @@ class GatewayFeed:
 
     def load(self, load: WorkerLoad) -> None:
         self._pending.load.CopyFrom(load_to_proto(load))
-        self._wake.set()
 
     def adapters(self, load: AdapterLoad) -> None:
         self._pending.adapters.CopyFrom(adapters_to_proto(load))
-        self._wake.set()
 
     def kv_events(self, batch: pb.KvEventBatch) -> None:
         self._kv_bytes += sum(map(len, (batch.stored, batch.removed, batch.kept, batch.lost)))
         self._pending.kv_events.append(batch)
-        self._wake.set()
+
+    def flush(self, within_s: float = 0.0) -> None:
+        """What is pending leaves after so many seconds, unless tokens take it along before."""
+        if within_s <= 0:
+            self._wake.set()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(within_s, self._wake.set)
 
     def close(self) -> None:
         """Ends `messages` after what is pending."""
@@ -67,6 +73,9 @@ class GatewayFeed:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             if self._kv_bytes > MAX_PENDING_BYTES:
                 raise OverloadedError(f"{self._kv_bytes} bytes of KV events wait for this gateway")
             message, self._pending, self._kv_bytes = self._pending, pb.WorkerMessage(), 0
@@ -89,21 +98,25 @@ class FeedHub:
         feed.kv_events(kv_events_to_proto(self._sequence, snapshot))
         if self._adapters is not None:
             feed.adapters(self._adapters)
+        feed.flush()
         self.feeds.add(feed)
 
     def leave(self, feed: GatewayFeed) -> None:
         self.feeds.discard(feed)
 
-    def broadcast(self, load: WorkerLoad | None, changes: KvEvents) -> None:
+    def broadcast(
+        self, load: WorkerLoad | None, changes: KvEvents, *, within_s: float = 0.0
+    ) -> None:
         """Sends a load report and a batch of KV events, if there are any, to every gateway."""
         if changes:
             self._sequence += 1
             batch = kv_events_to_proto(self._sequence, changes)
             for feed in self.feeds:
                 feed.kv_events(batch)
-        if load is not None:
-            for feed in self.feeds:
+        for feed in self.feeds:
+            if load is not None:
                 feed.load(load)
+            feed.flush(within_s)
 
     def broadcast_adapters(self, load: AdapterLoad) -> None:
         """Tells every gateway, and those that come later, unless it is what they know."""
@@ -111,6 +124,7 @@ class FeedHub:
             self._adapters = load
             for feed in self.feeds:
                 feed.adapters(load)
+                feed.flush()
 
     def close(self) -> None:
         for feed in self.feeds:

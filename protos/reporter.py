@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -29,9 +30,17 @@ class Queue(Protocol):
 
 # Submissions that come together are one report.
 SOON_S = 0.002
+# A client waits for a step's tokens and nobody for its report: it goes along with the tokens of the
+# next step, or so much later.
+STEP_REPORT_S = 0.005
+# The event loop and the engine's next step are Python both: a first token that has to fight for the
+# interpreter is late by more than the step is when it waits. So long at most.
+FIRST_TOKENS_S = 0.001
 
 # Runs a command on the engine's thread, between steps.
 CallEngine = Callable[[Callable[[ReportingEngine], None]], "concurrent.futures.Future[None]"]
+# What the engine has to say, and how many prompt tokens it had taken then.
+Report = Callable[[KvEvents, WorkerLoad, int], None]
 
 
 class Reporter:
@@ -49,10 +58,11 @@ class Reporter:
         self._hub = hub
         self._last = WorkerLoad()
         self._soon: asyncio.TimerHandle | None = None
-        # Prompt tokens given to the engine that has not taken them yet, and those that it has
-        # taken but not reported.
-        self._unseen_tokens = 0
-        self._unreported_tokens = 0
+        # Prompt tokens, since the start: given to the engine; taken by it, which its thread counts;
+        # taken when it made its last report.
+        self._given_tokens = 0
+        self._taken_tokens = 0
+        self._reported_tokens = 0
 
     def soon(self) -> None:
         """Reports within milliseconds that requests have come. Other gateways must know before
@@ -61,13 +71,14 @@ class Reporter:
         if self._soon is None and len(self._hub.feeds) > 1:
             self._soon = self._events.call_later(SOON_S, self._report_soon)
 
-    def given(self, num_tokens: int, taken: concurrent.futures.Future[None]) -> None:
-        """So many prompt tokens were given to the engine, which has them when `taken` is done."""
-        self._unseen_tokens += num_tokens
-        taken.add_done_callback(
-            lambda _: self._events.call_soon_threadsafe(self._taken, num_tokens)
-        )
+    def given(self, num_tokens: int) -> None:
+        """So many prompt tokens are on their way to the engine: reports count them from now on."""
+        self._given_tokens += num_tokens
         self.soon()
+
+    def taken(self, num_tokens: int) -> None:
+        """On the engine's thread: it has them, or refuses them; its own reports say which."""
+        self._taken_tokens += num_tokens
 
     def after_step(
         self,
@@ -75,9 +86,15 @@ class Reporter:
         step: StepOutput,
         dispatch: Callable[[StepOutput], None],
     ) -> None:
-        """On the engine's thread: one hop for everything of this step, then the report."""
+        """On the engine's thread: its tokens are on their way while the report is made, and where
+        they may be first ones, before the next step takes the interpreter.
+        """
+        sent = threading.Event()
+        self._events.call_soon_threadsafe(self._dispatch, step, dispatch, sent)
         changes, load = engine.drain_kv_events(), engine.report()
-        self._events.call_soon_threadsafe(self._dispatch, step, dispatch, changes, load)
+        self._post(self._report_step, changes, load)
+        if step.num_prefill_tokens and step.outputs:
+            sent.wait(FIRST_TOKENS_S)
 
     async def join(self, feed: GatewayFeed) -> None:
         """Adds a gateway, whose stream begins with a snapshot of the prefix cache."""
@@ -97,7 +114,7 @@ class Reporter:
 
         def report(engine: ReportingEngine) -> None:
             changes, load = engine.drain_kv_events(), engine.report()
-            self._events.call_soon_threadsafe(self._broadcast, changes, load)
+            self._post(self._broadcast, changes, load)
 
         while True:
             await asyncio.sleep(interval_s)
@@ -111,20 +128,26 @@ class Reporter:
         return self._queue.add_queue(found[0])
 
     def _dispatch(
-        self,
-        step: StepOutput,
-        dispatch: Callable[[StepOutput], None],
-        changes: KvEvents,
-        load: WorkerLoad,
+        self, step: StepOutput, dispatch: Callable[[StepOutput], None], sent: threading.Event
     ) -> None:
         dispatch(step)
-        self._broadcast(changes, load)
+        # After the streams, which this has woken, have written.
+        self._events.call_soon(sent.set)
 
-    def _broadcast(self, changes: KvEvents, load: WorkerLoad) -> None:
+    def _post(self, report: Report, changes: KvEvents, load: WorkerLoad) -> None:
+        """On the engine's thread."""
+        self._events.call_soon_threadsafe(report, changes, load, self._taken_tokens)
+
+    def _report_step(self, changes: KvEvents, load: WorkerLoad, taken_tokens: int) -> None:
+        self._broadcast(changes, load, taken_tokens, within_s=STEP_REPORT_S)
+
+    def _broadcast(
+        self, changes: KvEvents, load: WorkerLoad, taken_tokens: int, within_s: float = 0.0
+    ) -> None:
         # Samples are told once.
         self._last = dataclasses.replace(load, steps=(), transfers=())
-        self._unreported_tokens = 0
-        self._hub.broadcast(self._full(load), changes)
+        self._reported_tokens = taken_tokens
+        self._hub.broadcast(self._full(load), changes, within_s=within_s)
 
     def _report_soon(self) -> None:
         self._soon = None
@@ -132,14 +155,10 @@ class Reporter:
 
     def _full(self, load: WorkerLoad) -> WorkerLoad:
         load = self._queue.add_queue(load)
-        hidden = self._unseen_tokens + self._unreported_tokens
+        hidden = self._given_tokens - self._reported_tokens
         if not hidden:
             return load
         return dataclasses.replace(load, queued_prefill_tokens=load.queued_prefill_tokens + hidden)
-
-    def _taken(self, num_tokens: int) -> None:
-        self._unseen_tokens -= num_tokens
-        self._unreported_tokens += num_tokens
 
     def _admit(
         self, feed: GatewayFeed, changes: KvEvents, everything: KvEvents, load: WorkerLoad

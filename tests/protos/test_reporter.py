@@ -57,8 +57,7 @@ async def test_a_prompt_is_reported_before_its_engine_has_taken_it_and_counted_o
             found.append(message.load.queued_prefill_tokens)
         return found
 
-    taken: concurrent.futures.Future[None] = concurrent.futures.Future()
-    reporter.given(100, taken)
+    reporter.given(100)
     assert await queued() == [100, 100]
     # The step that was running ends: its report cannot know of the prompt yet.
     sample = StepSample(num_new_tokens=1, num_pairs=1, num_rows=0, kv_tokens=0, seconds=0.1)
@@ -66,8 +65,7 @@ async def test_a_prompt_is_reported_before_its_engine_has_taken_it_and_counted_o
     reporter.after_step(Engine(busy), StepOutput(), lambda step: None)
     assert await queued() == [107, 107]
     # Taken, but not reported by the engine yet; samples are not told again.
-    taken.set_result(None)
-    await asyncio.sleep(0)
+    reporter.taken(100)
     reporter.soon()
     first, second = [await anext(stream) for stream in messages]
     assert first.load.queued_prefill_tokens == second.load.queued_prefill_tokens == 107

@@ -349,13 +349,7 @@ class Prices:
 
 def _lose_room(full: float, fuller: float) -> float:
     """By how much surer it is that there is no room, for each request that runs there."""
-    return _LOSE_ROOM * (_no_room(fuller) - _no_room(full))
-
-
-def _no_room(full: float) -> float:
-    """Beyond all of the memory every block more is one that somebody lacks: it goes on as steeply
-    as it is there, or a worker that is too full already would cost nothing more."""
-    return miss_probability(full) if full < 1.0 else 0.5 + 2.0 * (full - 1.0)
+    return _LOSE_ROOM * (miss_probability(fuller) - miss_probability(full))
 
 
 def _compute_s(figures: Figures, num_new: int, num_cached: int) -> float:

@@ -7,7 +7,8 @@ place above the one that is measured by other prompts, and served again; its tok
 the first time. The pool holds little more than one prompt, host memory ("cpu") all, or little more
 than one where the disk, or an LMCache server that is started here, is measured. "disk, cold" is
 with the files driven out of the page cache.
-Rows {model, tokens, measure, ms: {p20, p50, p80}, loaded_tokens, unit}.
+Rows {model, tokens, measure, ms: {p20, p50, p80}, loaded_tokens, unit}; those of other cases stay in
+the file.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from baton.kvtransfer.lmcache.config import LMCacheConfig
 from baton.kvtransfer.lmcache.server import LMCacheServer
 from baton.kvtransfer.tiers.config import TierConfig
 from baton.protos.types import GenerateRequest, RequestOutput, SamplingParams, StepOutput
-from benchmarks.results_file import percentiles, write_results
+from benchmarks.results_file import merge_results, percentiles
 
 BLOCK_SIZE: Final = 16
 GIB: Final = 1 << 30
@@ -229,7 +230,7 @@ def main() -> None:
     server.close()
     places = {"model", "folder", "output", "lmcache"}
     settings = {name: value for name, value in vars(args).items() if name not in places}
-    write_results(args.output, rows, settings)
+    merge_results(args.output, rows, settings, key=("model", "tokens", "measure"))
 
 
 def block_bytes(args: argparse.Namespace) -> int:

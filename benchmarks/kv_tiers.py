@@ -7,8 +7,8 @@ place above the one that is measured by other prompts, and served again; its tok
 the first time. The pool holds little more than one prompt, host memory ("cpu") all, or little more
 than one where the disk, or an LMCache server that is started here, is measured. "disk, cold" is
 with the files driven out of the page cache.
-Rows {model, tokens, measure, ms: {p20, p50, p80}, loaded_tokens, unit}; those of other cases stay in
-the file.
+Rows {model, tokens, measure, ms: {p20, p50, p80}, loaded_tokens, unit}; those of other cases stay
+in the file.
 """
 
 from __future__ import annotations

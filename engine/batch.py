@@ -11,6 +11,7 @@ import torch
 from baton.engine.adapters.memory import AdapterMemory
 from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.request import Request, RequestState
+from baton.engine.tiers.ranks import TierRank
 from baton.kvtransfer.group import RankPool
 from baton.kvtransfer.layout import KVLayout
 from baton.protos.types import PrefillProgress, TokenLogprob
@@ -115,6 +116,7 @@ class BatchRunner(Protocol):
         launch returns. Does not change the requests.
     overlaps: whether steps run beside the host, so that launching the next one early pays.
     other_pools: of a tensor-parallel model's ranks other than 0; `pool` is rank 0's.
+    other_tiers: where these ranks keep blocks below their pools.
     adapters: reads and moves adapters; None: it can have none.
     watch: calls `on_failure` once, from any thread, if it fails between steps.
     """
@@ -125,6 +127,8 @@ class BatchRunner(Protocol):
     def pool(self) -> BlockStore: ...
     @property
     def other_pools(self) -> Sequence[RankPool]: ...
+    @property
+    def other_tiers(self) -> Sequence[TierRank]: ...
     @property
     def adapters(self) -> AdapterMemory | None: ...
 

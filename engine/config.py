@@ -118,16 +118,12 @@ class EngineConfig:
             )
 
     def _check_tiers(self) -> None:
-        for name, value, works in (
-            ("tensor_parallel_size", self.tensor_parallel_size, 1),
-            ("prefix_cache", self.prefix_cache, True),
-        ):
-            if value != works:
-                raise ConfigError(
-                    f"kv_tiers.cpu_gib is {self.kv_tiers.cpu_gib:g}, but with {name} {value} no KV"
-                    f" is kept below the pool: use {name} {works}, or cpu_gib 0",
-                    param="kv_tiers.cpu_gib",
-                )
+        if not self.prefix_cache:
+            raise ConfigError(
+                f"kv_tiers.cpu_gib is {self.kv_tiers.cpu_gib:g}, but without prefix_cache no KV is"
+                " kept below the pool: turn it on, or use cpu_gib 0",
+                param="kv_tiers.cpu_gib",
+            )
 
 
 def _at_least(name: str, value: int, low: int) -> None:

@@ -107,7 +107,7 @@ class Engine:
         self._meter = StepMeter()
         # From here on there is something to close.
         self._tiers = build_tiers(
-            config, self.pool, self.model.digest, self._blocks, self._clock, self._compute_s, lanes
+            config, self._runner, self._blocks, self._clock, self._compute_s, lanes
         )
         rules = self._rules = RequestRules(self.model, max_model_len)
         eos_token_ids = self.model.eos_token_ids

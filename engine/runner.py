@@ -40,6 +40,7 @@ from baton.engine.results import Asked, PendingStep, prompt_shares, prompt_tenso
 from baton.engine.sampler import Sampler
 from baton.engine.sampling_state import SamplingState
 from baton.engine.stages import Stages
+from baton.engine.tiers.ranks import TierRank
 from baton.engine.transfer import Upload
 from baton.kernels.sampling import draw
 from baton.kvtransfer.group import RankPool
@@ -178,6 +179,11 @@ class Runner:
     @property
     def other_pools(self) -> Sequence[RankPool]:
         """This runner's pool is the only one."""
+        return ()
+
+    @property
+    def other_tiers(self) -> Sequence[TierRank]:
+        """There are no other ranks."""
         return ()
 
     def watch(self, on_failure: Callable[[BaseException], None]) -> None:

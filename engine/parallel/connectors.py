@@ -32,6 +32,8 @@ from baton.protos.errors import BatonError, PeerLostError, TransferError, error_
 ANSWER_TIMEOUT_S: Final = 120.0
 # Connecting waits for the other side; several peers may come at once.
 CONNECT_THREADS: Final = 4
+# Out of the pool, into it, the disk and the shared tier: rank 0 asks each for one thing at a time.
+TIER_THREADS: Final = 4
 ANSWER: Final = "answer"
 DONE: Final = "done"
 NOTICE: Final = "notice"
@@ -44,8 +46,15 @@ class AdapterReader(Protocol):
     def read(self, key: int, ref: dict[str, Any]) -> None: ...
 
 
+class RankMemory(Protocol):
+    """Keeps this rank's part of blocks beyond its pool; the commands are `tiers_...`."""
+
+    def do(self, message: dict[str, Any]) -> dict[str, Any]: ...
+
+
 class RemoteRank:
-    """A RankPool over a link. `take` gets what the rank says; `lose` ends what waits for it."""
+    """A RankPool and a TierRank over a link. `take` gets what the rank says; `lose` ends what waits
+    for it."""
 
     def __init__(self, link: RankLink) -> None:
         self._link = link
@@ -65,19 +74,17 @@ class RemoteRank:
 
     def call(self, op: str, **said: Any) -> dict[str, Any]:
         """Sends a command and waits for its answer. Raises what it answers with."""
+        try:
+            return self.begin(op, **said).result(ANSWER_TIMEOUT_S)
+        except TimeoutError as error:
+            raise TransferError(f"rank {self._link.rank} did not answer {op}") from error
+
+    def begin(self, op: str, **said: Any) -> Future[dict[str, Any]]:
+        """Sends a command; its answer comes, or what it answers with is raised there."""
         number, future = next(self._ids), Future[dict[str, Any]]()
         self._register(self._answers, number, future)
         self._send({"op": op, "id": number, **said})
-        try:
-            answer = future.result(ANSWER_TIMEOUT_S)
-        except TimeoutError as error:
-            raise TransferError(f"rank {self._link.rank} did not answer {op}") from error
-        finally:
-            with self._lock:
-                self._answers.pop(number, None)
-        if "error" in answer:
-            raise _error_of(answer["error"])
-        return answer
+        return future
 
     def post(self, done: Done, **said: Any) -> None:
         """Sends a push; `done` comes when the rank says so."""
@@ -95,8 +102,10 @@ class RemoteRank:
             self._on_notice(_key_from_json(message["key"]), notice)
         elif message["op"] == ANSWER:
             with self._lock:
-                waiting = self._answers.get(message["id"])
-            if waiting is not None:
+                waiting = self._answers.pop(message["id"], None)
+            if waiting is not None and "error" in message:
+                waiting.set_exception(_error_of(message["error"]))
+            elif waiting is not None:
                 waiting.set_result(dict(message))
         elif message["op"] == DONE:
             self.statistics = ConnectorStatistics(**message["statistics"])
@@ -182,7 +191,8 @@ class RemoteConnector:
 
 
 class ConnectorServer:
-    """The rank's side: does what rank 0 says, until the link ends. It reads adapters, too.
+    """The rank's side: does what rank 0 says, until the link ends. It reads adapters and moves
+    blocks between tiers, too.
 
     `own_host`: where its connector listens, if not at rank 0's address.
     """
@@ -192,14 +202,17 @@ class ConnectorServer:
         link: RankLink,
         pool: KVPool,
         adapters: AdapterReader | None,
+        tiers: RankMemory,
         own_host: str = "",
     ) -> None:
         self._adapters = adapters
+        self._tiers = tiers
         self._link = link
         self._own_host = own_host
         self._pool = pool
         self._connector: Connector | None = None
         self._connecting = ThreadPoolExecutor(CONNECT_THREADS, "connect")
+        self._moving = ThreadPoolExecutor(TIER_THREADS, "rank-tiers")
         self._thread = threading.Thread(target=self._main, name="rank-kv", daemon=True)
 
     def start(self) -> None:
@@ -209,6 +222,7 @@ class ConnectorServer:
         """After the link has ended."""
         self._thread.join()
         self._connecting.shutdown()
+        self._moving.shutdown()
         if self._connector is not None:
             self._connector.close()
 
@@ -220,6 +234,8 @@ class ConnectorServer:
                 self._opened().expect(message["delta"])
             elif message["op"] in ("connect", "disconnect", "read_adapter"):
                 self._connecting.submit(self._answer, message)
+            elif message["op"].startswith("tiers_"):
+                self._moving.submit(self._answer, message)
             else:
                 self._answer(message)
 
@@ -251,6 +267,8 @@ class ConnectorServer:
                 self._adapters.read(message["key"], message["ref"])
             case "close":
                 self._opened().close()
+            case _:
+                return self._tiers.do(message)
         return {}
 
     def _push(self, message: dict[str, Any]) -> None:

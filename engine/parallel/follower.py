@@ -16,6 +16,7 @@ from baton.engine.parallel.group import TorchGroup
 from baton.engine.parallel.links import CONNECT_TIMEOUT_S, RankLink, RankSpec, connect
 from baton.engine.parallel.messages import StepReader, read_command
 from baton.engine.parallel.shards import Shards
+from baton.engine.parallel.tiers import RankTiers
 from baton.engine.runner import Runner
 from baton.protos.clock import SystemClock
 from baton.protos.errors import BatonError
@@ -55,7 +56,9 @@ def _run(spec: RankSpec, link: RankLink, stack: contextlib.ExitStack) -> None:
     runner = Runner(config, SystemClock(), group)
     stack.callback(runner.close)
     adapters = None if runner.adapters is None else RankAdapters(runner.adapters)
-    connectors = ConnectorServer(link, runner.pool, adapters, spec.own_host)
+    tiers = RankTiers(config, runner.pool, runner.model.digest)
+    stack.callback(tiers.close)
+    connectors = ConnectorServer(link, runner.pool, adapters, tiers, spec.own_host)
     stack.callback(connectors.close)
     # Its end is what the connectors' thread waits for.
     stack.callback(link.end)

@@ -21,6 +21,7 @@ from baton.engine.parallel.shards import Shards, check_shardable
 from baton.engine.request import Request
 from baton.engine.results import PendingStep
 from baton.engine.runner import Runner
+from baton.engine.tiers.ranks import TierRank
 from baton.kvtransfer.group import RankPool
 from baton.protos.clock import Clock
 
@@ -47,7 +48,7 @@ class ParallelRunner:
     """A BatchRunner over `tensor_parallel_size` ranks.
 
     model, pool: of rank 0; the pools of all ranks have the same blocks, each its own KV heads.
-    other_pools: those of the other ranks, for a connector.
+    other_pools: those of the other ranks, for a connector. other_tiers: what they keep below.
     """
 
     model: ModelInfo
@@ -81,6 +82,7 @@ class ParallelRunner:
         self.model = self._runner.model
         self.pool = self._runner.pool
         self.other_pools: Sequence[RankPool] = tuple(self._ranks.pools)
+        self.other_tiers: Sequence[TierRank] = tuple(self._ranks.pools)
         self.adapters: SharedAdapters | None = None
         if self._runner.adapters is not None:
             pool, ranks = self._runner.adapters, self._ranks

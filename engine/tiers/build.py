@@ -2,55 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from baton.engine.batch import BlockStore
+from baton.engine.batch import BatchRunner
 from baton.engine.block_pool import BlockPool
 from baton.engine.config import EngineConfig
-from baton.engine.tiers.copier import Copier, host_memory
+from baton.engine.tiers.copier import BlockCopier, Copier
 from baton.engine.tiers.lane import Lane, News, ThreadLane
+from baton.engine.tiers.ranks import (
+    SharedCopier,
+    SharedTier,
+    TierRank,
+    changes_from_json,
+    on_all,
+)
 from baton.engine.tiers.seam import Tiers
+from baton.engine.tiers.space import open_space
 from baton.engine.tiers.stack import TierParts, TierStack
-from baton.kvtransfer.tiers.factory import make_tiers
-from baton.kvtransfer.tiers.tier import TierSpace
+from baton.kvtransfer.tiers.tier import Tier, TierSpace
 from baton.protos.clock import Clock
-from baton.protos.errors import ConfigError
+from baton.protos.errors import ConfigError, TransferError
 
 MakeLane = Callable[[str, News], Lane]
 
 
 def build_tiers(
     config: EngineConfig,
-    store: BlockStore,
-    model_digest: str,
+    runner: BatchRunner,
     blocks: BlockPool,
     clock: Clock,
     compute_s: Callable[[int], float | None],
     make_lane: MakeLane = ThreadLane,
 ) -> Tiers:
     """`Tiers` without any where none is configured. Raises ConfigError, with nothing left open."""
-    wanted, block_bytes = config.kv_tiers, store.layout.block_bytes
-    if not wanted.cpu_gib:
+    if not config.kv_tiers.cpu_gib:
         return Tiers()
-    num_slots = int(wanted.cpu_gib * (1 << 30)) // block_bytes
-    if not num_slots:
-        raise ConfigError(
-            f"kv_tiers.cpu_gib is {wanted.cpu_gib:g}, less than a KV block of {block_bytes} bytes",
-            param="kv_tiers.cpu_gib",
-        )
-    memory = host_memory(num_slots, block_bytes, store.tensor.device)
-    space = TierSpace(memory=memory, layout=store.layout, model_digest=model_digest)
-    try:
-        lower = make_tiers(wanted, space)
-    except ConfigError as error:
-        raise ConfigError(f"kv_tiers.{error.message}", param=f"kv_tiers.{error.param}") from error
+    ranks = runner.other_tiers
+    space, lower = _open_all(config, runner, ranks) if ranks else _open(config, runner)
+    copier: BlockCopier = Copier(runner.pool.tensor, space.memory)
     news = News()
     parts = TierParts(
-        host=BlockPool(num_slots),
-        copier=Copier(store.tensor, memory),
+        host=BlockPool(len(space.memory)),
+        copier=SharedCopier(copier, ranks) if ranks else copier,
         reading=make_lane("out", news),
         writing=make_lane("in", news),
         lower=[(tier, make_lane(tier.name, news)) for tier in lower],
         news=news,
     )
     return TierStack(blocks, config.block_size, parts, clock, compute_s)
+
+
+def _open(config: EngineConfig, runner: BatchRunner) -> tuple[TierSpace, list[Tier]]:
+    return open_space(config, runner.pool, runner.model.digest)
+
+
+def _open_all(
+    config: EngineConfig, runner: BatchRunner, ranks: Sequence[TierRank]
+) -> tuple[TierSpace, list[Tier]]:
+    """On every rank. What the others opened ends with them."""
+    own: list[Tier] = []
+
+    def open_own() -> TierSpace:
+        space, tiers = _open(config, runner)
+        own.extend(tiers)
+        return space
+
+    try:
+        space, answers = on_all(ranks, open_own, "tiers_open")
+    except TransferError as error:
+        for tier in own:
+            tier.close()
+        raise ConfigError(f"another rank: {error.message}", param="kv_tiers") from error
+    return space, [
+        SharedTier(tier, place, ranks, [changes_from_json(a["changes"][place]) for a in answers])
+        for place, tier in enumerate(own)
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,18 @@ def host_memory(num_slots: int, block_bytes: int, device: torch.device) -> Tenso
             f"kv_tiers.cpu_gib: {gib:.1f} GiB of host memory cannot be had: {error}",
             param="kv_tiers.cpu_gib",
         ) from error
+
+
+class BlockCopier(Protocol):
+    """Moves blocks between the pool and host memory; each call returns when the data is there."""
+
+    def read(self, block_ids: Sequence[int], slots: Sequence[int]) -> None:
+        """Pool to host memory."""
+        ...
+
+    def write(self, slots: Sequence[int], block_ids: Sequence[int]) -> None:
+        """Host memory to the pool."""
+        ...
 
 
 class Copier:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from baton.engine.block_pool import BlockPool
 from baton.engine.request import Request
-from baton.engine.tiers.copier import Copier
+from baton.engine.tiers.copier import BlockCopier
 from baton.engine.tiers.lane import Lane
 from baton.engine.tiers.rate import Rate
 from baton.protos.clock import Clock
@@ -26,7 +26,7 @@ class Loader:
     """Requests whose blocks are being filled, or are, until they go on."""
 
     def __init__(
-        self, pool: BlockPool, host: BlockPool, copier: Copier, lane: Lane, clock: Clock
+        self, pool: BlockPool, host: BlockPool, copier: BlockCopier, lane: Lane, clock: Clock
     ) -> None:
         self._pool = pool
         self._host = host

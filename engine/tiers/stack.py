@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from baton.engine.block_pool import BlockPool
 from baton.engine.request import Request
-from baton.engine.tiers.copier import Copier
+from baton.engine.tiers.copier import BlockCopier
 from baton.engine.tiers.fetch import Fetcher
 from baton.engine.tiers.lane import Lane, News
 from baton.engine.tiers.load import Loader
@@ -27,7 +27,7 @@ class TierParts:
     `reading` and `writing` are lanes for copies from and to the pool."""
 
     host: BlockPool
-    copier: Copier
+    copier: BlockCopier
     reading: Lane
     writing: Lane
     lower: Sequence[tuple[Tier, Lane]]

@@ -51,7 +51,7 @@ class TierLane:
         self._on_changes = on_changes
         self.load_rate = Rate()
         self._lookup_rate = Rate()
-        self._max_storing = max_storing
+        self.max_storing = max(1, max_storing)
         self._storing = 0
         self._loading = 0
         self._num_under_way = 0
@@ -111,6 +111,15 @@ class TierLane:
         self._num_declined += num_blocks
         self.load_rate.forget_a_little()
 
+    @property
+    def room(self) -> int:
+        """Blocks that may be stored now."""
+        return 0 if self.is_paused else self.max_storing - self._storing
+
+    def dropped(self, num_blocks: int) -> None:
+        """They were to be stored, and are gone."""
+        self._num_dropped += num_blocks
+
     def store(
         self, hashes: Sequence[bytes], slots: Sequence[int], done: Callable[[], None]
     ) -> bool:
@@ -121,9 +130,7 @@ class TierLane:
             self._num_stored += outcome.count or 0
             done()
 
-        # One batch at a time is always possible, or a small memory would never store any.
-        too_many = self._storing and self._storing + len(hashes) > self._max_storing
-        if not too_many and self._submit(lambda: self._tier.store(hashes, slots), stored):
+        if self._submit(lambda: self._tier.store(hashes, slots), stored):
             self._storing += len(hashes)
             return True
         self._num_dropped += len(hashes)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from baton.engine.block_pool import BlockPool
-from baton.engine.tiers.copier import Copier
+from baton.engine.tiers.copier import BlockCopier
 from baton.engine.tiers.lane import Lane
+from baton.engine.tiers.offers import Offers
 from baton.engine.tiers.tier_lane import TierLane
 
 # Blocks of one copy: so many that it is worth starting, so few that it ends soon.
@@ -25,14 +26,14 @@ class WriteBack:
     The blocks that will be evicted next are copied while they are still there; an eviction never
     waits. The copied blocks are not held: when one was evicted before its
     copy was over, the copy is thrown away and the block counts as dropped. A copy that is good is
-    in host memory from then on, and goes to each lower tier that has time for it.
+    in host memory from then on, and goes to each lower tier as that has time for it.
     """
 
     def __init__(
         self,
         pool: BlockPool,
         host: BlockPool,
-        copier: Copier,
+        copier: BlockCopier,
         lane: Lane,
         lower: Sequence[TierLane],
     ) -> None:
@@ -40,7 +41,7 @@ class WriteBack:
         self._host = host
         self._copier = copier
         self._lane = lane
-        self._lower = lower
+        self._offers = [Offers(host, tier) for tier in lower]
         # Host memory must have room for more, or copies of copies would chase each other out.
         self._window = min(pool.num_blocks, host.num_blocks * 3 // 4, _LONGEST_WINDOW)
         self._many_changes = min(_MANY_CHANGES, max(1, self._window // 16))
@@ -94,22 +95,12 @@ class WriteBack:
         for (block_id, block_hash), age, slot in zip(blocks, ages, slots, strict=True):
             if self._pool.age(block_id) == age:
                 self._host.publish(slot, block_hash)
-                good.append((block_hash, slot))
+                good.append(block_hash)
         self.num_stored += len(good)
-        if good:
-            self._offer([h for h, _ in good], [slot for _, slot in good])
         self._host.release(slots)
+        for offers in self._offers:
+            offers.add(good)
         self.advance()
-
-    def _offer(self, hashes: list[bytes], slots: list[int]) -> None:
-        """To every lower tier, each of which keeps the slots from being reused while it reads."""
-        for tier in self._lower:
-            self._host.share(slots)
-            if not tier.store(hashes, slots, self._releaser(slots)):
-                self._host.release(slots)
-
-    def _releaser(self, slots: list[int]) -> Callable[[], None]:
-        return lambda: self._host.release(slots)
 
     def _evicted(self, block_hash: bytes) -> None:
         if block_hash not in self._host:

@@ -131,6 +131,7 @@ class FakeRunner:
         self.rows: dict[int, Request] = {}
         self.overlaps = False
         self.other_pools = ()
+        self.other_tiers = ()
         self.adapters = FakeMemory(config.max_loras) if config.max_loras else None
         self._entered: dict[int, Request] = {}
         self._tokens: dict[int, list[int]] = {}

@@ -15,6 +15,7 @@ from tests.engine.tiers.lanes import TieredEngine
 from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
+from baton.engine.parallel.hosts import RankHost
 from baton.engine.tiers.statistics import TierStatistics
 from baton.kvtransfer.tiers.config import TierConfig
 from baton.kvtransfer.tiers.disk import DiskTier
@@ -215,7 +216,9 @@ def test_routers_hear_what_is_kept_anywhere(tmp_path: Path) -> None:
 class Served:
     """A real engine on real threads, on a pool that holds one of the prompts at a time."""
 
-    def __init__(self, folder: Path, tiers: TierConfig, **config: object) -> None:
+    def __init__(
+        self, folder: Path, tiers: TierConfig, ranks: RankHost | None = None, **config: object
+    ) -> None:
         values: dict[str, object] = {
             "model_dir": str(folder),
             "device": "cpu",
@@ -226,7 +229,7 @@ class Served:
             "self_check": True,
             "kv_tiers": tiers,
         }
-        self.engine = Engine(EngineConfig(**{**values, **config}))  # type: ignore[arg-type]
+        self.engine = Engine(EngineConfig(**{**values, **config}), ranks=ranks)  # type: ignore[arg-type]
         self._tokens: dict[str, list[int]] = {}
         self._finished: set[str] = set()
         self._changed = threading.Condition()
@@ -298,16 +301,9 @@ def test_a_model_answers_alike_wherever_its_kv_was(folder: Path, tmp_path: Path)
     assert found.lower[0].num_hits > 0
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"prefix_cache": False}, "prefix_cache"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
-    ],
-)
-def test_tiers_need_what_they_stand_on(changes: dict[str, object], field: str) -> None:
-    with pytest.raises(ConfigError, match=field) as refused:
-        EngineConfig(model_dir="m", kv_tiers=TierConfig(cpu_gib=1.0), **changes)  # type: ignore[arg-type]
+def test_tiers_need_a_prefix_cache() -> None:
+    with pytest.raises(ConfigError, match="without prefix_cache") as refused:
+        EngineConfig(model_dir="m", kv_tiers=TierConfig(cpu_gib=1.0), prefix_cache=False)
     assert refused.value.param == "kv_tiers.cpu_gib"
 
 

@@ -1,12 +1,13 @@
 """Kills workers and cuts links under load: every request ends rightly, transfers come back.
 
-    python -m benchmarks.kv_restarts [--loops 100] [--connector nixl] [--output FILE]
+    python -m benchmarks.kv_restarts [--loops 100] [--connector nixl] [--output FILE] [--go-on]
 
 Two prefill and two decode workers, each a process of its own, behind a gateway's `Fleet` in this
 one, which keeps greedy requests under way whose answers are known. Each loop kills a prefill worker
 (SIGKILL), kills a decode worker, or cuts every KV connection of a prefill worker (its sockets are
 shut down inside the process; its gRPC streams stand). A killed worker is replaced by a process with
-another incarnation; nothing else is restarted. Reported are the seconds from the kill or cut to
+another incarnation, whose interpreter stood by with everything imported; nothing else is restarted.
+`--go-on` adds to the loops that the file has. Reported are the seconds from the kill or cut to
 the first good transfer after it, and to the first one of the replacement or of the cut worker,
 counted from when it can be reached. A wrong token, a failed request or a survivor that is gone ends
 the run with an error.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import multiprocessing
 import os
@@ -107,8 +109,11 @@ class WorkerProcess:
         self.process.start()
         theirs.close()
 
-    async def start(self) -> Member:
+    async def imported(self) -> None:
+        """Until it can be started at once."""
         await asyncio.to_thread(self._pipe.recv)
+
+    async def start(self) -> Member:
         self._pipe.send("go")
         self.member: Member = await asyncio.to_thread(self._pipe.recv)
         return self.member
@@ -203,6 +208,7 @@ class Cluster:
     async def start(self) -> None:
         for worker_id in ("prefill-0", "prefill-1", "decode-0", "decode-1"):
             self.workers[worker_id] = self.spawn(worker_id)
+        await asyncio.gather(*(worker.imported() for worker in self.workers.values()))
         await asyncio.gather(*(worker.start() for worker in self.workers.values()))
         self.publish()
 
@@ -222,6 +228,7 @@ class Cluster:
             after_s = await load.first_transfer_s(began_s)
         else:
             spare = self.spawn(worker_id)
+            await spare.imported()
             began_s = time.monotonic()
             self.workers[worker_id].kill()
             after_s = await load.first_transfer_s(began_s)
@@ -259,7 +266,7 @@ def known_answers() -> tuple[list[list[int]], list[list[int]]]:
     return prompts, list(answers.values())
 
 
-async def run(connector: str, loops: int, limit_s: float) -> list[dict[str, Any]]:
+async def run(connector: str, numbers: range, limit_s: float) -> list[dict[str, Any]]:
     prompts, expected = known_answers()
     cluster = Cluster(connector)
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
@@ -279,7 +286,7 @@ async def run(connector: str, loops: int, limit_s: float) -> list[dict[str, Any]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(load.keep_going(i)) for i in range(CONCURRENCY)]
             await load.first_transfer_s(time.monotonic())
-            for loop in range(loops):
+            for loop in numbers:
                 if time.monotonic() > end_s:
                     break
                 kind = KINDS[loop % 3]
@@ -298,13 +305,14 @@ async def run(connector: str, loops: int, limit_s: float) -> list[dict[str, Any]
 def row(
     connector: str, kind: str, figures: list[dict[str, float]], load: Load, cluster: Cluster
 ) -> dict[str, Any]:
-    after, own = ([f[name] for f in figures] for name in ("after_s", "own_s"))
     return {
         "connector": connector,
         "measure": f"{kind}: seconds to the first good transfer",
         "loops": len(figures),
-        "after": percentiles(after) | {"max": round(max(after), 3)} if after else {},
-        "of_that_worker": percentiles(own) | {"max": round(max(own), 3)} if own else {},
+        **{
+            f"{name}_samples": [round(f[f"{name}_s"], 3) for f in figures]
+            for name in ("after", "own")
+        },
         "unit": "s",
         "requests_in_the_run": len(load.ended),
         "replayed": sum(one.replays > 0 for one in load.ended),
@@ -313,18 +321,38 @@ def row(
     }
 
 
+def joined(row: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """With the loops of an earlier run, and what the samples of both come to."""
+    row = dict(row)
+    for name, value in (before or {}).items():
+        if isinstance(value, int | list):
+            row[name] = value + row[name]
+    for name in ("after", "own"):
+        samples = row[f"{name}_samples"]
+        row[name] = percentiles(samples) | {"max": max(samples)} if samples else {}
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kills and cuts under load.")
     parser.add_argument("--loops", type=int, default=100)
     parser.add_argument("--limit-s", type=float, default=3600.0)
     parser.add_argument("--connector", default="nixl", choices=["nixl", "nccl"])
     parser.add_argument("--output", default="benchmarks/results/kv_restarts.json")
+    parser.add_argument("--go-on", action="store_true")
     arguments = parser.parse_args()
     # Only what goes through sockets can be cut from inside; shared memory cannot.
     os.environ.setdefault("UCX_TLS", "tcp,self")
     logging.disable(logging.ERROR)
-    rows = asyncio.run(run(arguments.connector, arguments.loops, arguments.limit_s))
-    settings = {"loops": arguments.loops, "concurrency": CONCURRENCY, "ucx_tls": "tcp,self"}
+    there = Path(arguments.output)
+    before = json.loads(there.read_text())["rows"] if arguments.go_on and there.exists() else []
+    known = {(row["connector"], row["measure"]): row for row in before}
+    done = sum(row["loops"] for row in before if row["connector"] == arguments.connector)
+    numbers = range(done, done + arguments.loops)
+    found = asyncio.run(run(arguments.connector, numbers, arguments.limit_s))
+    rows = [joined(row, known.get((row["connector"], row["measure"]))) for row in found]
+    rows += [row for row in before if row["connector"] != arguments.connector]
+    settings = {"concurrency": CONCURRENCY, "ucx_tls": "tcp,self"}
     write_results(arguments.output, rows, settings)
     for found in rows:
         print(found)

@@ -6,7 +6,7 @@ Two prefill and two decode workers, each a process of its own, behind a gateway'
 one, which keeps greedy requests under way whose answers are known. Each loop kills a prefill worker
 (SIGKILL), kills a decode worker, or cuts every KV connection of a prefill worker (its sockets are
 shut down inside the process; its gRPC streams stand). A killed worker is replaced by a process with
-another incarnation, whose interpreter stood by with everything imported; nothing else is restarted.
+another incarnation, forked from one that has everything imported; nothing else is restarted.
 `--go-on` adds to the loops that the file has. Reported are the seconds from the kill or cut to
 the first good transfer after it, and to the first one of the replacement or of the cut worker,
 counted from when it can be reached. A wrong token, a failed request or a survivor that is gone ends
@@ -41,6 +41,8 @@ MODEL: Final = Path(__file__).resolve().parent.parent / "models" / "baton-tiny"
 SAMPLING: Final = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 CONCURRENCY: Final = 4
 PATIENCE_S: Final = 60.0
+# What takes seconds to import.
+IMPORTED: Final = ["baton.engine.engine", "baton.engine.runner", "baton.kvtransfer.factory"]
 KINDS: Final = ("prefill killed", "decode killed", "link cut")
 
 
@@ -96,10 +98,11 @@ def cut_links(grpc_ports: set[int]) -> int:
 
 
 class WorkerProcess:
-    """One process; `start` when it is needed, since it takes seconds to import everything."""
+    """One process; `start` when it is needed."""
 
     def __init__(self, role: str, worker_id: str, connector: str) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED)
         self._pipe, theirs = context.Pipe()
         self.role = role
         self.worker_id = worker_id

@@ -220,8 +220,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     wanted = [case for case in CASES if case.measure in args.cases.split(";")]
     server = LMCacheServer(LMCacheConfig(memory_gib=args.lmcache_gib))
-    args.lmcache = server.address
     server.start()
+    args.lmcache = server.address
     for num_tokens in map(int, args.tokens.split(",")):
         for case in wanted:
             for found in measure(args, case, num_tokens):

@@ -38,7 +38,8 @@ class LMCacheServer:
     def __init__(self, config: LMCacheConfig) -> None:
         check_installed("lmcache")
         self._config = config
-        self._port = _free_port()
+        self._held: socket.socket | None = None
+        self._port = 0
         self._shm_name = f"baton-{uuid.uuid4().hex[:12]}"
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = threading.Event()
@@ -47,6 +48,7 @@ class LMCacheServer:
 
     @property
     def address(self) -> str:
+        """Once it was started."""
         return f"tcp://127.0.0.1:{self._port}"
 
     @property
@@ -64,7 +66,15 @@ class LMCacheServer:
                 f" {free / _GIB:.3g} GiB free",
                 param="lmcache.memory_gib",
             )
-        self._process = self._spawn()
+        # Bound and never listening: nobody else is given this port, before the server's process has
+        # it or between two of them.
+        self._held = _held_port()
+        self._port = self._held.getsockname()[1]
+        try:
+            self._process = self._spawn()
+        except UnavailableError:
+            self._held.close()
+            raise
         self._watcher.start()
 
     def close(self) -> None:
@@ -74,6 +84,8 @@ class LMCacheServer:
             self._watcher.join()
         if self._process is not None:
             self._end(self._process)
+        if self._held is not None:
+            self._held.close()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         # It must find the same modules, however this process came to them.
@@ -167,11 +179,12 @@ def server_arguments(config: LMCacheConfig, port: int, name: str) -> list[str]:
     return [*arguments, "--no-l1-use-lazy"]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _held_port() -> socket.socket:
+    held = socket.socket()
+    # LMCache's own socket has it, too; only so may it take the port.
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 def _free_shm_bytes() -> int:

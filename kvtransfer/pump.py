@@ -31,6 +31,8 @@ from baton.protos.errors import PeerLostError, TransferError
 
 _MAX_LOST_KEYS: Final = 4096
 _SPIN_S: Final = 200e-6
+# A GiB takes a millisecond between processes on one GPU: a sleep would be a good part of it.
+_SPIN_ON_GPU_S: Final = 2e-3
 _SHORTEST_SLEEP_S: Final = 20e-6
 _COMMANDS_PER_ROUND: Final = 16
 
@@ -53,6 +55,7 @@ class Pump:
         self._info = wire.info
         self._on_notice = on_notice
         self._limits = limits
+        self._spin_s = _SPIN_ON_GPU_S if wire.pool.is_cuda else _SPIN_S
         self._peers: dict[PeerKey, Peer] = {}
         self._leaving: dict[PeerKey, Peer] = {}
         self._lost: dict[PeerKey, str] = {}
@@ -80,7 +83,7 @@ class Pump:
         waited_s = time.monotonic() - self._last_event_s
         peers = (*self._peers.values(), *self._leaving.values())
         writing = any(peer.warm_up or peer.flights or peer.pending for peer in peers)
-        if writing and waited_s < _SPIN_S:
+        if writing and waited_s < self._spin_s:
             return 0.0
         eager = writing or self.num_expected > 0
         limit_s = self._limits.eager_poll_s if eager else self._limits.idle_poll_s

@@ -7,7 +7,7 @@ repeated and late notices; the wire lost before, during or after a write; writes
 slow or never end; connections that are refused or never stand). After each, every answer must be
 the token sequence of an undisturbed engine, every received block must have had the checksum of the
 block that was sent, and every block of both pools must be free again. The first violation ends the
-run with its seed.
+run with its seed. Rows of other connectors stay in the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tests.workers.fault_rig import rig
 
-from benchmarks.results_file import percentiles, write_results
+from benchmarks.results_file import merge_results, percentiles
 
 
 async def run(connector: str, schedules: int, first_seed: int) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def main() -> None:
     ]
     for row in rows:
         print(row)
-    write_results(arguments.output, rows, {"schedules": arguments.schedules})
+    merge_results(arguments.output, rows, {}, key=("connector",))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,13 @@ def serve_stream(pool: torch.Tensor) -> int:
 
 
 def _receive(listener: socket.socket, pool: torch.Tensor) -> None:
-    connection, _ = listener.accept()
+    with listener:
+        connection, _ = listener.accept()
+    with connection:
+        _serve(connection, pool)
+
+
+def _serve(connection: socket.socket, pool: torch.Tensor) -> None:
     flat = pool.view(-1).view(torch.uint8)
     communicator: Communicator | None = None
     if pool.is_cuda:

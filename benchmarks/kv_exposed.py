@@ -18,6 +18,7 @@ import itertools
 import logging
 import multiprocessing
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -166,6 +167,8 @@ def work(pipe: Connection, role: str, options: argparse.Namespace) -> None:
     from baton.prefill_worker.worker import PrefillWorker
 
     logging.basicConfig(level=logging.WARNING)
+    # As in a cluster's workers (cluster/actors.py).
+    sys.setswitchinterval(1e-4)
     if options.device == "cpu":
         torch.set_num_threads(1)
     longest = max(options.prompts) + SAMPLING.max_tokens

@@ -238,6 +238,8 @@ class RemotePrefills:
         session.first_token()
         self._expect(live, True)
         self._on.on_first(live, live.first)
+        if not session.complete:
+            self._connector.expect(0)
         self._finish_if_complete(live)
 
     def _finish_if_complete(self, live: Live) -> None:

@@ -185,7 +185,8 @@ class Connector(Protocol):
         ...
 
     def expect(self, delta: int) -> None:
-        """So many more (or, negative, fewer) hand-overs to here are open now.
+        """So many more (or, negative, fewer) hand-overs to here are open now; with 0, the last
+        notices of one are about to come, and are looked for at once.
 
         While any is, arriving notices are looked for eagerly; otherwise they are delivered too,
         only later (within the connector's idle period, some milliseconds).

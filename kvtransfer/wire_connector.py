@@ -86,7 +86,7 @@ class WireConnector:
             if self._pump.num_expected + delta < 0:
                 raise TransferError("more hand-overs ended than began")
             self._pump.num_expected += delta
-        if delta > 0:
+        if delta >= 0:
             self._pump.commands.put(Wake())
 
     def statistics(self) -> ConnectorStatistics:

@@ -318,9 +318,11 @@ def test_what_no_backend_enforces_is_refused(
 def test_every_kind_of_form(
     cluster: Cluster, fields: dict[str, Any], form: pb.Form, pattern: str, backend: str
 ) -> None:
+    # One decode worker for all of them, as xgrammar's process takes seconds to start.
+    session = {"x-baton-session": "forms"}
     body = {"prompt": "Well,", "max_tokens": 40, "temperature": 1.0, "seed": 3, **fields}
     with cluster.client() as http:
-        answer = http.post("/v1/completions", json=body)
+        answer = http.post("/v1/completions", json=body, headers=session)
     assert answer.status_code == 200, answer.text
     (choice,) = answer.json()["choices"]
     assert re.fullmatch(pattern, choice["text"])
@@ -328,7 +330,8 @@ def test_every_kind_of_form(
     sampling = pb.Sampling(temperature=1.0, seed=3, max_tokens=40)
     with grpc.insecure_channel(cluster.grpc_target) as channel:
         request = pb.GenerateRequest(prompt="Well,", form=form, sampling=sampling)
-        assert BatonStub(channel).Generate(request).text == choice["text"]
+        answered = BatonStub(channel).Generate(request, metadata=[*session.items()])
+    assert answered.text == choice["text"]
 
 
 def test_several_answers_are_all_constrained(client: openai.OpenAI) -> None:

@@ -18,6 +18,8 @@ from baton.gateway.parsers.reader import (
 )
 from baton.gateway.parsers.schema import ToolSchemas
 
+_FED_CHARS = 4096
+
 # Reads the call that a start announces, which is still in the reader's text. Raises MalformedError
 # if it is none; what it consumed after its last `reader.mark()` is then text.
 ReadCall = Callable[[str], Wait[None]]
@@ -57,15 +59,9 @@ class MachineParser:
 
     def feed(self, text: str) -> list[Event]:
         """What became certain with this text."""
-        passing = self._reader.passing
-        if self._done:
-            self._out.content(text)
-        elif passing is not None and not passing.found.begins_in(text):
-            # What nearly every token does, without waking the machine.
-            passing.emit(text)
-        elif text:
-            self._reader.text += text
-            self._step()
+        # Whatever is consumed moves the rest of what was fed: so not too much at a time.
+        for start in range(0, len(text), _FED_CHARS):
+            self._feed(text[start : start + _FED_CHARS])
         return joined(self._out.drain())
 
     def finish(self) -> list[Event]:
@@ -75,6 +71,17 @@ class MachineParser:
             self._step()
         self._out.close()
         return joined(self._out.drain())
+
+    def _feed(self, text: str) -> None:
+        passing = self._reader.passing
+        if self._done:
+            self._out.content(text)
+        elif passing is not None and not passing.found.begins_in(text):
+            # What nearly every token does, without waking the machine.
+            passing.emit(text)
+        else:
+            self._reader.text += text
+            self._step()
 
     def _step(self) -> None:
         try:

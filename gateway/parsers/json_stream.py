@@ -16,6 +16,8 @@ from baton.gateway.parsers.reader import MalformedError, Reader, Wait
 # Counted in the characters of the object, so that the cuts of the stream cannot matter.
 COMMIT_CHARS = 160
 MAX_DEPTH = 128
+# A longer number is none; nor would Python read it.
+MAX_SCALAR_CHARS = 4096
 _SPACE = re.compile(r"[ \t\r\n]*")
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
@@ -133,9 +135,10 @@ class JsonPrefix:
 
     def _scalar(self, text: str, at: int, said: list[str]) -> int:
         match = _SCALAR.match(text, at)
-        if match and match.end() == len(text) and match.end() - at < COMMIT_CHARS:
+        size = match.end() - at if match else 0
+        if match and match.end() == len(text) and size <= MAX_SCALAR_CHARS:
             return at
-        if not match or not _IS_SCALAR.fullmatch(match.group()):
+        if not match or size > MAX_SCALAR_CHARS or not _IS_SCALAR.fullmatch(match.group()):
             self.failed = True
             return at
         self._say(match.group(), said)

@@ -13,11 +13,21 @@ MAX_DEPTH = 128
 _STRUCTURE = re.compile(r'["{}\[\]]')
 _STRING_END = re.compile(r'["\\]')
 _CLOSERS = {"{": "}", "[": "]"}
+# Halves of characters, which a model may write as escapes and UTF-8 cannot carry.
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def dumps(value: Any) -> str:
-    """Compact enough and readable: what goes into `arguments`."""
-    return json.dumps(value, ensure_ascii=False)
+    """Compact enough and readable: what goes into `arguments`; halves of characters escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isascii():
+        return text
+    return _HALVES.sub(lambda half: f"\\u{ord(half.group()):04x}", text)
+
+
+def whole_characters(text: str) -> str:
+    """The text as UTF-8 can carry it."""
+    return text if text.isascii() else _HALVES.sub("\ufffd", text)
 
 
 class Outline:

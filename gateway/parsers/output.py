@@ -11,7 +11,7 @@ from baton.gateway.parsers.events import (
     ReasoningDelta,
     ToolCallStart,
 )
-from baton.gateway.parsers.json_text import dumps
+from baton.gateway.parsers.json_text import dumps, whole_characters
 
 MAX_BLANK_CHARS = 4096
 
@@ -54,7 +54,8 @@ class Output:
 
     def begin_call(self, name: str, call_id: str | None = None) -> None:
         """A call whose arguments follow."""
-        self.events.append(ToolCallStart(self.num_calls, call_id, name))
+        call_id = whole_characters(call_id) if call_id is not None else None
+        self.events.append(ToolCallStart(self.num_calls, call_id, whole_characters(name)))
         self.num_calls += 1
         self._blank = ""
         self._plain = self._keeps_blanks

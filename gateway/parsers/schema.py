@@ -150,7 +150,7 @@ def _number(kind: str, text: str) -> Any:
         pass
     try:
         value = json.loads(text, parse_constant=lambda _: _NO_VALUE)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _NO_VALUE
     if not isinstance(value, float) or isinstance(value, bool):
         return _NO_VALUE

@@ -41,6 +41,7 @@ SCRAPS = (
     " ", "\n", "a word", "é🎉", "f", "city", "{", "}", "[", "]", ",", ":", '"', "'", "\\", "(", ")",
     "=", "null", "42", "functions.f:0", '{"name": "f", "arguments": {"city": "Paris"}}', "to=f ",
     '"f">', '"city" string="true">', "f(city='Paris')", "<![CDATA[", "&amp;", "</co: 0:[1]>", "<",
+    '"\\ud83d"',
 )  # fmt: skip
 LONG = "Paris, where {[it]} rains " * 12
 STREAMING = (
@@ -112,6 +113,24 @@ def test_what_is_held_is_bounded(form: Form, data: st.DataObject) -> None:
         parser.feed(piece)
         assert parser.num_held <= 60 + len(piece) + 2 * max(map(len, form.machine.markers))
     parser.finish()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\\ud800", "9" * 5000, "[" * 1200, '{"a":' * 1200 + "1" + "}" * 1200],
+    ids=["half a character", "number", "lists", "objects"],
+)
+def test_values_beyond_what_json_or_python_read(value: str) -> None:
+    # Typed, so that formats without quotes read them, too.
+    parameters = {"type": "object", "properties": {"city": {"type": ["integer", "object"]}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    for form, quoted in itertools.product(TOOL_FORMATS, ("Paris", '"Paris"')):
+        text = form.example.replace(quoted, value)
+        whole = collect(fed(formats.tool_parser(form, [tool]), [text]))
+        pieces = [text[i : i + 997] for i in range(0, len(text), 997)]
+        assert collect(fed(formats.tool_parser(form, [tool]), pieces)) == whole
+        # Half a character could not be sent.
+        "".join(c.name + c.arguments for c in whole.tool_calls).encode()
 
 
 @pytest.mark.parametrize("form", TOOL_FORMATS, ids=name_of)

@@ -13,6 +13,8 @@ MAX_DEPTH = 128
 _STRUCTURE = re.compile(r'["{}\[\]]')
 _STRING_END = re.compile(r'["\\]')
 _CLOSERS = {"{": "}", "[": "]"}
+# The longest key or value without quotes that is dropped where a text is cut off after it.
+_DANGLING_CHARS = 1024
 # Halves of characters, which a model may write as escapes and UTF-8 cannot carry.
 _HALVES = re.compile("[\ud800-\udfff]")
 
@@ -113,7 +115,13 @@ def completed(text: str, outline: Outline) -> str:
             return candidate
         text, closing = text + '"', closing[1:]
     for pattern in (r"$", r"[,\s]+$", r"[,{]?\s*\"(?:[^\"\\]|\\.)*\"\s*:?\s*$", r",?[^,{}\[\]]*$"):
-        cut = re.sub(pattern, lambda m: "{" if m.group().startswith("{") else "", text)
+        # The end alone: these patterns would try every place of a long text.
+        tail = re.sub(
+            pattern,
+            lambda m: "{" if m.group().startswith("{") else "",
+            text[-_DANGLING_CHARS:],
+        )
+        cut = text[:-_DANGLING_CHARS] + tail
         if _loads_or_none(cut + closing) is not None:
             return cut + closing
     raise MalformedError

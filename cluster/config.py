@@ -203,6 +203,13 @@ class BatonConfig:
                 f"gateway.grpc_port is {self.gateway.grpc_port}, as is http_port; choose another",
                 param="gateway.grpc_port",
             )
+        prefill, decode = self.prefill.worker.connector, self.decode.worker.connector
+        if prefill != decode and self.prefill.max_workers:
+            raise ConfigError(
+                f"prefill.worker.connector is {prefill!r} and decode.worker.connector {decode!r}: "
+                "KV moves between the pools by one connector",
+                param="prefill.worker.connector",
+            )
         self._check_adapters()
 
     def _check_adapters(self) -> None:

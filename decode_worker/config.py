@@ -18,8 +18,6 @@ class DecodeWorkerConfig(WorkerConfig):
     handshake_timeout_s: float = 15.0
     # From asking a prefill worker until all KV is here; at most half of the request's own time.
     prefill_timeout_s: float = 60.0
-    # A worker that is no longer reachable writes nothing after this long; its blocks wait for it.
-    lease_s: float = 30.0
     # Used for requests that come without a deadline.
     max_request_s: float = 3600.0
     # A worker that leaves serves the KV of the requests it hands back for at most this long.

@@ -63,6 +63,9 @@ class Live:
     prefilled_by: str = ""
     fallback_reason: str = ""
     num_cached_tokens: int = 0
+    # Who has the longest prefix of its prompt, for the prefill worker to fetch; and what came.
+    pull_from: pb.PrefillTarget | None = None
+    num_pulled_tokens: int = 0
     queue_s: float = 0.0
     prefill_s: float = 0.0
     first_token_s: float = 0.0
@@ -87,6 +90,7 @@ class Live:
             queue_s=self.queue_s,
             prefill_s=self.prefill_s,
             transfer_s=self.transfer_s,
+            num_pulled_tokens=self.num_pulled_tokens,
         )
         if self.last is not None:
             message.num_reasoning_tokens = self.last.num_reasoning_tokens

@@ -10,6 +10,7 @@ from typing import Final
 
 import grpc
 
+from baton.handover.lender import Borrower
 from baton.kvtransfer.connector import Connector, PeerKey
 from baton.kvtransfer.hello import CallerHandshake, Identity
 from baton.kvtransfer.layout import KVLayout
@@ -92,6 +93,19 @@ class PrefillPeer:
         if not self.lost:
             self._outgoing.put_nowait(message)
 
+    def borrower(self) -> Borrower:
+        """As whom it pulls prefixes from here, which it may do once it is connected."""
+        if self.layout is None:
+            raise PeerLostError(f"{self.key} is not connected")
+        return Borrower(key=self.key, layout=self.layout, send=self.send, end=self.end)
+
+    def end(self, reason: str) -> None:
+        """The KV wire to it is lost, and with it the connection: the next request makes another."""
+        if not self.lost:
+            self.lost = True
+            self._outgoing.put_nowait(None)
+            self._on_lost(self, reason)
+
     async def close(self) -> None:
         """Ends the stream without calling `on_lost`."""
         self.lost = True
@@ -114,9 +128,7 @@ class PrefillPeer:
                 self._on_message(self, message)
         except grpc.aio.AioRpcError as error:
             reason = error.details() or error.code().name
-        self.lost = True
-        self._outgoing.put_nowait(None)
-        self._on_lost(self, reason)
+        self.end(reason)
 
 
 class PeerTable:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from baton.decode_worker.live import Live, Phase
 from baton.decode_worker.peers import PeerTable, PrefillPeer
 from baton.engine.engine import Reservation
 from baton.engine.loop import EngineLoop
+from baton.handover.config import NOTICE_GRACE_S
 from baton.kvtransfer.connector import Connector, Notice, PeerKey
 from baton.kvtransfer.session import ReceiveSession
 from baton.protos import worker_pb2 as pb
@@ -19,8 +20,7 @@ from baton.protos.errors import BatonError, GrammarError, StaleEpochError
 from baton.protos.tasks import TaskSet
 from baton.protos.types import FinishReason, GenerateRequest, RequestOutput, TokenLogprob
 
-# After a sender says that it has written everything, notices may be this late.
-NOTICE_GRACE_S: Final = 1.0
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,8 @@ class RemoteCallbacks:
     on_ready: Callable[[Live, int], None]
     # This attempt is over; the reason is for people.
     on_failed: Callable[[Live, str], None]
+    # Its connection wants what is cached here of a prompt.
+    on_pull: Callable[[PrefillPeer, pb.Pull], None]
     # The request can run nowhere.
     on_refused: Callable[[Live, BatonError], None]
 
@@ -91,9 +93,17 @@ class RemotePrefills:
         live.prefilled_by = target.worker_id
         prefill = generate_to_proto(attempt_request(live))
         of_request = live.request.request_id
-        peer.send(
-            pb.DecodeMessage(prefill=prefill, traceparent=live.traceparent, of_request=of_request)
-        )
+        ask = pb.DecodeMessage(prefill=prefill, traceparent=live.traceparent, of_request=of_request)
+        if live.pull_from is not None:
+            ask.pull_from.CopyFrom(live.pull_from)
+        peer.send(ask)
+
+    async def connect(self, target: pb.PrefillTarget) -> None:
+        """To a worker that will ask for something here. Where that fails, it goes without."""
+        try:
+            await self._peers.get(target)
+        except BatonError as error:
+            log.warning("no connection to %s: %s", target.worker_id, error.message)
 
     def give_up(self, live: Live) -> None:
         """Ends this attempt. Its blocks come back when the sender confirms it writes no more."""
@@ -128,6 +138,8 @@ class RemotePrefills:
                 self._on_attempt_failed(message.failed)
             case "released":
                 self._on_released(message.released.request_id)
+            case "pull":
+                self._on.on_pull(peer, message.pull)
 
     def on_lost(self, peer: PrefillPeer, reason: str) -> None:
         """A connection is gone: its attempts fail, and its leases end after `lease_s`, or as soon
@@ -234,6 +246,7 @@ class RemotePrefills:
         live = attempt[0]
         live.queue_s, live.prefill_s = message.queue_s, message.prefill_s
         live.num_cached_tokens = max(live.num_cached_tokens, message.num_cached_tokens)
+        live.num_pulled_tokens = message.num_pulled_tokens
         live.first = first_output(live.attempt_id, message)
         session.first_token()
         self._expect(live, True)

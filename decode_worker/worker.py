@@ -110,6 +110,7 @@ class DecodeWorker:
             handle=message.handle,
             request=generate_from_proto(message.generate),
             targets=list(message.prefill),
+            pull_from=message.pull_from if message.HasField("pull_from") else None,
             submitted_s=now_s,
             deadline_s=now_s + limit_s,
             traceparent=message.traceparent,
@@ -127,6 +128,10 @@ class DecodeWorker:
         self._next_attempt(live)
         self._host.reporter.soon()
 
+    def connect(self, target: pb.PrefillTarget) -> None:
+        """See `GatewaySide`."""
+        self._host.tasks.spawn(self._remote.connect(target))
+
     def abort(self, feed: GatewayFeed, handle: int) -> None:
         """The client is gone. Unknown handles have ended already."""
         live = self._by_handle.get((feed, handle))
@@ -142,7 +147,9 @@ class DecodeWorker:
         """
         self._draining = True
         end_s = self._clock.now_s() + grace_s
-        while self._clock.now_s() < end_s and (self._by_handle or self._remote.num_leases):
+        while self._clock.now_s() < end_s and (
+            self._by_handle or self._remote.num_leases or len(self._sender.lender)
+        ):
             await asyncio.sleep(_DRAIN_POLL_S)
         await self._hand_over(self.config.move_s if grace_s > 0 else 0.0)
 
@@ -342,6 +349,7 @@ class DecodeWorker:
     def on_notice(self, key: PeerKey, notice: Notice) -> None:
         """See `Work`."""
         self._remote.on_notice(key, notice)
+        self._sender.pulls.on_notice(key, notice)
 
     def on_tick(self) -> None:
         """See `Work`."""
@@ -372,6 +380,7 @@ class DecodeWorker:
             on_first=self._on_first,
             on_ready=self._on_ready,
             on_failed=self._on_remote_failed,
+            on_pull=lambda peer, pull: self._sender.lender.lend(peer.borrower(), pull),
             on_refused=self._fail,
         )
         return RemotePrefills(

@@ -24,6 +24,7 @@ from baton.engine.grammar.vocabulary import Vocabulary
 from baton.engine.handover import Reservation
 from baton.engine.meter import StepMeter
 from baton.engine.parallel.hosts import RankHost
+from baton.engine.prefix_moves import PrefixMoves
 from baton.engine.rules import RequestRules
 from baton.engine.scheduler import Scheduler
 from baton.engine.scheduler_statistics import SchedulerStatistics
@@ -104,6 +105,7 @@ class Engine:
         self.model: ModelInfo = replace(self._runner.model, max_model_len=max_model_len)
         self.config = config
         self._blocks = BlockPool(num_blocks, prefix_cache=config.prefix_cache)
+        self._moves = PrefixMoves(self._blocks, config.block_size)
         self._meter = StepMeter()
         # From here on there is something to close.
         self._tiers = build_tiers(
@@ -177,6 +179,24 @@ class Engine:
         epoch: only the quarantine of that reservation. Unknown ids and epochs are ignored.
         """
         self._scheduler.release(request_id, epoch=epoch)
+
+    def lend(self, move_id: str, request: GenerateRequest) -> tuple[int, ...]:
+        """Blocks of the longest cached prefix, for another worker; see `PrefixMoves`."""
+        return self._moves.lend(move_id, request)
+
+    def borrow(self, move_id: str, request: GenerateRequest) -> Reservation | None:
+        """Blocks for a prefix that another worker has cached; see `PrefixMoves`."""
+        headroom = self._scheduler.statistics().num_running
+        return self._moves.borrow(move_id, request, headroom)
+
+    def end_move(self, move_id: str, epoch: int = 0, *, num_tokens: int = 0) -> None:
+        """Ends lending or borrowing; of borrowed blocks the first `num_tokens` tokens came, and
+        are found from now on. Unknown ids are ignored, unless tokens came: StaleEpochError.
+        """
+        if num_tokens:
+            self._moves.keep(move_id, epoch, num_tokens)
+        self._moves.release(move_id)
+        self._scheduler.release(move_id)
 
     def has_work(self) -> bool:
         """Whether step() would do something now.
@@ -306,7 +326,7 @@ class Engine:
 
     def check_integrity(self) -> None:
         """Proves that requests, slots and blocks are conserved; raises BatonError otherwise."""
-        self._scheduler.check_integrity()
+        self._scheduler.check_integrity(self._moves)
 
     def watch(self, on_failure: Callable[[BaseException], None]) -> None:
         """Calls `on_failure` once, from any thread, if the engine fails between steps."""

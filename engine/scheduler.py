@@ -10,7 +10,7 @@ in the prefix cache). Requests whose blocks another worker reads or writes are n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from baton.engine.arrivals import Arrivals
 from baton.engine.batch import RunResult, ScheduledRow
@@ -133,10 +133,10 @@ class Scheduler:
 
     def release(self, request_id: str, *, epoch: int | None = None) -> None:
         """Ends quarantines of that id if there are any, otherwise its hold."""
+        self._stalled = False
         if request_id in self._quarantine:
             for block_ids in self._quarantine.take(request_id, epoch):
                 self._pool.release(block_ids)
-            self._stalled = False
             return
         request = self._requests.get(request_id)
         if request is not None and request.state is RequestState.PREFILLED:
@@ -252,12 +252,13 @@ class Scheduler:
             num_uncached=self._blocks.num_uncached,
         )
 
-    def check_integrity(self) -> None:
-        """Proves that no request, slot or block is lost; raises BatonError that says what is."""
+    def check_integrity(self, moving: Iterable[Sequence[int]]) -> None:
+        """Proves that no request, slot or block is lost, where others hold the blocks `moving`;
+        raises BatonError that says what is."""
         check_requests(self._requests, self._queue, self._ready, self._batch, self._tiers)
         holders = [*self._requests.values(), *self._leaving.values()]
         owners = [request.block_ids for request in holders]
-        self._pool.check_integrity([*owners, *self._quarantine, *self._tiers.orphans])
+        self._pool.check_integrity([*owners, *self._quarantine, *self._tiers.orphans, *moving])
         self._tiers.check_integrity()
         self._gates.adapters.check_integrity(self._requests.values())
 

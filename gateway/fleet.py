@@ -332,6 +332,7 @@ class Fleet:
     def _submit(self, generation: Generation, track: Track, chosen: Plan) -> None:
         link = self._roster.link(chosen.decode)
         handle = link.submit(generation, track.with_kv(chosen))
+        self._roster.introduce(chosen)
         self._unpark(generation, track)
         self._num_submitted += 1
         generation.planned(chosen)

@@ -162,5 +162,6 @@ def _outcome(generation: Generation, ttft_s: float) -> dict[str, Any]:
             "prefill_s": done.prefill_s,
             "transfer_s": done.transfer_s,
             "num_cached_tokens": done.num_cached_tokens,
+            "num_pulled_tokens": done.num_pulled_tokens,
         }
     return found

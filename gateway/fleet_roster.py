@@ -16,6 +16,7 @@ from baton.protos.adapters import AdapterLoad
 from baton.protos.clock import Clock
 from baton.protos.types import KvEvents, Member, Role
 from baton.router.learning import ModelBook
+from baton.router.plan import Plan
 from baton.router.prefix_index import PrefixIndex
 from baton.router.view import ClusterView, Columns, WorkerState
 
@@ -101,6 +102,14 @@ class Roster:
     def link(self, member: Member) -> WorkerLink:
         """The current link to a worker that a plan names."""
         return self._links[member.worker_id]
+
+    def introduce(self, chosen: Plan) -> None:
+        """Has a worker that is to lend its prefix connect to the one that will ask for it; the one
+        that decodes asks it for the prompt anyway.
+        """
+        lender = chosen.pull_from
+        if lender is not None and lender != chosen.decode and lender.worker_id in self._links:
+            self._links[lender.worker_id].lend_to(chosen.prefill[0])
 
     def prefill_links(self, members: Iterable[Member]) -> list[WorkerLink]:
         return [self._links[m.worker_id] for m in members if m.worker_id in self._links]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from baton.gateway.fleet_generation import Generation
 from baton.protos import worker_pb2 as pb
 from baton.protos.convert import generate_to_proto
+from baton.protos.types import Member
 from baton.router.plan import Plan
 
 
@@ -19,13 +20,17 @@ def submit_message(handle: int, generation: Generation, plan: Plan, now_s: float
     )
     if generation.deadline_s is not None:
         submit.deadline_s = max(generation.deadline_s - now_s, 0.001)
-    for target in plan.prefill:
-        submit.prefill.add(
-            worker_id=target.worker_id,
-            incarnation=target.incarnation,
-            address=target.address,
-        )
+    submit.prefill.extend(map(prefill_target, plan.prefill))
+    if plan.pull_from is not None:
+        submit.pull_from.CopyFrom(prefill_target(plan.pull_from))
     return submit
+
+
+def prefill_target(member: Member) -> pb.PrefillTarget:
+    """As a worker is named to another one."""
+    return pb.PrefillTarget(
+        worker_id=member.worker_id, incarnation=member.incarnation, address=member.address
+    )
 
 
 def dispatch_tokens(live: Mapping[int, Generation], batch: pb.TokenBatch) -> None:

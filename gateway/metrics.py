@@ -57,6 +57,16 @@ _WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
 _WORKER_COUNTERS: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
     ("preemptions", "Requests sent back to the queue.", lambda w: w.load.num_preemptions),
     ("pushed_bytes", "KV written to other workers.", lambda w: w.load.num_pushed_bytes),
+    (
+        "pulled_tokens",
+        "Prompt tokens whose KV came from another worker's prefix cache.",
+        lambda w: w.load.num_pulled_tokens,
+    ),
+    (
+        "failed_pulls",
+        "Prefixes that were to come from another worker's cache, but were computed.",
+        lambda w: w.load.num_failed_pulls,
+    ),
 )
 
 _TENANT_FIGURES: tuple[

@@ -14,7 +14,7 @@ import grpc
 from baton.gateway.fleet_config import FleetConfig
 from baton.gateway.fleet_generation import Generation
 from baton.gateway.fleet_in_flight import InFlight
-from baton.gateway.link_messages import dispatch_tokens, submit_message
+from baton.gateway.link_messages import dispatch_tokens, prefill_target, submit_message
 from baton.protos import worker_pb2 as pb
 from baton.protos.adapters import AdapterLoad
 from baton.protos.clock import Clock
@@ -115,6 +115,7 @@ class WorkerLink:
         self._live: dict[int, Generation] = {}
         self._submits: deque[pb.Submit] = deque()
         self._aborts: list[int] = []
+        self._borrowers: list[pb.PrefillTarget] = []
         self._to_send = asyncio.Event()
         self._call: grpc.aio.StreamStreamCall[pb.GatewayMessage, pb.WorkerMessage] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -189,6 +190,11 @@ class WorkerLink:
         if self._live.pop(handle, None) is not None:
             self._aborts.append(handle)
             self._to_send.set()
+
+    def lend_to(self, borrower: Member) -> None:
+        """That prefill worker will want to pull a prefix from this worker."""
+        self._borrowers.append(prefill_target(borrower))
+        self._to_send.set()
 
     def supersede(self, why: str) -> None:
         """Takes no new requests; ends when those that run here have ended."""
@@ -289,12 +295,13 @@ class WorkerLink:
         while True:
             await self._to_send.wait()
             self._to_send.clear()
-            while self._submits or self._aborts:
+            while self._submits or self._aborts or self._borrowers:
                 await call.write(self._next_message())
 
     def _next_message(self) -> pb.GatewayMessage:
         """All that waits to be sent. A write takes a turn of a busy loop: a burst must be one."""
-        message = pb.GatewayMessage()
+        message = pb.GatewayMessage(borrowers=self._borrowers)
+        self._borrowers.clear()
         num_bytes = 0
         while self._submits and num_bytes < self._config.max_write_bytes:
             submit = self._submits.popleft()
@@ -332,8 +339,8 @@ class WorkerLink:
 
     def _stream_ended(self, why: str) -> None:
         self._call = None
-        self._submits.clear()
-        self._aborts.clear()
+        for waiting in (self._submits, self._aborts, self._borrowers):
+            waiting.clear()
         self.in_flight.clear()
         was_up = self.state is WorkerState.UP
         if self.state in (WorkerState.UP, WorkerState.CONNECTING):

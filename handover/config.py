@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from typing import Final
 
 from baton.engine.config import EngineConfig
 from baton.kvtransfer.lmcache.config import AUTO, check_address
 from baton.protos.logs import LogsConfig
+
+# After a sender says that it has written everything, notices may be this late.
+NOTICE_GRACE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,10 @@ class WorkerConfig:
     window_steps: int = 2
     # A decode worker that does not say where to write for this long has its prompt refused.
     reserve_timeout_s: float = 20.0
+    # A prefix that another worker has cached and that is not here by then is computed.
+    pull_timeout_s: float = 5.0
+    # A worker that is no longer reachable writes nothing after this long; blocks wait for it.
+    lease_s: float = 30.0
     report_interval_s: float = 0.5
     # OpenTelemetry traces, by the OTEL_* environment variables.
     tracing: bool = False

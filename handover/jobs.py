@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from baton.kvtransfer.connector import PeerKey
 from baton.kvtransfer.session import SendSession
@@ -20,6 +21,9 @@ class JobState(Enum):
 
     ::
 
+        PULLING (its prefix comes from another worker)
+           │
+           v
         WAITING ──> RUNNING ──> SENDING ──> gone (Released was said)
                     (in the     (computed, writes or
                      engine)     the reservation to come)
@@ -29,10 +33,14 @@ class JobState(Enum):
         any state ──> CANCELLED ──> gone, when nothing is in flight
     """
 
+    PULLING = "pulling"
     WAITING = "waiting"
     RUNNING = "running"
     SENDING = "sending"
     CANCELLED = "cancelled"
+
+
+_NOT_BEGUN: Final = (JobState.PULLING, JobState.WAITING)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -46,7 +54,10 @@ class Job:
     queued_s: float
     # A block of the receiver with all heads of the model.
     target_block_bytes: int
-    state: JobState = JobState.WAITING
+    # Who has a longer prefix of it than this worker (`PeerKey.agent`), and what came from there.
+    source: str = ""
+    num_pulled_tokens: int = 0
+    state: JobState = JobState.PULLING
     started_s: float = 0.0
     # For its spans and its line in the log: what they are under, and what there is to say.
     traceparent: str = ""
@@ -91,6 +102,10 @@ class JobTable:
 
     def add(self, job: Job) -> None:
         self._jobs[job.request_id] = job
+
+    def enqueue(self, job: Job) -> None:
+        """From now on it waits for its turn."""
+        job.state = JobState.WAITING
         heapq.heappush(self._waiting, (job.request.priority, next(self._arrivals), job))
 
     def get(self, request_id: str) -> Job | None:
@@ -109,12 +124,12 @@ class JobTable:
 
     @property
     def num_waiting(self) -> int:
-        return sum(job.state is JobState.WAITING for job in self._jobs.values())
+        return sum(job.state in _NOT_BEGUN for job in self._jobs.values())
 
     @property
     def num_waiting_tokens(self) -> int:
         """Prompt tokens that no engine has been given yet."""
-        return sum(job.num_tokens for job in self._jobs.values() if job.state is JobState.WAITING)
+        return sum(job.num_tokens for job in self._jobs.values() if job.state in _NOT_BEGUN)
 
     @property
     def num_started_tokens(self) -> int:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from baton.engine.engine import Engine
 from baton.handover.host import WorkerHost
 from baton.handover.jobs import Job, JobState, JobTable
+from baton.handover.lender import PrefixLender
+from baton.handover.pulls import PrefixPulls
 from baton.handover.push_meter import PushMeter
 from baton.handover.trace import log_job, trace_job
 from baton.kvtransfer.connector import PeerInfo, PeerKey
@@ -34,10 +36,10 @@ Reply = Callable[[pb.PrefillMessage], None]
 
 
 class Stream(NamedTuple):
-    """A connected decode worker: what its blocks are like, and how to end its stream."""
+    """A connected decode worker: what its blocks are like, and its stream, which None ends."""
 
     layout: KVLayout
-    end: Callable[[], None]
+    send: Callable[[pb.PrefillMessage | None], None]
 
 
 class PromptSender:
@@ -50,11 +52,13 @@ class PromptSender:
         self._jobs = JobTable()
         self._streams: dict[PeerKey, Stream] = {}
         self._push_meter = PushMeter()
+        self.pulls = PrefixPulls(host)
+        self.lender = PrefixLender(host, self._push_meter, clock)
         self._draining = False
 
     def __len__(self) -> int:
-        """Prompts that are waiting, running or being sent."""
-        return len(self._jobs)
+        """Prompts that are waiting, running or being sent, and prefixes that come for them."""
+        return len(self._jobs) + len(self.pulls)
 
     def refuse_new(self) -> None:
         """From now on no prompt is taken; those that were go on."""
@@ -65,13 +69,14 @@ class PromptSender:
         for job in self._jobs:
             self._fail(job, error)
 
-    async def greet(self, peer: PeerInfo, end: Callable[[], None]) -> None:
-        """Connects the KV wire to a decode worker; `end` ends its stream when that wire is lost.
+    async def greet(self, peer: PeerInfo, send: Callable[[pb.PrefillMessage | None], None]) -> None:
+        """Connects the KV wire to a decode worker; None ends its stream when that wire is lost.
 
         Raises LayoutMismatchError, PeerLostError. `lose` must follow, whatever happens.
         """
-        self._streams[peer.key] = Stream(peer.layout, end)
+        self._streams[peer.key] = Stream(peer.layout, send)
         await asyncio.to_thread(self._host.connector.connect, peer)
+        self.pulls.connected(peer.key, send)
 
     def take(self, owner: PeerKey, message: pb.DecodeMessage, reply: Reply) -> None:
         """Queues the message's prompt, or refuses it."""
@@ -95,10 +100,21 @@ class PromptSender:
             queued_s=self._clock.now_s(),
             traceparent=message.traceparent,
             of_request=message.of_request,
+            source=source_of(message),
         )
         self._jobs.add(job)
-        self.start_waiting()
+        if job.source:
+            self.pulls.fetch(request, job.source, partial(self._pulled, job))
+        else:
+            self._pulled(job, 0)
         self._host.reporter.soon()
+
+    def _pulled(self, job: Job, num_tokens: int) -> None:
+        """Nothing more of it comes from another worker: it waits for its turn."""
+        if job.state is JobState.PULLING:
+            job.num_pulled_tokens = num_tokens
+            self._jobs.enqueue(job)
+            self.start_waiting()
 
     def reserved(self, message: pb.Reservation) -> None:
         """A decode worker says where to write, or that it no longer wants this prompt."""
@@ -134,6 +150,7 @@ class PromptSender:
     def lose(self, owner: PeerKey) -> None:
         """A decode worker's connection is gone: its prompts end."""
         self._streams.pop(owner, None)
+        self.pulls.lost(owner)
         for job in self._jobs:
             if job.owner == owner:
                 job.reply = _drop_reply
@@ -208,6 +225,7 @@ class PromptSender:
             token_id=output.token_ids[0],
             finish_reason=output.finish_reason.value if output.finish_reason else "",
             num_cached_tokens=output.num_cached_tokens,
+            num_pulled_tokens=job.num_pulled_tokens,
             queue_s=job.started_s - job.queued_s,
             prefill_s=job.first_token_s - job.started_s,
             num_reasoning_tokens=output.num_reasoning_tokens,
@@ -261,7 +279,7 @@ class PromptSender:
         job.session.push_done(span, error)
         if isinstance(error, PeerLostError) and job.owner in self._streams:
             # With its wire, the connection is over: the decode worker makes a new one.
-            self._streams[job.owner].end()
+            self._streams[job.owner].send(None)
         if error is not None and job.state is not JobState.CANCELLED:
             self._fail(job, error)
         else:
@@ -304,7 +322,16 @@ class PromptSender:
             self._push_meter.add_samples(load),
             num_waiting=load.num_waiting + self._jobs.num_waiting,
             queued_prefill_tokens=load.queued_prefill_tokens + self._jobs.num_waiting_tokens,
+            num_pulled_tokens=self.pulls.num_pulled_tokens,
+            num_failed_pulls=self.pulls.num_failed,
         )
+
+
+def source_of(message: pb.DecodeMessage) -> str:
+    """The `PeerKey.agent` of the worker to pull a prefix from; empty where none is named."""
+    if not message.HasField("pull_from"):
+        return ""
+    return PeerKey(message.pull_from.worker_id, message.pull_from.incarnation).agent
 
 
 def failed(request_id: str, error: BatonError) -> pb.PrefillMessage:

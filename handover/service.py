@@ -32,6 +32,10 @@ class GatewaySide(Protocol):
     """What a worker does for gateways."""
 
     def submit(self, feed: GatewayFeed, submit: pb.Submit) -> None: ...
+    def connect(self, target: pb.PrefillTarget) -> None:
+        """That worker will want to pull a prefix from here."""
+        ...
+
     def abort(self, feed: GatewayFeed, handle: int) -> None: ...
     def leave(self, feed: GatewayFeed) -> None: ...
 
@@ -84,7 +88,7 @@ class WorkerService(WorkerServicer):
             yield pb.PrefillMessage(challenge=mine)
             info = handshake.accept((await anext(incoming)).hello)
             key = info.key
-            await self._sender.greet(info, lambda: outgoing.put_nowait(None))
+            await self._sender.greet(info, outgoing.put_nowait)
             yield pb.PrefillMessage(hello=handshake.hello())
             reader = asyncio.create_task(self._read(incoming, key, outgoing))
             while (message := await outgoing.get()) is not None:
@@ -134,6 +138,10 @@ class WorkerService(WorkerServicer):
                         self._sender.reserved(message.reservation)
                     case "cancel":
                         self._sender.cancel(message.cancel.request_id, outgoing.put_nowait)
+                    case "lent":
+                        self._sender.pulls.on_lent(key, message.lent)
+                    case "released":
+                        self._sender.pulls.on_released(key, message.released.request_id)
         finally:
             outgoing.put_nowait(None)
 
@@ -142,6 +150,8 @@ class WorkerService(WorkerServicer):
     ) -> None:
         try:
             async for message in requests:
+                for target in message.borrowers:
+                    self._worker.connect(target)
                 for submit in message.submits:
                     self._worker.submit(feed, submit)
                 for handle in message.aborts:

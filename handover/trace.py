@@ -21,6 +21,7 @@ def trace_job(tracing: Tracing, job: Job, now_s: float) -> None:
             "request_id": job.request_id,
             "prompt_tokens": job.num_tokens,
             "cached_tokens": job.num_cached_tokens,
+            "pulled_tokens": job.num_pulled_tokens,
             "queue_s": (job.started_s or end_s) - job.queued_s,
         },
         end_s,

@@ -211,6 +211,10 @@ class ReceiveSession:
         """The sender has finished the prompt, its sampled token is here. Repeats are harmless."""
         self._has_first_token = True
 
+    def has_leading(self, num_blocks: int) -> bool:
+        """Every block before number `num_blocks` is proved, whatever becomes of the others."""
+        return not any(block < num_blocks for missing in self._missing for block in missing)
+
     @property
     def num_missing_blocks(self) -> int:
         """Blocks that not every sender is proved to have written."""

@@ -72,6 +72,9 @@ class PrefillWorker:
             )
         )
 
+    def connect(self, target: pb.PrefillTarget) -> None:
+        """See `GatewaySide`: pulls are planned from decode workers only."""
+
     def abort(self, feed: GatewayFeed, handle: int) -> None:
         """Nothing of a gateway's is here."""
 
@@ -125,7 +128,7 @@ class PrefillWorker:
 
     def on_notice(self, key: PeerKey, notice: Notice) -> None:
         """See `Work`."""
-        log.warning("%s wrote into a prefill worker's pool: %s", key, notice)
+        self._sender.pulls.on_notice(key, notice)
 
     def on_tick(self) -> None:
         """See `Work`."""

@@ -277,7 +277,8 @@ class WorkerLoad:
     prefix cache as of the events before.
     `tiers`: the pool and what is below it, nearest first; empty without such tiers.
     `grammars` is None until it has seen one. `num_preemptions` and `num_pushed_bytes` (KV written
-    to other workers) count from the worker's start.
+    to other workers) count from the worker's start, as do `num_pulled_tokens`, which came from
+    other workers' prefix caches, and `num_failed_pulls`, which brought none.
     """
 
     num_running: int = 0
@@ -300,6 +301,8 @@ class WorkerLoad:
     grammars: GrammarCounts | None = None
     num_preemptions: int = 0
     num_pushed_bytes: int = 0
+    num_pulled_tokens: int = 0
+    num_failed_pulls: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,16 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GatewayMessage(_message.Message):
-    __slots__ = ("hello", "submits", "aborts", "mac")
+    __slots__ = ("hello", "submits", "aborts", "borrowers", "mac")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMITS_FIELD_NUMBER: _ClassVar[int]
     ABORTS_FIELD_NUMBER: _ClassVar[int]
+    BORROWERS_FIELD_NUMBER: _ClassVar[int]
     MAC_FIELD_NUMBER: _ClassVar[int]
     hello: GatewayHello
     submits: _containers.RepeatedCompositeFieldContainer[Submit]
     aborts: _containers.RepeatedScalarFieldContainer[int]
+    borrowers: _containers.RepeatedCompositeFieldContainer[PrefillTarget]
     mac: bytes
-    def __init__(self, hello: _Optional[_Union[GatewayHello, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., aborts: _Optional[_Iterable[int]] = ..., mac: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[GatewayHello, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., aborts: _Optional[_Iterable[int]] = ..., borrowers: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., mac: _Optional[bytes] = ...) -> None: ...
 
 class GatewayHello(_message.Message):
     __slots__ = ("gateway_id", "version", "nonce")
@@ -125,18 +127,20 @@ class PrefillTarget(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("handle", "generate", "prefill", "deadline_s", "traceparent")
+    __slots__ = ("handle", "generate", "prefill", "deadline_s", "traceparent", "pull_from")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     GENERATE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    PULL_FROM_FIELD_NUMBER: _ClassVar[int]
     handle: int
     generate: Generate
     prefill: _containers.RepeatedCompositeFieldContainer[PrefillTarget]
     deadline_s: float
     traceparent: str
-    def __init__(self, handle: _Optional[int] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    pull_from: PrefillTarget
+    def __init__(self, handle: _Optional[int] = ..., generate: _Optional[_Union[Generate, _Mapping]] = ..., prefill: _Optional[_Iterable[_Union[PrefillTarget, _Mapping]]] = ..., deadline_s: _Optional[float] = ..., traceparent: _Optional[str] = ..., pull_from: _Optional[_Union[PrefillTarget, _Mapping]] = ...) -> None: ...
 
 class WorkerMessage(_message.Message):
     __slots__ = ("hello", "tokens", "logprobs", "done", "load", "kv_events", "adapters", "challenge")
@@ -237,7 +241,7 @@ class LogprobChunk(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ..., prompt: _Optional[_Iterable[_Union[TopLogprobs, _Mapping]]] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ("handle", "finish_reason", "error_code", "error_message", "num_cached_tokens", "prefilled_by", "fallback_reason", "queue_s", "prefill_s", "transfer_s", "num_reasoning_tokens", "grammar_backend", "error_param")
+    __slots__ = ("handle", "finish_reason", "error_code", "error_message", "num_cached_tokens", "prefilled_by", "fallback_reason", "queue_s", "prefill_s", "transfer_s", "num_reasoning_tokens", "grammar_backend", "error_param", "num_pulled_tokens")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
@@ -251,6 +255,7 @@ class Done(_message.Message):
     NUM_REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_BACKEND_FIELD_NUMBER: _ClassVar[int]
     ERROR_PARAM_FIELD_NUMBER: _ClassVar[int]
+    NUM_PULLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     handle: int
     finish_reason: str
     error_code: str
@@ -264,10 +269,11 @@ class Done(_message.Message):
     num_reasoning_tokens: int
     grammar_backend: str
     error_param: str
-    def __init__(self, handle: _Optional[int] = ..., finish_reason: _Optional[str] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., prefilled_by: _Optional[str] = ..., fallback_reason: _Optional[str] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., num_reasoning_tokens: _Optional[int] = ..., grammar_backend: _Optional[str] = ..., error_param: _Optional[str] = ...) -> None: ...
+    num_pulled_tokens: int
+    def __init__(self, handle: _Optional[int] = ..., finish_reason: _Optional[str] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., prefilled_by: _Optional[str] = ..., fallback_reason: _Optional[str] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., num_reasoning_tokens: _Optional[int] = ..., grammar_backend: _Optional[str] = ..., error_param: _Optional[str] = ..., num_pulled_tokens: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "queued_prefill_tokens", "running_kv_tokens", "total_blocks", "free_blocks", "prefill_tokens_per_s", "decode_step_s", "draining", "itl_s", "steps", "transfers", "max_step_tokens", "kv_bytes_per_token", "kv_digest", "kv_num_blocks", "tiers", "unplaced_blocks", "grammars", "num_preemptions", "num_pushed_bytes")
+    __slots__ = ("num_running", "num_waiting", "queued_prefill_tokens", "running_kv_tokens", "total_blocks", "free_blocks", "prefill_tokens_per_s", "decode_step_s", "draining", "itl_s", "steps", "transfers", "max_step_tokens", "kv_bytes_per_token", "kv_digest", "kv_num_blocks", "tiers", "unplaced_blocks", "grammars", "num_preemptions", "num_pushed_bytes", "num_pulled_tokens", "num_failed_pulls")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +295,8 @@ class Load(_message.Message):
     GRAMMARS_FIELD_NUMBER: _ClassVar[int]
     NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_PUSHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_PULLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FAILED_PULLS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     queued_prefill_tokens: int
@@ -310,7 +318,9 @@ class Load(_message.Message):
     grammars: GrammarCounts
     num_preemptions: int
     num_pushed_bytes: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., running_kv_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., draining: bool = ..., itl_s: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[StepSample, _Mapping]]] = ..., transfers: _Optional[_Iterable[_Union[TransferSample, _Mapping]]] = ..., max_step_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., kv_digest: _Optional[int] = ..., kv_num_blocks: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierLoad, _Mapping]]] = ..., unplaced_blocks: _Optional[int] = ..., grammars: _Optional[_Union[GrammarCounts, _Mapping]] = ..., num_preemptions: _Optional[int] = ..., num_pushed_bytes: _Optional[int] = ...) -> None: ...
+    num_pulled_tokens: int
+    num_failed_pulls: int
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., queued_prefill_tokens: _Optional[int] = ..., running_kv_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_step_s: _Optional[float] = ..., draining: bool = ..., itl_s: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[StepSample, _Mapping]]] = ..., transfers: _Optional[_Iterable[_Union[TransferSample, _Mapping]]] = ..., max_step_tokens: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., kv_digest: _Optional[int] = ..., kv_num_blocks: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierLoad, _Mapping]]] = ..., unplaced_blocks: _Optional[int] = ..., grammars: _Optional[_Union[GrammarCounts, _Mapping]] = ..., num_preemptions: _Optional[int] = ..., num_pushed_bytes: _Optional[int] = ..., num_pulled_tokens: _Optional[int] = ..., num_failed_pulls: _Optional[int] = ...) -> None: ...
 
 class TierLoad(_message.Message):
     __slots__ = ("name", "num_blocks", "max_blocks", "num_wanted", "num_hits", "num_stored", "num_dropped", "num_errors", "load_s_per_token")
@@ -478,22 +488,28 @@ class Challenge(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., version: _Optional[str] = ..., nonce: _Optional[bytes] = ..., mac: _Optional[bytes] = ...) -> None: ...
 
 class DecodeMessage(_message.Message):
-    __slots__ = ("hello", "prefill", "reservation", "cancel", "challenge", "traceparent", "of_request")
+    __slots__ = ("hello", "prefill", "reservation", "cancel", "challenge", "lent", "released", "traceparent", "of_request", "pull_from")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     RESERVATION_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    LENT_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     OF_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PULL_FROM_FIELD_NUMBER: _ClassVar[int]
     hello: PeerHello
     prefill: Generate
     reservation: Reservation
     cancel: Cancel
     challenge: Challenge
+    lent: Lent
+    released: Released
     traceparent: str
     of_request: str
-    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., prefill: _Optional[_Union[Generate, _Mapping]] = ..., reservation: _Optional[_Union[Reservation, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., traceparent: _Optional[str] = ..., of_request: _Optional[str] = ...) -> None: ...
+    pull_from: PrefillTarget
+    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., prefill: _Optional[_Union[Generate, _Mapping]] = ..., reservation: _Optional[_Union[Reservation, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., lent: _Optional[_Union[Lent, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., traceparent: _Optional[str] = ..., of_request: _Optional[str] = ..., pull_from: _Optional[_Union[PrefillTarget, _Mapping]] = ...) -> None: ...
 
 class Reservation(_message.Message):
     __slots__ = ("request_id", "granted", "epoch", "num_cached_tokens", "block_ids")
@@ -516,20 +532,38 @@ class Cancel(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class PrefillMessage(_message.Message):
-    __slots__ = ("hello", "reserve", "first_token", "failed", "released", "challenge")
+    __slots__ = ("hello", "reserve", "first_token", "failed", "released", "challenge", "pull")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     RESERVE_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    PULL_FIELD_NUMBER: _ClassVar[int]
     hello: PeerHello
     reserve: Reserve
     first_token: FirstToken
     failed: Failed
     released: Released
     challenge: Challenge
-    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., reserve: _Optional[_Union[Reserve, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ...) -> None: ...
+    pull: Pull
+    def __init__(self, hello: _Optional[_Union[PeerHello, _Mapping]] = ..., reserve: _Optional[_Union[Reserve, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., pull: _Optional[_Union[Pull, _Mapping]] = ...) -> None: ...
+
+class Pull(_message.Message):
+    __slots__ = ("prefix", "reservation")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
+    prefix: Generate
+    reservation: Reservation
+    def __init__(self, prefix: _Optional[_Union[Generate, _Mapping]] = ..., reservation: _Optional[_Union[Reservation, _Mapping]] = ...) -> None: ...
+
+class Lent(_message.Message):
+    __slots__ = ("request_id", "num_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    num_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., num_tokens: _Optional[int] = ...) -> None: ...
 
 class Reserve(_message.Message):
     __slots__ = ("request_id",)
@@ -538,7 +572,7 @@ class Reserve(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class FirstToken(_message.Message):
-    __slots__ = ("request_id", "token_id", "finish_reason", "logprob", "num_cached_tokens", "queue_s", "prefill_s", "num_reasoning_tokens", "grammar_backend")
+    __slots__ = ("request_id", "token_id", "finish_reason", "logprob", "num_cached_tokens", "queue_s", "prefill_s", "num_reasoning_tokens", "grammar_backend", "num_pulled_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -548,6 +582,7 @@ class FirstToken(_message.Message):
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     NUM_REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_BACKEND_FIELD_NUMBER: _ClassVar[int]
+    NUM_PULLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_id: int
     finish_reason: str
@@ -557,7 +592,8 @@ class FirstToken(_message.Message):
     prefill_s: float
     num_reasoning_tokens: int
     grammar_backend: str
-    def __init__(self, request_id: _Optional[str] = ..., token_id: _Optional[int] = ..., finish_reason: _Optional[str] = ..., logprob: _Optional[_Union[TopLogprobs, _Mapping]] = ..., num_cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., num_reasoning_tokens: _Optional[int] = ..., grammar_backend: _Optional[str] = ...) -> None: ...
+    num_pulled_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., token_id: _Optional[int] = ..., finish_reason: _Optional[str] = ..., logprob: _Optional[_Union[TopLogprobs, _Mapping]] = ..., num_cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., num_reasoning_tokens: _Optional[int] = ..., grammar_backend: _Optional[str] = ..., num_pulled_tokens: _Optional[int] = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("request_id", "error_code", "error_message", "retryable", "error_param")

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from baton.router.config import RouterConfig
 from baton.router.decision import Candidate, RouteRequest
 from baton.router.times import TransferTimes
-from baton.router.view import Figures, WorkerView
+from baton.router.view import Figures
 
 # Price of a second after the objective, beside one before it.
 _LATER_WEIGHT: Final = 0.05
@@ -76,13 +76,17 @@ class PrefillAt(NamedTuple):
     """What a remote prefill costs at one prefill worker, the same for every decode worker.
 
     extra_s: an adapter to load, less the preference. own_s: all that does not depend on the decode
-    worker.
+    worker. load_s: of bringing `num_cached` tokens from slower tiers, or from the decode worker in
+    row `pull_row`; -1: from none.
     """
 
     row: int
     figures: Figures
     num_new: int
+    num_cached: int
+    pull_row: int
     wait_s: float
+    load_s: float
     compute_s: float
     ttft_s: float
     slo_s: float
@@ -227,27 +231,56 @@ class Prices:
     ) -> PrefillAt:
         """num_cached, num_kept, extra_s: see `decode`. prefer_idle: the margin counts."""
         load_s, num_new, num_cached = self._brought(figures, num_cached, num_kept)
-        compute_s = _compute_s(figures, num_new, num_cached)
-        wait_s = figures.wait_s
         idle = prefer_idle and not figures.pending_tokens and not figures.pending_requests
         preference_s = self._config.remote_margin_s if idle else 0.0
+        extra = (preference_s, extra_s - preference_s)
+        return self._prefill_at(row, figures, (num_new, num_cached, -1), load_s, extra)
+
+    def pulled(
+        self, prefill: PrefillAt, row: int, num_cached: int, times: TransferTimes
+    ) -> PrefillAt:
+        """With what the decode worker in that row has cached fetched first, if that is quicker.
+
+        times: of pushes from there. Asking takes as long as for a prompt.
+        """
+        figures = prefill.figures
+        num_new = max(self._num_tokens - num_cached, 1)
+        num_bytes = (num_cached - prefill.num_cached) * self._kv_bytes
+        pull_s = self._handshake_s + times.fixed_s + num_bytes * times.per_byte_s
+        computing_s = pull_s + _compute_s(figures, num_new, num_cached)
+        if computing_s >= prefill.load_s + prefill.compute_s:
+            return prefill
+        tokens = (num_new, num_cached, row)
+        extra = (prefill.preference_s, prefill.extra_s)
+        return self._prefill_at(prefill.row, figures, tokens, pull_s, extra)
+
+    def _prefill_at(
+        self,
+        row: int,
+        figures: Figures,
+        tokens: tuple[int, int, int],
+        load_s: float,
+        extra: tuple[float, float],
+    ) -> PrefillAt:
+        """tokens: how many are new, how many cached, and from which row they come. extra: the
+        preference, and `PrefillAt.extra_s`.
+        """
+        compute_s, wait_s = _compute_s(figures, tokens[0], tokens[1]), figures.wait_s
         queue_s = self._queue_s(figures.pending_requests, wait_s, compute_s)
         ttft_s = wait_s + load_s + compute_s + self._handshake_s
         slo_s = self._late_s(ttft_s)
-        extra_s -= preference_s
-        own_s = ttft_s + slo_s + queue_s + extra_s
         return PrefillAt(
             row,
             figures,
-            num_new,
+            *tokens,
             wait_s,
+            load_s,
             compute_s,
             ttft_s,
             slo_s,
             queue_s,
-            preference_s,
-            extra_s,
-            own_s,
+            *extra,
+            own_s=ttft_s + slo_s + queue_s + extra[1],
         )
 
     def _brought(self, figures: Figures, num_cached: int, num_kept: int) -> tuple[float, int, int]:
@@ -359,12 +392,3 @@ def _compute_s(figures: Figures, num_new: int, num_cached: int) -> float:
         + num_new * figures.token_s
         + num_new * (num_cached + 0.5 * num_new) * figures.pair_s
     )
-
-
-def extra_s(request: RouteRequest, config: RouterConfig, worker: WorkerView) -> float:
-    """An adapter to load, less what is granted to the session's last worker."""
-    price_s = 0.0
-    if request.adapter and request.adapter not in worker.adapters:
-        price_s = config.adapter_load_s
-    last = request.last_worker == worker.member.worker_id
-    return price_s - config.affinity_s if last else price_s

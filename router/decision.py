@@ -77,8 +77,9 @@ class Plan:
     """Where a request goes and why. `prefill` is empty for local, otherwise best first.
 
     Of the prompt, `num_cached_tokens` are held where it is decoded, and `num_new_tokens` are to be
-    computed where it is computed. `candidates` are the cheapest options that were priced, the
-    chosen one among them.
+    computed where it is computed: where `pull_from` is not None, by the first prefill worker after
+    it fetched what that worker has cached. `candidates` are the cheapest options that were priced,
+    the chosen one among them.
     """
 
     decode: Member
@@ -88,13 +89,16 @@ class Plan:
     num_cached_tokens: int = 0
     num_new_tokens: int = 0
     candidates: tuple[Candidate, ...] = ()
+    pull_from: Member | None = None
 
     def header(self) -> str:
         """Compact text for `x-baton-plan`; values never hold spaces."""
         prefill = self.prefill[0].worker_id if self.prefill else "local"
+        pull = "" if self.pull_from is None else f" pull_from={self.pull_from.worker_id}"
         return (
             f"decode={self.decode.worker_id} prefill={prefill} reason={self.reason} "
             f"ttft_ms={self.ttft_s * 1e3:.1f} cached_tokens={self.num_cached_tokens}"
+            f"{pull}"
         )
 
     def explain(self) -> str:

@@ -9,13 +9,13 @@ from typing import Final, TypeVar
 
 from baton.protos.types import Member
 from baton.router.config import RouterConfig
-from baton.router.costs import DecodeAt, LocalAt, PairAt, PrefillAt, Prices, extra_s
+from baton.router.costs import DecodeAt, LocalAt, PairAt, PrefillAt, Prices
 from baton.router.decision import Plan, RouteRequest
 from baton.router.pools import Pools, prefix_hits
 from baton.router.prefix_index import Prefixes
 from baton.router.shortlist import Shortlist, num_tokens
 from baton.router.times import Near
-from baton.router.view import Busy, ClusterView, Columns
+from baton.router.view import Busy, ClusterView, Columns, WorkerView
 
 # Pairs of the best so many decode and prefill workers are priced with the transfer between them.
 _NUM_PAIRED: Final = 3
@@ -149,8 +149,14 @@ class _Priced:
             for each in remote
         ]
         targets: tuple[Member, ...] = ()
+        pull_from: Member | None = None
         if isinstance(best, PairAt):
             targets = self._targets(best)
+            if best.prefill.pull_row >= 0:
+                # Where the one that decodes has as much, the way is there already.
+                same = best.at.num_cached == best.prefill.num_cached
+                row = best.at.row if same else best.prefill.pull_row
+                pull_from, reason = pools.decode.workers[row].member, f"{reason},pull"
         return Plan(
             decode=pools.decode.workers[best.at.row].member,
             prefill=targets,
@@ -159,6 +165,7 @@ class _Priced:
             num_cached_tokens=best.at.num_cached,
             num_new_tokens=best.prefill.num_new if isinstance(best, PairAt) else best.at.num_new,
             candidates=tuple(candidates),
+            pull_from=pull_from,
         )
 
     def _targets(self, best: PairAt) -> tuple[Member, ...]:
@@ -185,15 +192,26 @@ class _Priced:
         """The best few prefill workers, cheapest first."""
         pools, figures = self.pools, self.pools.prefill.figures
         price, noise = self._prices.prefill, self._rng.random
+        source = max(self._decode.values(), key=lambda at: at.num_cached)
         found = []
         for row in self._prefill_rows:
             num_cached = num_tokens(self._held, pools.prefill.bits[row])
             num_kept = self._kept.get(pools.prefill.ids[row], 0)
             held = (num_cached, num_kept, self._extra_s(pools.prefill, row))
             at = price(row, figures[row], *held, prefer_idle=prefer_idle)
+            if source.num_cached > at.num_cached:
+                at = self._pulled(at, source)
             found.append((at.own_s + noise() * _NOISE_S, row, at))
         found.sort()
         return [at for _, _, at in found[:_NUM_PAIRED]]
+
+    def _pulled(self, prefill: PrefillAt, source: DecodeAt) -> PrefillAt:
+        """What it costs there if that worker's cache may be fetched first."""
+        decode, other = self.pools.decode, self.pools.prefill
+        near = decode.near(source.row, other, prefill.row)
+        ids = decode.ids[source.row], other.ids[prefill.row]
+        times = self.pools.view.transfers.between(*ids, near)
+        return self._prices.pulled(prefill, source.row, source.num_cached, times)
 
     def _decode_at(self, rows: Iterable[int]) -> dict[int, DecodeAt]:
         pool = self.pools.decode
@@ -213,7 +231,7 @@ class _Priced:
         request = self._request
         if not request.adapter and not request.last_worker:
             return 0.0
-        return extra_s(request, self._config, pool.workers[row])
+        return _extra_s(request, self._config, pool.workers[row])
 
     def _with_kept(self, chosen: Shortlist, pool: Columns) -> list[int]:
         """The best for computing a prompt, and those that have most of it in slower tiers."""
@@ -240,3 +258,12 @@ class _Priced:
         if self._prefill_rows and not (far is rack and far is host):
             rows += chosen.usable(pool.beside(self.pools.prefill, self._prefill_rows[0]))
         return rows
+
+
+def _extra_s(request: RouteRequest, config: RouterConfig, worker: WorkerView) -> float:
+    """An adapter to load, less what is granted to the session's last worker."""
+    price_s = 0.0
+    if request.adapter and request.adapter not in worker.adapters:
+        price_s = config.adapter_load_s
+    last = request.last_worker == worker.member.worker_id
+    return price_s - config.affinity_s if last else price_s

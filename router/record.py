@@ -110,6 +110,7 @@ def where(chosen: Plan) -> dict[str, Any]:
     return {
         "decode": chosen.decode.worker_id,
         "prefill": [member.worker_id for member in chosen.prefill],
+        "pull_from": "" if chosen.pull_from is None else chosen.pull_from.worker_id,
         "reason": chosen.reason,
         "ttft_s": chosen.ttft_s,
     }

@@ -78,6 +78,18 @@ class KvMemory:
             self._stored[block_hash] = None
         return True
 
+    def bring(self, hashes: Sequence[bytes]) -> None:
+        """Blocks of a prefix that another worker has written here are cached, if there is room."""
+        known = self.match(hashes)
+        shared, own_tokens = list(hashes[:known]), (len(hashes) - known) * self.block_tokens
+        if not self.take(shared, own_tokens, 0):
+            return
+        for block_hash in hashes[known:]:
+            if self.publish(block_hash):
+                shared.append(block_hash)
+                own_tokens -= self.block_tokens
+        self.release(shared, own_tokens)
+
     def release(self, shared: Sequence[bytes], num_own_tokens: int) -> None:
         """Ends references, in token order so that a tail is evicted first, and own tokens."""
         self.own_tokens -= num_own_tokens

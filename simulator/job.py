@@ -23,6 +23,8 @@ class Job:
     decode: SimWorker | None = None
     prefill: SimWorker | None = None
     targets: list[Member] = field(default_factory=list)
+    # Whose cache its prefill worker fetches first.
+    lender: SimWorker | None = None
     # In the decode worker, and in the prefill worker.
     sequence: Sequence | None = None
     held: Sequence | None = None

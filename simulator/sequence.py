@@ -29,11 +29,16 @@ class Sequence:
     start_step: int = 0
     last_token_s: float = -1.0
 
+    def findable(self, memory: KvMemory) -> tuple[bytes, ...]:
+        """Blocks that a cache may have: the last token is always computed, as its logits choose
+        the next one.
+        """
+        return self.hashes[: (self.num_tokens - 1) // memory.block_tokens]
+
     def take(self, memory: KvMemory, headroom: int) -> bool:
         """KV for all its known tokens, shared as far as the cache has them; or nothing."""
         block_tokens = memory.block_tokens
-        # The last token is always computed: its logits choose the next one.
-        findable = self.hashes[: (self.num_tokens - 1) // block_tokens]
+        findable = self.findable(memory)
         shared = list(findable[: memory.match(findable)])
         num_cached = len(shared) * block_tokens
         num_own = self.num_tokens - num_cached
@@ -46,8 +51,7 @@ class Sequence:
 
     def num_uncached(self, memory: KvMemory) -> int:
         """Known tokens that would have to be computed if it began now."""
-        findable = self.hashes[: (self.num_tokens - 1) // memory.block_tokens]
-        return self.num_tokens - memory.match(findable) * memory.block_tokens
+        return self.num_tokens - memory.match(self.findable(memory)) * memory.block_tokens
 
     def publish(self, memory: KvMemory) -> None:
         """Lets others find its blocks whose tokens are now all computed."""

@@ -158,6 +158,8 @@ class Simulation:
         job.attempt += 1
         job.decode = self.fleet.workers[chosen.decode.worker_id]
         job.targets = list(chosen.prefill)
+        lender = chosen.pull_from
+        job.lender = self.fleet.workers.get(lender.worker_id) if lender else None
         job.num_new = chosen.num_new_tokens
         job.local = not job.targets
         job.reason = chosen.reason
@@ -239,12 +241,46 @@ class Simulation:
         self._placed(job)
         job.sequence = sequence
         job.num_pushed = sequence.num_cached
-        job.held = self._sequence(job, hold=True)
-        prefill.add(job.held)
+        held = job.held = self._sequence(job, hold=True)
+        prefix, num_bytes = self._lent(job, held, prefill)
+        if prefix and job.lender is not None:
+            end_s = self._over_wire(job.lender, prefill, num_bytes)
+            arrival_s = end_s + self.config.times.handshake_s
+            self.events.at(arrival_s, partial(self._pulled, job, prefill, held, prefix))
+        else:
+            prefill.add(held)
         return True
 
+    def _lent(
+        self, job: Job, held: Sequence, prefill: SimWorker
+    ) -> tuple[tuple[bytes, ...], float]:
+        """The longer prefix that another worker has cached, and its bytes; or nothing."""
+        lender = job.lender
+        if lender is None or lender.dead:
+            return (), 0
+        findable = held.findable(prefill.memory)
+        prefix = findable[: lender.memory.match(findable)]
+        num_new = (len(prefix) - prefill.memory.match(prefix)) * prefill.memory.block_tokens
+        return (prefix, num_new * self.config.times.kv_bytes_per_token) if num_new else ((), 0)
+
+    def _pulled(
+        self, job: Job, prefill: SimWorker, held: Sequence, prefix: tuple[bytes, ...]
+    ) -> None:
+        if job.held is not held or prefill.dead:
+            self._by_sequence.pop(id(held), None)
+            return
+        prefill.memory.bring(prefix)
+        prefill.add(held)
+
+    def _over_wire(self, sender: SimWorker, receiver: SimWorker, num_bytes: float) -> float:
+        """When it is there: both ends of the wire carry one push at a time."""
+        start_s = max(self.events.now, sender.wire_free_s, receiver.wire_free_s)
+        end_s = start_s + self.config.times.transfer.predict(num_bytes)
+        sender.wire_free_s = receiver.wire_free_s = end_s
+        return end_s
+
     def computed(self, worker: SimWorker, sequence: Sequence) -> None:
-        """Pushes what is new; both ends of the wire carry one push at a time."""
+        """Pushes what is new."""
         job = self._by_sequence[id(sequence)]
         if job.held is not sequence or job.decode is None:
             return
@@ -254,9 +290,7 @@ class Simulation:
             return
         job.num_pushed = sequence.num_computed
         num_bytes = num_new * self.config.times.kv_bytes_per_token
-        start_s = max(self.events.now, worker.wire_free_s, job.decode.wire_free_s)
-        end_s = start_s + self.config.times.transfer.predict(num_bytes)
-        worker.wire_free_s = job.decode.wire_free_s = job.delivered_s = end_s
+        job.delivered_s = self._over_wire(worker, job.decode, num_bytes)
 
     def first_token(self, worker: SimWorker, sequence: Sequence) -> None:
         job = self._by_sequence[id(sequence)]

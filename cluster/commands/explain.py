@@ -39,10 +39,11 @@ def text(plan: Mapping[str, Any]) -> str:
     """One decision, for people."""
     prefill = plan["prefill"][0] if plan["prefill"] else "local"
     adapter = f" adapter={plan['adapter']}" if plan.get("adapter") else ""
+    pull = f" pull_from={plan['pull_from']}" if plan.get("pull_from") else ""
     lines = [
         f"{plan['request_id']}: decode={plan['decode']} prefill={prefill} "
         f"reason={plan['reason']} policy={plan['policy']} cached_tokens={plan['num_cached_tokens']}"
-        f"{adapter}"
+        f"{adapter}{pull}"
     ]
     lines += [_option(option) for option in plan["candidates"]]
     lines.append(f"  predicted: ttft={1e3 * plan['ttft_s']:.1f}ms")
@@ -68,4 +69,7 @@ def _outcome(outcome: Mapping[str, Any] | None) -> str:
     )
     where = outcome["prefilled_by"] or "local"
     fallback = f" fallback={outcome['fallback_reason']}" if outcome["fallback_reason"] else ""
-    return f"{times} prefilled_by={where} tokens={outcome['num_tokens']}{fallback}"
+    pulled = (
+        f" pulled_tokens={outcome['num_pulled_tokens']}" if outcome["num_pulled_tokens"] else ""
+    )
+    return f"{times} prefilled_by={where} tokens={outcome['num_tokens']}{pulled}{fallback}"

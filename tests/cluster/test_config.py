@@ -168,6 +168,7 @@ def test_wrong_types_name_line_field_and_value(model: str, text: str, said: str)
         ("ray: {object_store_bytes: 10}", "ray.object_store_bytes", "at least"),
         ("gateway_replicas: 0", "gateway_replicas", "at least 1"),
         ("name: a/b", "name", "letters"),
+        ("prefill: {worker: {connector: nccl}}", "prefill.worker.connector", "one connector"),
     ],
 )
 def test_values_out_of_range_say_what_would_work(

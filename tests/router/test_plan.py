@@ -172,6 +172,27 @@ def test_a_prefix_in_a_slower_tier_counts_by_the_time_to_load_it() -> None:
     assert decide(pool, 8_100, index=kept("d1", 500), prompt_logprobs=True).ttft_s >= computed_s
 
 
+def test_the_next_turn_is_fetched_from_who_decoded_the_last_one() -> None:
+    """Where that is quicker than computing it again, for whoever decodes it."""
+    pool = [worker("d0"), worker("d1"), worker("p0")]
+    remote = RouterConfig(policy="always_remote")
+    # The prefill worker has the first prompt, the decode worker also what it answered.
+    chosen = decide(pool, 4_000, index=cached(d0=180, p0=60), config=remote)
+    assert where(chosen) == ("d0", "p0", "always_remote,pull")
+    assert chosen.pull_from == pool[0].member
+    assert chosen.num_new_tokens == 4_000 - 180 * 16
+    assert "pull_from=d0" in chosen.header()
+    # Another worker may decode it.
+    busy = worker("d0", WorkerLoad(num_running=200, running_kv_tokens=400_000, itl_s=0.2))
+    chosen = decide([busy, *pool[1:]], 4_000, index=cached(d0=180, p0=60), config=remote)
+    assert where(chosen) == ("d1", "p0", "always_remote,pull")
+    assert chosen.pull_from == pool[0].member
+    for index in (cached(d0=60, p0=60), cached(d0=61, p0=60), cached(p0=60), PrefixIndex()):
+        chosen = decide(pool, 4_000, index=index, config=remote)
+        assert chosen.pull_from is None
+        assert chosen.reason == "always_remote"
+
+
 def test_what_left_every_tier_counts_no_more() -> None:
     index = kept("d1", 50)
     assert index.kept([Chain(1, hashes(60))]) == {"d1": 50}

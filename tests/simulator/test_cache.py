@@ -71,3 +71,14 @@ def test_events_tell_what_can_be_found() -> None:
         memory.check_integrity()
         for block_hash in known:
             assert memory.match((block_hash,)) == 1
+
+
+def test_what_another_worker_brings_is_cached_as_far_as_there_is_room() -> None:
+    memory = KvMemory(50, 10)
+    compute(memory, 20, (1, 2)).free(memory)
+    memory.bring(hashes(1, 2, 3, 4))
+    assert memory.match(hashes(1, 2, 3, 4)) == 4
+    assert memory.available_tokens == 50
+    memory.bring(hashes(*range(10, 20)))
+    assert memory.match(hashes(10)) == 0
+    memory.check_integrity()

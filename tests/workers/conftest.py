@@ -65,10 +65,10 @@ async def started_pair(
     lmcache: str = AUTO,
 ) -> AsyncIterator[Pair]:
     """Two workers that know each other's secret, until the end of the block."""
-    common = {"connector": connector, "lmcache": lmcache, "secret": "of the test"}
+    common = {"connector": connector, "lmcache": lmcache, "secret": "of the test", "lease_s": 1.0}
     prefill = PrefillWorker(PrefillWorkerConfig(engine=prefill_engine, **common))
     decode = DecodeWorker(
-        DecodeWorkerConfig(engine=decode_engine, prefill_timeout_s=20.0, lease_s=1.0, **common)
+        DecodeWorkerConfig(engine=decode_engine, prefill_timeout_s=20.0, **common)
     )
     both = Pair(prefill, decode, await prefill.start(), await decode.start())
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from baton.gateway.link_messages import prefill_target
 from baton.protos import worker_pb2 as pb
 from baton.protos.constraints import Grammar, Thought
 from baton.protos.convert import generate_to_proto
@@ -68,6 +69,7 @@ class Probe:
         salt: bytes = b"",
         grammar: Grammar | None = None,
         thought: Thought | None = None,
+        pull_from: Member | None = None,
     ) -> int:
         self._handle += 1
         request = GenerateRequest(
@@ -82,17 +84,16 @@ class Probe:
         submit = pb.Submit(
             handle=self._handle,
             generate=generate_to_proto(request),
-            prefill=[
-                pb.PrefillTarget(
-                    worker_id=m.worker_id, incarnation=m.incarnation, address=m.address
-                )
-                for m in prefill
-            ],
+            prefill=map(prefill_target, prefill),
             deadline_s=deadline_s,
+            pull_from=None if pull_from is None else prefill_target(pull_from),
         )
         self.answers[self._handle] = Answer()
         self._outgoing.put_nowait(pb.GatewayMessage(submits=[submit]))
         return self._handle
+
+    def lend_to(self, borrower: Member) -> None:
+        self._outgoing.put_nowait(pb.GatewayMessage(borrowers=[prefill_target(borrower)]))
 
     def abort(self, handle: int) -> None:
         self._outgoing.put_nowait(pb.GatewayMessage(aborts=[handle]))

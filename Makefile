@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 export PYTHONSAFEPATH = 1
 
-.PHONY: serve test check format protos clean
+.PHONY: serve test test-parts test-clusters check format protos clean
 
 $(VENV)/serve.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,8 +28,14 @@ $(VENV)/tools.stamp: $(VENV)/serve.stamp tests/deploy/tools/install.sh tests/dep
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/baton serve --port $(PORT)
 
-test: $(VENV)/test.stamp $(VENV)/tools.stamp
-	$(BIN)/python -m pytest -q
+# Real clusters mostly wait for processes to start: `make -j2 test` runs the other tests beside them.
+test: test-clusters test-parts
+
+test-clusters: $(VENV)/test.stamp $(VENV)/tools.stamp
+	$(BIN)/python -m pytest -q -m cluster
+
+test-parts: $(VENV)/test.stamp $(VENV)/tools.stamp
+	$(BIN)/python -m pytest -q -m "not cluster"
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from baton.protos.errors import TransferError
 
 LAYOUT = KVLayout(num_layers=3, kv_heads=2, block_size=4, head_dim=8, dtype="float32")
 NUM_BLOCKS = 32
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 Make = Callable[..., Connector]
 

@@ -84,16 +84,17 @@ class WorkerService(WorkerServicer):
         reader: asyncio.Task[None] | None = None
         try:
             handshake = CalledHandshake(self._host.identity)
-            mine = handshake.challenge((await anext(incoming)).challenge)
-            yield pb.PrefillMessage(challenge=mine)
-            info = handshake.accept((await anext(incoming)).hello)
+            first = await asyncio.wait_for(anext(incoming), _GREETING_S)
+            yield pb.PrefillMessage(challenge=handshake.challenge(first.challenge))
+            second = await asyncio.wait_for(anext(incoming), _GREETING_S)
+            info = handshake.accept(second.hello)
             key = info.key
             await self._sender.greet(info, outgoing.put_nowait)
             yield pb.PrefillMessage(hello=handshake.hello())
             reader = asyncio.create_task(self._read(incoming, key, outgoing))
             while (message := await outgoing.get()) is not None:
                 yield message
-        except (StopAsyncIteration, BatonError) as error:
+        except (StopAsyncIteration, TimeoutError, BatonError) as error:
             await context.abort(_STATUS.get(type(error), grpc.StatusCode.UNAVAILABLE), str(error))
         finally:
             if reader is not None:

@@ -8,7 +8,7 @@ import threading
 
 import grpc
 import pytest
-from tests.workers.conftest import Pair, engine_config
+from tests.workers.conftest import Pair, engine_config, started_pair
 from tests.workers.probe import Probe
 
 from baton.decode_worker.config import DecodeWorkerConfig
@@ -82,6 +82,26 @@ async def test_a_replay_goes_on_where_the_other_worker_stopped(pair: Pair) -> No
             handle = gateway.submit(prompt, sampling, output=whole[:9], prefill=targets)
             answer = await gateway.wait(handle)
             assert answer.tokens == whole[9:]
+
+
+async def test_a_pool_of_fp8_is_filled_from_one_of_float32() -> None:
+    requests = [(prompt, GREEDY) for prompt in prompts(9)[6:]]
+    expected = await asyncio.to_thread(run_alone, requests)
+    engines = [
+        engine_config(Role.PREFILL),
+        engine_config(Role.DECODE, kv_cache_dtype="fp8_e4m3", block_size=32),
+    ]
+    async with started_pair(*engines) as pair, Probe(pair.decode_member) as gateway:
+        for request, alone in zip(requests, expected, strict=True):
+            handle = gateway.submit(*request, prefill=[pair.prefill_member])
+            answer = await gateway.wait(handle)
+            assert answer.done is not None
+            assert not answer.done.fallback_reason
+            assert answer.done.prefilled_by == "prefill-0"
+            # The first is computed before anything is rounded.
+            assert answer.tokens[0] == alone[0]
+            assert len(answer.tokens) == len(alone)
+        await pair.check_all_free()
 
 
 async def test_only_uncached_blocks_are_sent(pair: Pair) -> None:

@@ -69,6 +69,17 @@ async def test_kv_goes_from_ranks_to_ranks(
             assert [a.done.fallback_reason for a in answers if a.done] == [""] * 4
             assert [a.done.prefilled_by for a in answers if a.done] == ["prefill-0"] * 4
             assert [a.tokens for a in answers] == expected
+        # The other way, for the next turn.
+        first = list(range(100, 160))
+        answer = await gateway.wait(gateway.submit(first, GREEDY))
+        both = [*first, *answer.tokens, *range(200, 230)]
+        (second,) = await asyncio.to_thread(run_alone, [(both, GREEDY)])
+        lender = pair.decode_member
+        handle = gateway.submit(both, GREEDY, prefill=[pair.prefill_member], pull_from=lender)
+        answer = await gateway.wait(handle)
+        assert answer.tokens == second
+        assert answer.done is not None
+        assert answer.done.num_pulled_tokens >= 64
         await pair.check_all_free()
 
 

@@ -39,7 +39,11 @@ from baton.protos.errors import PeerLostError, TransferError
 
 # How long a link without a write keeps its channel.
 IDLE_S: Final = 60.0
+# How long an incoming link may be silent: longer than its sender would keep it.
+_SILENCE_S: Final = 2 * IDLE_S + TRANSFER_TIMEOUT_S
 _GOODBYE_S: Final = 0.5
+# Between looks whether the receiver of a write under way is still there.
+_LOOK_S: Final = 0.01
 NO_RUNS: Final = np.empty(0, dtype=np.int32)
 
 logger = logging.getLogger(__name__)
@@ -67,6 +71,7 @@ class Sender:
 class LinkWrite:
     """One write on its way. See `Transfer`."""
 
+    link: OutgoingLink
     local_runs: RunIds
     frame: WriteFrame
     error: TransferError | None = None
@@ -78,9 +83,12 @@ class LinkWrite:
         self._ended.set()
 
     def poll(self) -> bool:
-        if self._ended.is_set() and self.error is not None:
+        if not self._ended.is_set():
+            self.link.check()
+            return False
+        if self.error is not None:
             raise self.error
-        return self._ended.is_set()
+        return True
 
     def release(self) -> None:
         """Not begun: it never will be. What is under way ends with its link."""
@@ -120,6 +128,9 @@ class OutgoingLink:
         self._closed = False
         # Once set, no write is carried out any more.
         self._failure: TransferError | None = None
+        # Known from outside the thread, which may still wait within the channel.
+        self._lost: PeerLostError | None = None
+        self._next_look_s = 0.0
         self._connection: socket.socket | None = None
         self._channel: Channel | None = None
         self._thread = threading.Thread(target=self._run, name=f"kv-to-{key.agent}", daemon=True)
@@ -132,11 +143,28 @@ class OutgoingLink:
 
     def write(self, local_runs: RunIds, remote_runs: RunIds, notice: bytes) -> LinkWrite:
         """Queues it behind the others of this link."""
-        write = LinkWrite(local_runs, WriteFrame(remote_runs, notice))
+        write = LinkWrite(self, local_runs, WriteFrame(remote_runs, notice))
         self._writes.put(write)
         if self._failure is not None:
             write.end(self._failure)
         return write
+
+    def check(self) -> None:
+        """PeerLostError once the receiver has ended the link or its process is gone.
+
+        For whoever waits for a write. The link's thread itself may not notice for a while: gloo
+        does not wake a send whose peer dies within the message, but lets it time out, and nothing
+        wakes who waits for the other end of a channel that is being made.
+        """
+        now_s = time.monotonic()
+        if self._lost is None and now_s >= self._next_look_s:
+            self._next_look_s = now_s + _LOOK_S
+            connection = self._connection
+            # If the thread has let go of it meanwhile, it was this side that ended it.
+            if connection and is_closed(connection) and connection is self._connection:
+                self._lost = PeerLostError(f"writing to {self._key}: the receiver ended the link")
+        if self._lost is not None:
+            raise self._lost
 
     def close(self) -> None:
         """Ends the link. Returns when the receiver will write no more, or does not answer."""
@@ -146,7 +174,8 @@ class OutgoingLink:
         if connection is not None:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
-        self._thread.join(_GOODBYE_S)
+        if self._lost is None:
+            self._thread.join(_GOODBYE_S)
 
     def _run(self) -> None:
         error: TransferError | None = None
@@ -247,8 +276,7 @@ class IncomingLink:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         channel = self._channels.accept(greeting)
-        # Between writes a link may be silent for as long as its sender keeps it.
-        self._connection.settimeout(None)
+        self._connection.settimeout(_SILENCE_S)
         while (frame := read_write(self._connection)) is not None:
             self._take(frame, view, channel)
             if frame.notice:

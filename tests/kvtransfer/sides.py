@@ -15,6 +15,7 @@ from baton.protos.errors import TransferError
 
 LAYOUT = KVLayout(num_layers=3, kv_heads=2, block_size=4, head_dim=8, dtype="float32")
 NUM_BLOCKS = 32
+# Only ever spent by a test that fails.
 PATIENCE_S = 60.0
 
 Make = Callable[..., Connector]

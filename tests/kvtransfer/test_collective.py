@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
 from tests.kvtransfer.receiver import Receiver
 from tests.kvtransfer.sides import Side, eventually
 
+from baton.kvtransfer.channel import Channel, Offer
 from baton.kvtransfer.collective import CollectiveConnector, CollectiveWire
 from baton.kvtransfer.connector import PeerInfo, PeerKey
+from baton.kvtransfer.frames import Greeting
 from baton.kvtransfer.nixl import NixlConnector
 from baton.kvtransfer.wire_connector import WireConnector
 from baton.protos.errors import LayoutMismatchError, PeerLostError, TransferError
@@ -30,6 +34,38 @@ def sides() -> Iterator[tuple[Side, Side]]:
 def changed(info: PeerInfo, **values: object) -> PeerInfo:
     metadata = {**json.loads(info.agent_metadata), **values}
     return replace(info, agent_metadata=json.dumps(metadata).encode())
+
+
+class DeafChannels:
+    """The sender's end notices nothing until `wake`, as gloo's within a message; the receiver's
+    end breaks.
+    """
+
+    name = "deaf"
+    advice = ""
+
+    def __init__(self, *, opens: bool) -> None:
+        self.wake = threading.Event()
+        self._opens = opens
+
+    def offer(self) -> Offer:
+        return Offer("", self._open)
+
+    def accept(self, greeting: Greeting) -> Channel:
+        if not self._opens:
+            raise RuntimeError("the receiver breaks")
+        return self
+
+    def send(self, chunks: Iterator[torch.Tensor]) -> None:
+        self.wake.wait()
+
+    def receive(self, chunks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        raise RuntimeError("the receiver breaks")
+
+    def _open(self) -> Channel:
+        if not self._opens:
+            self.wake.wait()
+        return self
 
 
 def test_a_communicator_is_dropped_when_idle_and_made_anew_for_the_next_write() -> None:
@@ -70,6 +106,29 @@ def test_metadata_of_another_connector_is_refused(sides: tuple[Side, Side]) -> N
     other.connector.close()
 
 
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_lost_receiver_is_noticed_while_the_channel_notices_nothing(opens: bool) -> None:
+    channels = DeafChannels(opens=opens)
+
+    def make(pool, layout, key, *, on_notice, limits=None):  # type: ignore[no-untyped-def]
+        wire = CollectiveWire(pool, layout, key, host="127.0.0.1", channels=channels)
+        return WireConnector(wire, on_notice=on_notice, limits=limits)
+
+    sender, receiver = Side(make, "sender"), Side(make, "receiver")
+    try:
+        if opens:
+            sender.connector.connect(receiver.info)
+            for outcome in [sender.push(receiver.key, [i], [i], "r") for i in range(3)]:
+                assert isinstance(outcome.wait(), PeerLostError)
+        with pytest.raises(PeerLostError, match="the receiver ended the link"):
+            sender.connector.connect(receiver.info)
+        assert sender.connector.statistics().num_in_flight == 0
+    finally:
+        sender.connector.close()
+        receiver.connector.close()
+        channels.wake.set()
+
+
 def test_a_killed_peer_fails_its_pushes_and_its_successor_works(sides: tuple[Side, Side]) -> None:
     sender = Side(CollectiveConnector, "busy", num_blocks=NUM_BLOCKS)
     victim = Receiver("victim", num_blocks=NUM_BLOCKS, connector=CollectiveConnector)
@@ -80,6 +139,7 @@ def test_a_killed_peer_fails_its_pushes_and_its_successor_works(sides: tuple[Sid
         doomed = [sender.push(victim.key, everything, everything, f"d{i}") for i in range(100)]
         assert doomed[0].wait() is None
         victim.kill()
+        doomed.append(sender.push(victim.key, [1], [1], "late"))
         lost = [fate for outcome in doomed if (fate := outcome.wait()) is not None]
         assert lost
         assert all(isinstance(fate, PeerLostError) for fate in lost)

@@ -34,7 +34,7 @@ def receivers() -> Iterator[tuple[Receiver, Receiver, Receiver]]:
 
 @pytest.fixture
 def sender() -> Iterator[Side]:
-    limits = ConnectorLimits(connect_timeout_s=3.0, drain_timeout_s=1.0)
+    limits = ConnectorLimits(drain_timeout_s=1.0)
     side = Side(NixlConnector, "sender", num_blocks=NUM_BLOCKS, limits=limits)
     yield side
     side.connector.close()
@@ -70,8 +70,9 @@ def test_metadata_that_is_not_its_own_is_refused(sender: Side) -> None:
 
 
 def test_a_peer_that_stands_still_cannot_hold_connect_or_close(
-    sender: Side, receivers: tuple[Receiver, Receiver, Receiver]
+    receivers: tuple[Receiver, Receiver, Receiver],
 ) -> None:
+    sender = Side(NixlConnector, "hasty", limits=ConnectorLimits(connect_timeout_s=3.0))
     successor = receivers[2]
     with successor.frozen():
         with pytest.raises(PeerLostError, match="did not answer within"):

@@ -88,7 +88,7 @@ async def test_a_killed_lmcache_server_fails_no_request_and_its_successor_is_use
             os.kill(server.pid, signal.SIGKILL)
             answers = [first, *await asyncio.gather(*under_way)]
             assert [a.tokens for a in answers] == [expected[0], *expected]
-            end_s = time.monotonic() + 60
+            end_s = time.monotonic() + 120
             again = first
             while again is first or again.done is None or not again.done.prefilled_by:
                 assert time.monotonic() < end_s

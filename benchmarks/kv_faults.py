@@ -2,7 +2,8 @@
 
     python -m benchmarks.kv_faults [--schedules 1000] [--connector local] [--output FILE]
 
-A schedule is one to three requests, some of them aborted, under one to three kinds of faults (lost,
+A schedule is one to three requests, some of them aborted, half of them with a prefix that the
+prefill worker pulls from the decode worker, under one to three kinds of faults (lost,
 repeated and late notices; the wire lost before, during or after a write; writes that are refused,
 slow or never end; connections that are refused or never stand). After each, every answer must be
 the token sequence of an undisturbed engine, every received block must have had the checksum of the
@@ -43,6 +44,7 @@ async def run(connector: str, schedules: int, first_seed: int) -> dict[str, Any]
             "aborted": faulty.num_aborted,
             "computed_remotely": faulty.num_remote,
             "blocks_checked": faulty.ledger.num_checked,
+            "pulled_tokens": (await faulty.pair.prefill.load()).num_pulled_tokens,
             "faults": dict(sorted(faulty.faults.happened.items())),
             "first_good_transfer_s": percentiles(healed_s),
             "seconds": round(time.monotonic() - began_s, 1),

@@ -55,23 +55,34 @@ class Ledger:
     def watch(self, engine: Engine) -> None:
         """Fills what `engine` reserves, and checks what it receives."""
         reserve, receive = engine.reserve, engine.receive
-        block_size = engine.config.block_size
+        borrow, end_move = engine.borrow, engine.end_move
+        size = engine.config.block_size
 
-        def filled(request):  # type: ignore[no-untyped-def]
-            found = reserve(request)
+        def fill(found: Reservation | None) -> Reservation | None:
             if found is not None:
                 self.reserved[found.request_id, found.epoch] = found
-                fresh = list(found.block_ids[found.num_cached_tokens // block_size :])
+                fresh = list(found.block_ids[found.num_cached_tokens // size :])
                 engine.pool.tensor[fresh] = float("nan")
             return found
 
-        def checked(request_id: str, epoch: int, first: RequestOutput) -> None:
+        def check(request_id: str, epoch: int, num_tokens: int | None) -> None:
             found = self.reserved[request_id, epoch]
-            for number in range(found.num_cached_tokens // block_size, len(found.block_ids)):
+            end = len(found.block_ids) if num_tokens is None else num_tokens // size
+            for number in range(found.num_cached_tokens // size, end):
                 self._check(engine, request_id, epoch, number, found.block_ids[number])
+
+        def checked(request_id: str, epoch: int, first: RequestOutput) -> None:
+            check(request_id, epoch, None)
             receive(request_id, epoch, first)
 
-        engine.reserve, engine.receive = filled, checked  # type: ignore[method-assign]
+        def checked_move(move_id: str, epoch: int = 0, *, num_tokens: int = 0) -> None:
+            if num_tokens:
+                check(move_id, epoch, num_tokens)
+            end_move(move_id, epoch, num_tokens=num_tokens)
+
+        engine.reserve = lambda request: fill(reserve(request))  # type: ignore[method-assign]
+        engine.borrow = lambda *move: fill(borrow(*move))  # type: ignore[method-assign]
+        engine.receive, engine.end_move = checked, checked_move  # type: ignore[method-assign]
 
     def _check(self, engine: Engine, request_id: str, epoch: int, number: int, block: int) -> None:
         self.num_checked += 1
@@ -140,8 +151,17 @@ class Rig:
         salt = f"{seed}/{rng.randrange(2)}".encode()
         abort_after_s = rng.random() * 0.2 if rng.random() < 0.25 else None
         await asyncio.sleep(rng.random() * 0.05)
+        pull_from = self.pair.decode_member if rng.random() < 0.5 else None
+        if pull_from is not None:
+            # So that there is something to pull.
+            head = self.prompts[number][: rng.randrange(20, 200)]
+            await self.gateway.wait(self.gateway.submit(head, SAMPLING, salt=salt))
         handle = self.gateway.submit(
-            self.prompts[number], SAMPLING, prefill=[self.pair.prefill_member], salt=salt
+            self.prompts[number],
+            SAMPLING,
+            prefill=[self.pair.prefill_member],
+            salt=salt,
+            pull_from=pull_from,
         )
         self.num_requests += 1
         if abort_after_s is not None:
@@ -182,7 +202,11 @@ async def rig(
     expected = await asyncio.to_thread(run_alone, [(prompt, SAMPLING) for prompt in asked])
     prefill = PrefillWorker(
         PrefillWorkerConfig(
-            engine=engine_config(Role.PREFILL), connector=connector, reserve_timeout_s=2.0
+            engine=engine_config(Role.PREFILL),
+            connector=connector,
+            reserve_timeout_s=2.0,
+            pull_timeout_s=1.0,
+            lease_s=0.3,
         ),
         connectors=make,
     )
@@ -198,6 +222,7 @@ async def rig(
     )
     pair = Pair(prefill, decode, await prefill.start(), await decode.start())
     ledger.watch(decode.host.engine)
+    ledger.watch(prefill.host.engine)
     try:
         async with Probe(pair.decode_member, "") as gateway:
             yield Rig(pair, gateway, faults, ledger, asked, expected)

@@ -20,6 +20,7 @@ async def test_random_faults_cost_time_and_nothing_else(connector: str, count: i
             await faulty.run(seed)
         assert sum(faulty.faults.happened.values()) > 0
         assert faulty.ledger.num_checked > 0
+        assert (await faulty.pair.prefill.load()).num_pulled_tokens > 0
         await faulty.good_transfer_s()
 
 

@@ -5,7 +5,8 @@ The LMCache server beside a worker: it starts before the worker and ends after i
 {{- $root := index . 0 }}
 {{- $cache := $root.Values.lmcache }}
 {{- if and $cache.enabled (index . 1) }}
-{{- $command := list "lmcache" "server" "--host" "127.0.0.1" "--port" "5555" "--http-host" "127.0.0.1" "--instance-id" "$(POD)" }}
+{{- /* Its own HTTP port would be 8080, which is that of Ray's metrics. */}}
+{{- $command := list "lmcache" "server" "--host" "127.0.0.1" "--port" "5555" "--http-host" "127.0.0.1" "--http-port" "5556" "--instance-id" "$(POD)" }}
 {{- $command = concat $command (list "--l1-size-gb" (toString $cache.memoryGib) "--shm-name" "baton" "--no-l1-use-lazy") }}
 {{- $command = concat $command (list "--supported-transfer-mode" "engine_driven" "--null-block-id" "-1" "--max-workers" "4") }}
 {{- $command = concat $command (list "--eviction-policy" "LRU" "--eviction-trigger-watermark" "0.6" "--l2-prefetch-policy" "retain") }}

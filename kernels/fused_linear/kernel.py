@@ -125,8 +125,6 @@ def small_matmul_kernel(
     prefetch(b_ahead, DEPENDENT)
     if SWIGLU:
         prefetch(b_ahead + n.to(tl.int64) * k, DEPENDENT)
-    p_tile = p_out + o_m.to(tl.int64)[None, :] * n + o_n[:, None]
-    m_tile = m_n[:, None] & m_m[None, :]
     wait_for_earlier(DEPENDENT)
     b_acc = tl.zeros([BN, BM], dtype=tl.float32)
     b_acc_up = tl.zeros([BN, BM], dtype=tl.float32)
@@ -134,7 +132,8 @@ def small_matmul_kernel(
     if ADDS:
         # the first split's sum starts with it
         m_before = m_n[:, None] & (o_m < tl.where(i_split == 0, m, 0))[None, :]
-        b_acc += tl.load(p_tile, mask=m_before, other=0.0).to(tl.float32)
+        p_before = p_out + o_m.to(tl.int64)[None, :] * n + o_n[:, None]
+        b_acc += tl.load(p_before, mask=m_before, other=0.0).to(tl.float32)
     for i_k in range(begin, tl.minimum(begin + per_split, k), BK):
         o_k = i_k + tl.arange(0, BK)
         m_k = o_k < k
@@ -157,6 +156,8 @@ def small_matmul_kernel(
         b_inverse = tl.rsqrt(b_squares / k + eps)
         b_acc *= b_inverse[None, :]
         b_acc_up *= b_inverse[None, :]
+    p_tile = p_out + o_m.to(tl.int64)[None, :] * n + o_n[:, None]
+    m_tile = m_n[:, None] & m_m[None, :]
     is_last = True
     if SPLITS > 1:
         SIZE: tl.constexpr = (2 if SWIGLU else 1) * BN * BM

@@ -58,7 +58,8 @@ async def test_the_table_is_that_of_a_real_gateway() -> None:
             await asyncio.sleep(0.1)
         output = (await ended)[0].decode()
     assert running.returncode == 0
-    assert re.search(r"^0 requests in flight, 0 wait in the gateway$", output, re.M)
+    # the last request may be on its way when the command looks
+    assert re.search(r"^[01] requests in flight, 0 wait in the gateway$", output, re.M)
     (rate, count) = re.search(r"^requests ok +([\d.]+)/s +(\d+)$", output, re.M).groups()  # type: ignore[union-attr]
     assert float(rate) > 0
     assert int(count) >= 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from baton.engine.request import Request, RequestState
@@ -34,11 +34,12 @@ class ExpectedGrowth:
                 needed += max(-(-end // size) - -(-request.num_tokens // size), least)
         return needed
 
-    def headroom(self, running: Collection[Request], candidate: Request) -> int:
+    def headroom(self, running: Iterable[Request], candidate: Request) -> int:
         """Blocks to be left when the candidate has those of its known tokens; none beside nobody:
         the first in line need not wait for what may never be used.
         """
-        return self.blocks((*running, candidate)) if running else 0
+        beside = tuple(running)
+        return self.blocks((*beside, candidate)) if beside else 0
 
     def finished(self, request: Request) -> None:
         """Learns its output's length. One cut by a limit below the mean says nothing about it."""

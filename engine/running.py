@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import insort
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Protocol
 
@@ -21,7 +21,7 @@ class BatchRows(Protocol):
     def remove_row(self, request: Request) -> None: ...
 
 
-class RunningBatch(Collection[Request]):
+class RunningBatch:
     """At most `max_running` requests, each in a slot: `prefilling` in order, `decoding` by slot.
 
     A request is in one of the two; whoever moves it changes its state too. Its adapter, which must
@@ -39,9 +39,6 @@ class RunningBatch(Collection[Request]):
 
     def __len__(self) -> int:
         return len(self.prefilling) + len(self.decoding)
-
-    def __contains__(self, request: object) -> bool:
-        return any(one is request for one in self)
 
     def __iter__(self) -> Iterator[Request]:
         yield from self.prefilling

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from baton.engine.adapters.step import plan_adapters
 from baton.engine.model_info import ModelSpec
+from baton.kernels.fused_linear import Norm, add_linear, normed_linear, split_counts
+from baton.kernels.fused_linear.launch import Problem
 from baton.kernels.lora import LoraBatch, LoraWeights, block_tokens
-from baton.kernels.lora.launch import Shrunk, expand_triton, shrink_beside
+from baton.kernels.lora.launch import (
+    LoraConfigs,
+    Shrunk,
+    expand_triton,
+    lora_configs,
+    lora_linear_triton,
+    shrink,
+)
+from baton.kernels.rms_norm import rms_norm
 from benchmarks.gpu_timing import graph_us
 
 BYTES_PER_US: Final = 3.0e6
@@ -19,53 +31,107 @@ BYTES_PER_US: Final = 3.0e6
 LAYERS: Final = 16
 
 
-def measure(
-    spec: ModelSpec, num_tokens: int, counts: Sequence[int], rank: int
-) -> Iterator[dict[str, Any]]:
-    """Rows {measure, shrink_us, expand_us, floor_us, times_floor}, tokens spread evenly."""
+def shapes_of(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Heights and width of a layer's merged projections."""
     queries, keys = spec.num_query_features, spec.num_kv_features
     hidden, inner = spec.hidden_size, spec.intermediate_size
-    shapes = {
+    return {
         "qkv": ((queries, keys, keys), hidden),
         "o": ((hidden,), queries),
         "gate_up": ((inner, inner), hidden),
         "down": ((hidden,), inner),
     }
-    for name, (heights, width) in shapes.items():
+
+
+def measure(
+    spec: ModelSpec, num_tokens: int, counts: Sequence[int], rank: int
+) -> Iterator[dict[str, Any]]:
+    """Rows {measure, shrink_us, expand_us, ...} of each projection, tokens spread evenly.
+
+    added_us: by how much they lengthen the product that they belong to, after a norm as in a model.
+    """
+    for name, (heights, width) in shapes_of(spec).items():
         for count in counts:
             if count <= num_tokens:
-                row = _measure(heights, width, num_tokens, count, rank)
-                yield {"measure": f"kernels {name}, {num_tokens} tokens, {count} distinct", **row}
+                case = Case(heights, width, num_tokens, count, rank)
+                row = {"measure": f"kernels {name}, {num_tokens} tokens, {count} distinct"}
+                yield row | case.measured()
+                del case
+                torch.cuda.empty_cache()
 
 
-def _measure(
-    heights: tuple[int, ...], width: int, num_tokens: int, count: int, rank: int
-) -> dict[str, Any]:
-    layers = _layers(heights, width, count, rank)
-    batch = _batch(num_tokens, count)
-    x = torch.randn(num_tokens, width, device="cuda", dtype=torch.bfloat16)
-    out = torch.zeros(num_tokens, sum(heights), device="cuda", dtype=torch.bfloat16)
-    swiglu = len(heights) == 2
-    shrunk: list[Shrunk] = [shrink_beside(x, layer, batch).join() for layer in layers]
-    shrink_us = graph_us(
-        [lambda lora=lora: shrink_beside(x, lora, batch).join() for lora in layers]
-    )
-    expand_us = graph_us(
-        [
-            lambda lora=lora, parts=parts: expand_triton(out, parts, lora, batch, swiglu=swiglu)
-            for lora, parts in zip(layers, shrunk, strict=True)
+class Case:
+    """A projection of several layers, as many as leave nothing in the cache, and its adapters."""
+
+    def __init__(
+        self, heights: tuple[int, ...], width: int, num_tokens: int, count: int, rank: int
+    ) -> None:
+        self.layers = _layers(heights, width, count, rank)
+        self.batch = _batch(num_tokens, count)
+        self.swiglu = len(heights) == 2
+        self.adds = len(heights) == 1
+        self.x = torch.randn(num_tokens, width, device="cuda", dtype=torch.bfloat16)
+        features = sum(heights)
+        self.out = torch.zeros(num_tokens, features, device="cuda", dtype=torch.bfloat16)
+        self.norm = torch.ones(width, device="cuda", dtype=torch.bfloat16)
+        # few enough to fit, too many for the cache
+        self.weights = [
+            torch.randn(features, width, device="cuda", dtype=torch.bfloat16) * width**-0.5
+            for _ in range(min(LAYERS, 2 + (256 << 20) // (features * width)))
         ]
-    )
-    weights = count * rank * (len(heights) * width + sum(heights)) * 2
-    # What SwiGLU alone would read and write is the base's.
-    activations = num_tokens * (width + (0 if swiglu else 2 * sum(heights))) * 2
-    floor_us = (weights + activations) / BYTES_PER_US
-    return {
-        "shrink_us": round(shrink_us, 2),
-        "expand_us": round(expand_us, 2),
-        "floor_us": round(floor_us, 2),
-        "times_floor": round((shrink_us + expand_us) / floor_us, 2),
-    }
+        self.counts = split_counts(self.weights[0])
+        weights_bytes = count * rank * (len(heights) * width + features) * 2
+        # What SwiGLU alone would read and write is the base's.
+        activations = num_tokens * (width + (0 if self.swiglu else 2 * features)) * 2
+        self.floor_us = (weights_bytes + activations) / BYTES_PER_US
+
+    def base_us(self) -> float:
+        return graph_us([partial(self._base, i) for i in range(LAYERS)])
+
+    def lora_us(self, configs: LoraConfigs | None = None) -> float:
+        return graph_us([partial(self.product, i, configs) for i in range(LAYERS)])
+
+    def measured(self) -> dict[str, Any]:
+        configs = lora_configs(self.batch, self.x.device)
+
+        def shrink_one(lora: LoraWeights) -> Shrunk:
+            return shrink(self.x, lora, self.batch, configs.shrink, chained=True).join()
+
+        def expand_one(lora: LoraWeights, parts: Shrunk) -> Tensor:
+            swiglu = self.swiglu
+            return expand_triton(self.out, parts, lora, self.batch, configs.expand, swiglu=swiglu)
+
+        shrunk = [shrink_one(lora) for lora in self.layers]
+        shrink_us = graph_us([partial(shrink_one, lora) for lora in self.layers])
+        expand_us = graph_us(
+            [partial(expand_one, *both) for both in zip(self.layers, shrunk, strict=True)]
+        )
+        base_us, lora_us = self.base_us(), self.lora_us()
+        return {
+            "shrink_us": round(shrink_us, 2),
+            "expand_us": round(expand_us, 2),
+            "floor_us": round(self.floor_us, 2),
+            "times_floor": round((shrink_us + expand_us) / self.floor_us, 2),
+            "base_us": round(base_us, 2),
+            "added_us": round(lora_us - base_us, 2),
+        }
+
+    def _base(self, i: int) -> Tensor:
+        weight = self.weights[i % len(self.weights)]
+        if self.adds:
+            return add_linear(self.out, self.x, weight, counts=self.counts)
+        norm = Norm(self.norm, 1e-5)
+        return normed_linear(self.x, norm, weight, swiglu=self.swiglu, counts=self.counts)
+
+    def product(self, i: int, configs: LoraConfigs | None) -> Tensor:
+        x = self.x if self.adds else rms_norm(self.x, self.norm, 1e-5)
+        weight = self.weights[i % len(self.weights)]
+        problem = Problem(x=x, weight=weight, bias=None, counts=self.counts, adds=self.adds)
+        return lora_linear_triton(
+            *(problem, self.out if self.adds else None, self.layers[i], self.batch),
+            swiglu=self.swiglu,
+            configs=configs,
+        )
 
 
 def _layers(heights: tuple[int, ...], width: int, count: int, rank: int) -> list[LoraWeights]:

@@ -1,6 +1,6 @@
 """Finds the kernels' launch configurations on this GPU and writes them beside the kernels.
 
-    PYTHONPATH=src:. python -m benchmarks.tune_kernels [--only linear,decode,extend]
+    PYTHONPATH=src:. python -m benchmarks.tune_kernels [--only linear,decode,extend,lora]
 
 Candidates are compiled side by side, timed on inputs that rotate through the cache, and the fastest
 go to kernels/<operator>/configs/<device>.json, which serving reads. Nothing is tuned while serving.
@@ -31,6 +31,7 @@ from baton.kernels.fused_linear.launch import (
 from baton.kernels.paged_attention.launch import AttentionConfigs, DecodeConfig, ExtendConfig
 from benchmarks.attention_cases import Inputs, Shape
 from benchmarks.gpu_timing import graph_us
+from benchmarks.tune_lora import tune_lora
 
 KERNELS = Path(launch_config.__file__).parent
 
@@ -257,6 +258,8 @@ def main() -> None:
         started_s = time.perf_counter()
         if part == "linear":
             save("fused_linear", tune_linear())
+        elif part == "lora":
+            save("lora", tune_lora(together))
         else:
             kind, _, suffix = part.partition("_")
             save("paged_attention", tune_attention(kind, fp8=suffix == "fp8"))

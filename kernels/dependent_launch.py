@@ -8,6 +8,9 @@ At batch 1 a decode step is some 200 short kernels, and the gaps between them we
 What a kernel may read before `wait_for_earlier`: constants, and what the kernels before its
 predecessor wrote (a predecessor lets it start only after it has itself waited for those).
 Writing anything before is wrong: the predecessor may still read there.
+
+A kernel that needs nothing of its predecessor's (BESIDE) may run beside it and wait at its end:
+what it reads was written by those before, which are over. Whoever comes next waits for both.
 """
 
 from functools import cache

@@ -44,7 +44,11 @@ class ColumnLinear:
         if lora is None:
             return normed_linear(x, norm, self.weight, self.bias, swiglu=swiglu, counts=self.counts)
         x = rms_norm(x, norm.weight, norm.eps)
-        return lora_linear(x, self.weight, self.bias, self.target.weights(), lora, swiglu=swiglu)
+        return lora_linear(
+            *(x, self.weight, self.bias, self.target.weights(), lora),
+            swiglu=swiglu,
+            counts=self.counts,
+        )
 
 
 class RowLinear:
@@ -67,9 +71,10 @@ class RowLinear:
         whole = self.group.shards.rank == 0
         # What an adapter adds is a product over the same columns: the ranks' parts add up too.
         if lora is not None:
-            target = self.target.weights()
             made = lora_linear(
-                x, self.weight, self.bias, target, lora, add_to=total if whole else None
+                *(x, self.weight, self.bias, self.target.weights(), lora),
+                add_to=total if whole else None,
+                counts=self.counts,
             )
         elif whole:
             made = add_linear(total, x, self.weight, self.bias, counts=self.counts)

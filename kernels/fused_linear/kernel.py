@@ -39,7 +39,7 @@ def _activated(b_out, b_up, p_bias, o_n, m_n, n, HAS_BIAS: tl.constexpr, SWIGLU:
 def gemv_kernel(
     p_x, p_norm, p_w, p_bias, p_out, n, k, eps,
     HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, SWIGLU: tl.constexpr, ADDS: tl.constexpr,
-    DEPENDENT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    DEPENDENT: tl.constexpr, BESIDE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One token; each program every so many tiles of n. BK spans k: x stays in registers.
 
@@ -58,7 +58,7 @@ def gemv_kernel(
     b_w_up = b_w
     if SWIGLU:
         b_w_up = tl.load(p_tile + up, mask=m_w, other=0.0, eviction_policy="evict_first")
-    wait_for_earlier(DEPENDENT)
+    wait_for_earlier(DEPENDENT and not BESIDE)
     b_before = tl.zeros([BN], dtype=tl.float32)
     if ADDS:
         b_before = tl.load(p_out + o_n, mask=o_n < n, other=0.0).to(tl.float32)
@@ -85,6 +85,7 @@ def gemv_kernel(
         b_out = _activated(b_out, b_up, p_bias, o_n, m_n, n, HAS_BIAS, SWIGLU)
         tl.store(p_out + o_n, (b_before + b_out).to(p_out.dtype.element_ty), mask=m_n)
         b_w, b_w_up, b_before = b_next, b_next_up, b_before_next
+    wait_for_earlier(DEPENDENT and BESIDE)
 
 
 @triton.jit
@@ -103,7 +104,7 @@ def _sum_parts(
 def small_matmul_kernel(
     p_x, p_norm, p_w, p_bias, p_out, p_parts, p_counts, m, n, k, eps,
     HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, SWIGLU: tl.constexpr, ADDS: tl.constexpr,
-    PRECISION: tl.constexpr, DEPENDENT: tl.constexpr, AHEAD: tl.constexpr,
+    PRECISION: tl.constexpr, DEPENDENT: tl.constexpr, BESIDE: tl.constexpr, AHEAD: tl.constexpr,
     SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Up to BM tokens; grid [tiles of n, SPLITS]. The weights are the matrix units' tall operand.
@@ -122,10 +123,11 @@ def small_matmul_kernel(
     p_row = p_w + o_n.to(tl.int64)[:, None] * k
     o_line = tl.minimum(begin + tl.arange(0, AHEAD) * LINE, k - 1)
     b_ahead = p_w + tl.minimum(o_n, n - 1).to(tl.int64)[:, None] * k + o_line[None, :]
-    prefetch(b_ahead, DEPENDENT)
-    if SWIGLU:
-        prefetch(b_ahead + n.to(tl.int64) * k, DEPENDENT)
-    wait_for_earlier(DEPENDENT)
+    if not BESIDE:
+        prefetch(b_ahead, DEPENDENT)
+        if SWIGLU:
+            prefetch(b_ahead + n.to(tl.int64) * k, DEPENDENT)
+    wait_for_earlier(DEPENDENT and not BESIDE)
     b_acc = tl.zeros([BN, BM], dtype=tl.float32)
     b_acc_up = tl.zeros([BN, BM], dtype=tl.float32)
     b_squares = tl.zeros([BM], dtype=tl.float32)
@@ -177,3 +179,4 @@ def small_matmul_kernel(
     if is_last:
         b_out = _activated(b_acc, b_acc_up, p_bias, o_n[:, None], m_n[:, None], n, HAS_BIAS, SWIGLU)
         tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m_tile)
+    wait_for_earlier(DEPENDENT and BESIDE)

@@ -40,7 +40,10 @@ class LinearConfig(LaunchConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Arguments as the operators'; `norm_weight` None: no norm. adds: to what `out` holds."""
+    """Arguments as the operators'; `norm_weight` None: no norm. adds: to what `out` holds.
+
+    beside: a kernel of ours runs beside the one launched before it, of which it needs nothing.
+    """
 
     x: Tensor
     weight: Tensor
@@ -50,6 +53,7 @@ class Problem:
     eps: float = 0.0
     counts: Tensor | None = None
     adds: bool = False
+    beside: bool = False
 
 
 _ONE: Final = LinearConfig(num_warps=8, num_stages=1)
@@ -71,6 +75,11 @@ def pick_config(num_tokens: int, weight: Tensor) -> LinearConfig:
     name = config_name(num_tokens, *weight.shape)
     config: LinearConfig = tuned_config("fused_linear", name, default, weight.device)
     return config
+
+
+def is_own_kernel(num_tokens: int, weight: Tensor) -> bool:
+    """Whether a kernel of ours, not the vendor's, makes such a product."""
+    return 0 < num_tokens <= MAX_TOKENS and not pick_config(num_tokens, weight).library
 
 
 def fused_linear_triton(
@@ -134,6 +143,7 @@ def _launch(problem: Problem, out: Tensor | None, config: LinearConfig) -> Tenso
         "HAS_BIAS": problem.bias is not None,
         "SWIGLU": problem.swiglu,
         "ADDS": problem.adds,
+        "BESIDE": problem.beside,
         "BN": config.block_n,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,

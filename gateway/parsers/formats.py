@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from baton.gateway.parsers.blocks import Blocks, Xtml
-from baton.gateway.parsers.events import ContentDelta, Event, Parsed, collect, joined
+from baton.gateway.parsers.events import (
+    ArgumentsDelta,
+    ContentDelta,
+    Event,
+    Parsed,
+    ToolCallStart,
+    collect,
+    joined,
+)
 from baton.gateway.parsers.json_calls import JsonCalls
 from baton.gateway.parsers.json_text import dumps
 from baton.gateway.parsers.machine import Machine, MachineParser
@@ -55,7 +63,8 @@ class ToolFormat:
     `template_marks`: strings of which each must be in a chat template that asks for this format.
     `model_types`: `model_type` of configurations whose models use it. `thinks`: names of the
     reasoning formats that this machine reads itself. `short_ids`: calls are named by nine letters
-    and digits, or the template refuses them.
+    and digits, or the template refuses them. `calls_last`: what the model says after a call is
+    dropped, as vLLM does with this format.
     """
 
     names: tuple[str, ...]
@@ -66,6 +75,7 @@ class ToolFormat:
     model_types: tuple[str, ...] = ()
     thinks: tuple[str, ...] = ()
     short_ids: bool = False
+    calls_last: bool = False
     frame: CallFrame | None = None
 
     @property
@@ -90,6 +100,8 @@ class Bounds(NamedTuple):
 class ReasoningFormat:
     """A format of thoughts, by all its `names`. `optional`: with thinking off, text is taken as it
     is; otherwise tags still count. `around`: the markers, where the machine's own do not say.
+    `calls`: reads the calls in an answer of which only the thoughts are asked for; they are no
+    text, and dropped, as by vLLM.
     """
 
     names: tuple[str, ...]
@@ -100,6 +112,7 @@ class ReasoningFormat:
     model_types: tuple[str, ...] = ()
     optional: bool = False
     around: Bounds | None = None
+    calls: Machine | None = None
 
     @property
     def bounds(self) -> Bounds | None:
@@ -175,6 +188,22 @@ class Pipeline:
         return passed
 
 
+class WithoutCalls:
+    """Drops calls: nobody asked for them, and what a model writes all the same is no text."""
+
+    def __init__(self, parser: StreamParser) -> None:
+        self._parser = parser
+
+    def feed(self, text: str) -> list[Event]:
+        return self._kept(self._parser.feed(text))
+
+    def finish(self) -> list[Event]:
+        return self._kept(self._parser.finish())
+
+    def _kept(self, events: list[Event]) -> list[Event]:
+        return [e for e in events if not isinstance(e, ToolCallStart | ArgumentsDelta)]
+
+
 def prompted(machine: Machine, prompt: str, tools: ToolSchemas) -> MachineParser:
     """A parser of what follows a prompt that is known to its end: what the prompt opened there, the
     answer begins in.
@@ -188,13 +217,20 @@ def prompted(machine: Machine, prompt: str, tools: ToolSchemas) -> MachineParser
 
 def tool_parser(form: ToolFormat, tools: Sequence[Mapping[str, Any]] | None = None) -> StreamParser:
     """A parser of one answer's calls. `tools` as in a chat request; they type untyped values."""
-    return MachineParser(form.machine, ToolSchemas(tools))
+    return MachineParser(form.machine, ToolSchemas(tools), calls_last=form.calls_last)
 
 
 def reasoning_parser(
     form: ReasoningFormat, thinking: bool | None = None, prompt: str = ""
 ) -> StreamParser:
     """A parser of one answer's thoughts. `prompt`: how the rendered prompt ends, if known."""
+    thoughts = _thoughts(form, thinking, prompt)
+    if form.calls is None:
+        return thoughts
+    return WithoutCalls(Pipeline(thoughts, MachineParser(form.calls, ToolSchemas(None))))
+
+
+def _thoughts(form: ReasoningFormat, thinking: bool | None, prompt: str) -> StreamParser:
     machine = form.for_prompt(prompt, thinking)
     return MachineParser(machine, ToolSchemas(None), keeps_blanks=True)
 
@@ -215,7 +251,7 @@ def answer_parser(
     calls = tool_parser(tool_form, tools)
     if reads_both(tool_form, reasoning_form):
         return calls
-    return Pipeline(reasoning_parser(reasoning_form, thinking, prompt), calls)
+    return Pipeline(_thoughts(reasoning_form, thinking, prompt), calls)
 
 
 def parse(parser: StreamParser, chunks: Sequence[str]) -> Parsed:

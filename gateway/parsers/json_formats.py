@@ -135,6 +135,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         example="<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>"
         '{"city": "Paris"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
         models="DeepSeek V3.1",
+        calls_last=True,
         template_marks=("<｜tool▁calls▁begin｜>",),
         frame=DEEPSEEK_FRAME,
     ),
@@ -200,6 +201,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         ),
         example='<tool_calls>[{"name": "f", "arguments": {"city": "Paris"}}]</tool_calls>',
         models="Hunyuan A13B",
+        calls_last=True,
         template_marks=("<tool_calls>", "<answer>"),
         model_types=("hunyuan_v1_moe",),
         frame=TOOL_CALLS_FRAME,
@@ -219,6 +221,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
         example='<longcat_tool_call>{"name": "f", "arguments": {"city": "Paris"}}'
         "</longcat_tool_call>",
         models="LongCat-Flash",
+        calls_last=True,
         template_marks=("<longcat_tool_call>",),
         model_types=("longcat_flash",),
         frame=CallFrame(

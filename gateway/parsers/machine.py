@@ -45,10 +45,11 @@ class MachineParser:
         tools: ToolSchemas,
         *,
         keeps_blanks: bool = False,
+        calls_last: bool = False,
         max_held: int = MAX_HELD_CHARS,
     ) -> None:
         self._reader = Reader(max_held)
-        self._out = Output(keeps_blanks=keeps_blanks)
+        self._out = Output(keeps_blanks=keeps_blanks, calls_last=calls_last)
         self._running: Wait[object] = machine.run(self._reader, self._out, tools)
         self._done = False
 

@@ -18,20 +18,24 @@ MAX_BLANK_CHARS = 4096
 
 class Output:
     """Collects events. White space that only parts calls from each other or from the start is
-    dropped: a client sees no empty content beside calls.
+    dropped: a client sees no empty content beside calls. `calls_last`: what follows a call and is
+    none is dropped.
     """
 
-    __slots__ = ("_blank", "_keeps_blanks", "_plain", "events", "num_calls")
+    __slots__ = ("_blank", "_calls_last", "_keeps_blanks", "_plain", "events", "num_calls")
 
-    def __init__(self, *, keeps_blanks: bool = False) -> None:
+    def __init__(self, *, keeps_blanks: bool = False, calls_last: bool = False) -> None:
         self.events: list[Event] = []
         self.num_calls = 0
         self._blank = ""
         self._keeps_blanks = keeps_blanks
+        self._calls_last = calls_last
         self._plain = keeps_blanks
 
     def content(self, text: str) -> None:
         """More of the answer."""
+        if self._calls_last and self.num_calls:
+            return
         if not self._plain:
             text = self._blank + text
             self._blank = ""

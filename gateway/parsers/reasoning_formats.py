@@ -12,6 +12,7 @@ from baton.gateway.parsers.channels import beam_decode
 from baton.gateway.parsers.formats import Bounds, ReasoningFormat
 from baton.gateway.parsers.message_formats import COHERE, HARMONY, INKLING, MUSE, MUSE_GLIMMER
 from baton.gateway.parsers.reasoning import ThoughtTags
+from baton.gateway.parsers.tag_formats import DEEPSEEK_V4, GEMMA4, QWEN_XML
 
 THINK = ThoughtTags()
 OUTSIDE = ThoughtTags(inside=False)
@@ -48,6 +49,7 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
         optional=True,
         example=_EXAMPLE,
         models="DeepSeek V4",
+        calls=DEEPSEEK_V4,
         model_types=("deepseek_v4",),
     ),
     ReasoningFormat(
@@ -135,6 +137,7 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
         ),
         example="<|channel>thought\na thought<channel|>an answer",
         models="Gemma 4",
+        calls=GEMMA4,
         template_marks=("<|channel>",),
         model_types=("gemma4", "gemma4_text"),
     ),
@@ -339,6 +342,7 @@ REASONING_FORMATS: tuple[ReasoningFormat, ...] = (
         names=("qwen3", "qwen3-thinking", "dots", "minimax", "nanbeige", "interns1", "iquest_q1"),
         machine=replace(THINK, calls=("<tool_call>",)),
         example=_EXAMPLE,
+        calls=QWEN_XML,
         models="Qwen3, Qwen3.5, QwQ, dots, Nanbeige, Intern-S1",
         template_marks=("<think>", "</think>"),
     ),

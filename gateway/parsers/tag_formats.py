@@ -62,11 +62,12 @@ def _dsml(section: str, space: str = "", *sections: str) -> XmlCalls:
     )
 
 
+DEEPSEEK_V4 = _dsml("tool_calls", "", "toolcalls", "tool")
 GEMMA4 = BodyCalls(
     starts=("<|tool_call>",),
     ends=("<tool_call|>", "<|tool_response>"),
     quotes=('<|"|>',),
-    decode=gemma('<|"|>'),
+    decode=gemma('<|"|>', bare_names=True),
     ignored=("<turn|>", "<|turn>"),
 )
 _M3 = "]<]minimax[>["
@@ -96,6 +97,7 @@ TAG_FORMATS: tuple[ToolFormat, ...] = (
         example="<tool_call>\n<function=f>\n<parameter=city>\nParis\n</parameter>\n</function>\n"
         "</tool_call>",
         models="Step-3.5, Step-5",
+        calls_last=True,
         model_types=("step3p5", "step5"),
     ),
     ToolFormat(
@@ -119,7 +121,10 @@ TAG_FORMATS: tuple[ToolFormat, ...] = (
     ToolFormat(
         names=("minimax_m2", "minimax-m2"),
         machine=replace(
-            INVOKE, sections=("<minimax:tool_call>",), section_ends=("</minimax:tool_call>",)
+            INVOKE,
+            sections=("<minimax:tool_call>",),
+            section_ends=("</minimax:tool_call>",),
+            ignored=("</think>",),
         ),
         example='<minimax:tool_call><invoke name="f"><parameter name="city">Paris</parameter>'
         "</invoke></minimax:tool_call>",
@@ -139,6 +144,7 @@ TAG_FORMATS: tuple[ToolFormat, ...] = (
         example=f'{_M3}<tool_call>{_M3}<invoke name="f">{_M3}<city>Paris{_M3}</city>'
         f"{_M3}</invoke>{_M3}</tool_call>",
         models="MiniMax M3",
+        calls_last=True,
         template_marks=(_M3,),
     ),
     ToolFormat(
@@ -237,12 +243,14 @@ TAG_FORMATS: tuple[ToolFormat, ...] = (
         '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
         "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
         models="DeepSeek V3.2",
+        calls_last=True,
         template_marks=("｜DSML｜function_calls",),
         model_types=("deepseek_v32",),
     ),
     ToolFormat(
         names=("deepseek_v4", "deepseekv4"),
-        machine=_dsml("tool_calls", "", "toolcalls", "tool"),
+        machine=DEEPSEEK_V4,
+        calls_last=True,
         example='<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="city" '
         'string="true">Paris</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>',
         models="DeepSeek V4",
@@ -255,6 +263,7 @@ TAG_FORMATS: tuple[ToolFormat, ...] = (
         example='<｜DSML｜ calls>\n<｜DSML｜ invoke name="f">\n<｜DSML｜ parameter name="city" '
         'string="true">Paris</｜DSML｜ parameter>\n</｜DSML｜ invoke>\n</｜DSML｜ calls>',
         models="DeepSeek V4.1",
+        calls_last=True,
         template_marks=("｜DSML｜ calls",),
     ),
     ToolFormat(

@@ -6,30 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from baton.gateway.parsers.events import (
-    ArgumentsDelta,
     ContentDelta,
     Event,
     ReasoningDelta,
-    ToolCallStart,
 )
-from baton.gateway.parsers.formats import StreamParser
+from baton.gateway.parsers.formats import StreamParser, WithoutCalls
 from baton.gateway.parsers.reader import MAX_HELD_CHARS
-
-
-class WithoutCalls:
-    """Drops calls: the request forbids them, and what a model writes all the same is no text."""
-
-    def __init__(self, parser: StreamParser) -> None:
-        self._parser = parser
-
-    def feed(self, text: str) -> list[Event]:
-        return self._kept(self._parser.feed(text))
-
-    def finish(self) -> list[Event]:
-        return self._kept(self._parser.finish())
-
-    def _kept(self, events: list[Event]) -> list[Event]:
-        return [e for e in events if not isinstance(e, ToolCallStart | ArgumentsDelta)]
 
 
 class ContentForSure:

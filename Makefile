@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # A CPU build where pip is set up to find one; set TORCH to install another build.
 TORCH ?= torch==2.13.0
 export PYTHONSAFEPATH = 1
+# Real schemas that no licence lets be copied here: read where they lie beside the repository.
+SAMPLE := jsonschema/maskbench_sample.jsonl
+export BATON_SCHEMA_SAMPLE ?= $(firstword $(wildcard shared/$(SAMPLE) ../shared/$(SAMPLE)))
 
 .PHONY: serve test test-parts test-clusters check format protos clean
 

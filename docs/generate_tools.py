@@ -11,6 +11,7 @@ from baton.gateway.parsers import formats
 from baton.gateway.parsers.events import Parsed, collect
 from baton.gateway.parsers.formats import ReasoningFormat, ToolFormat
 from baton.gateway.parsers.json_stream import COMMIT_CHARS
+from baton.gateway.parsers.reader import MAX_REREAD_CHARS
 from baton.gateway.parsers.reasoning_formats import REASONING_FORMATS
 from baton.gateway.parsers.tool_formats import TOOL_FORMATS
 
@@ -64,9 +65,12 @@ compact JSON, and their schemas are enforced by `guidance`, as a schema alone is
 ## What parsers do
 * Arguments are a JSON object (of PLaMo 3, what was written of one where the answer was cut off). Formats that write values as
   bare text are typed by the tool's JSON schema.
-* White space that only parts calls from each other is dropped; other text around calls is content.
+* White space that only parts calls from each other is dropped; other text around calls is content, but for the formats
+  below whose calls come last, as vLLM reads them.
 * A call is passed on when it is complete, or, once its JSON or a text in it is longer than {commit} characters, while it is
-  written. What has to be held for longer than a million characters is content.
+  written. What has to be held for longer than a million characters is content. So is the rest of an answer in which
+  {reread} characters were read again, all in all, because what began like calls were none: work grows with an answer's length,
+  whatever it says.
 * `reasoning` formats need to know whether the prompt opened the thought: they are told how the prompt ended.
 
 ## Trying a parser
@@ -104,6 +108,7 @@ def document() -> str:
     """The whole page."""
     head = HEAD.format(
         commit=COMMIT_CHARS,
+        reread=MAX_REREAD_CHARS,
         num_tools=len(TOOL_FORMATS),
         num_tool_names=sum(len(form.names) for form in TOOL_FORMATS),
         num_reasoning=len(REASONING_FORMATS),
@@ -120,7 +125,14 @@ def _section(form: ToolFormat | ReasoningFormat) -> str:
     names = ", ".join(f"`{name}`" for name in form.names)
     machine = type(form.machine).__name__
     lines = [f"### {names}", f"{form.models}. Machine: `{machine}`.", "````", form.example, "````"]
-    return "\n".join([*lines, _found(form), *_required(form), ""])
+    return "\n".join([*lines, _found(form), *_dropped(form), *_required(form), ""])
+
+
+def _dropped(form: ToolFormat | ReasoningFormat) -> list[str]:
+    """What of an answer is not passed on."""
+    if isinstance(form, ToolFormat):
+        return ["Calls come last: text after one is dropped."] if form.calls_last else []
+    return [] if form.calls is None else ["Alone, with no parser of calls, it drops calls."]
 
 
 def _required(form: ToolFormat | ReasoningFormat) -> list[str]:

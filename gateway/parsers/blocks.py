@@ -107,7 +107,7 @@ class Blocks:
 
     def _text(self, reader: Reader, emit: Callable[[str], None]) -> Wait[str | None]:
         citations = _CITATION_START if self.cited else ()
-        found = stops(*self.markers, *citations)
+        found = stops() if reader.weary else stops(*self.markers, *citations)
         while True:
             stop = yield from reader.pass_until(found, emit)
             if stop is None or stop not in citations:
@@ -166,7 +166,8 @@ class Xtml:
     def run(self, reader: Reader, out: Output, tools: ToolSchemas) -> Wait[None]:
         emit = out.reasoning if self.begins_thinking else out.content
         while True:
-            stop = yield from reader.pass_until(stops(_OPEN, _CLOSE), emit)
+            found = stops() if reader.weary else stops(_OPEN, _CLOSE)
+            stop = yield from reader.pass_until(found, emit)
             if stop is None:
                 return
             reader.mark()

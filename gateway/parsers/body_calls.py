@@ -17,9 +17,9 @@ from baton.gateway.parsers.schema import ToolSchemas, convert, types_of
 # Name and arguments of each call in a body; the flag says whether the body was ended.
 Decode = Callable[[str, ToolSchemas, bool], list[tuple[str, dict[str, Any]]]]
 
-_GEMMA_CALL = re.compile(r"\s*(?:call)?\s*:?\s*(?P<name>[^\s{:]+)\s*(?=\{)", re.DOTALL)
-_GEMMA_NAME = re.compile(r"\s*(?:call)?\s*:\s*(?P<name>[^{}:]*[^{}:\s])\s*")
-_GEMMA_KEY = re.compile(r"\s*([^:{}\[\],]+?)\s*:")
+_GEMMA_CALL = re.compile(r"\s*+(?:call(?=[:\s])\s*+)?+:?+\s*+(?P<name>[^\s{:]++)\s*+(?=\{)")
+_GEMMA_NAME = re.compile(r"\s*+(?:call\s*+)?+:\s*+(?P<name>[^{}:\s]++(?:\s++[^{}:\s]++)*+)\s*+")
+_GEMMA_KEY = re.compile(r"\s*+([^:{}\[\],]++):")
 _GEMMA_BARE = re.compile(r"[^,{}\[\]]*")
 
 
@@ -115,7 +115,7 @@ class _Gemma:
                 self.at = len(self.text)
                 break
             self.at = match.end()
-            key = match[1].replace(self._quote, "").strip("\"'")
+            key = match[1].strip().replace(self._quote, "").strip("\"'")
             inner = properties.get(key) if isinstance(properties, dict) else None
             pairs[key] = self._value(inner, depth + 1)
             self._comma("}")

@@ -28,12 +28,11 @@ DecodeMessage = Callable[[str, str, ToolSchemas], list[tuple[str, Any]]]
 
 _TO = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
-_LEADING_TO = re.compile(r"\s*to=")
-_RFL = re.compile(r'<rfl:parameter\s+name="([^"]*)"[^>]*>\n?(.*?)\n?</rfl:parameter>', re.DOTALL)
-_INVOKE = re.compile(r'<atem:invoke\s+name="([^"]*)"\s*>(.*?)(?:</atem:invoke>|$)', re.DOTALL)
-_PARAMETER = re.compile(
-    r'<atem:parameter\s+name="([^"]*)"[^>]*>(.*?)(?:</atem:parameter>|$)', re.DOTALL
-)
+_MAX_BLANK_CHARS = 4096
+# No tag has a tag in it: so none is looked for beyond the next one.
+_RFL = re.compile(r'<rfl:parameter\s++name="([^"]*+)"[^<>]*+>')
+_INVOKE = re.compile(r'<atem:invoke\s++name="([^"]*+)"\s*+>')
+_PARAMETER = re.compile(r'<atem:parameter\s++name="([^"]*+)"[^<>]*+>')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +72,12 @@ class Channels:
 
     def _begins_with_header(self, reader: Reader) -> Wait[bool]:
         """A generation prompt may end inside a header: `to=...` comes first then."""
-        while len(reader.text.lstrip()) < len("to=") and (yield from reader.more()):
-            pass
-        return _LEADING_TO.match(reader.text) is not None
+        while True:
+            rest = reader.text.lstrip()
+            if len(reader.text) - len(rest) > _MAX_BLANK_CHARS:
+                return False
+            if len(rest) >= len("to=") or not (yield from reader.more()):
+                return rest.startswith("to=")
 
     def _message(
         self, reader: Reader, out: Output, tools: ToolSchemas, said: dict[Kind, bool]
@@ -166,11 +168,29 @@ def beam_decode(name: str, body: str, tools: ToolSchemas) -> list[tuple[str, Any
     """The body is `<rfl:parameter name="key">value</rfl:parameter>`s, or JSON."""
     if body.lstrip()[:1] == "{":
         return harmony_decode(name, body, tools)
-    pairs = _RFL.findall(body)
+    inside = _elements(body, _RFL, "</rfl:parameter>")
+    pairs = [(key, text.removeprefix("\n").removesuffix("\n")) for key, text in inside]
     if body.strip() and not pairs:
         raise MalformedError
     arguments = {k: convert(v, tools.parameter(name, k), untyped="json") for k, v in pairs}
     return [(name, arguments)]
+
+
+def _elements(
+    text: str, start: re.Pattern[str], end: str, *, open_ended: bool = False
+) -> Iterator[tuple[str, str]]:
+    """The name in each start tag, and what stands up to its end tag, or for the last one, if
+    `open_ended`, to the end of the text.
+    """
+    at = 0
+    while (tag := start.search(text, at)) is not None:
+        at = text.find(end, tag.end())
+        if at < 0:
+            if open_ended:
+                yield tag[1], text[tag.end() :].removesuffix("\n")
+            return
+        yield tag[1], text[tag.end() : at]
+        at += len(end)
 
 
 def muse_route(*, unaddressed: Kind) -> RouteOf:
@@ -204,13 +224,13 @@ def muse_decode(*, schema_first: bool) -> DecodeMessage:
 def _muse_calls(
     body: str, tools: ToolSchemas, schema_first: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, inside in _INVOKE.findall(body):
+    for name, inside in _elements(body, _INVOKE, "</atem:invoke>", open_ended=True):
         if not tools.has(name):
             head, _, tail = name.rpartition(".")
             if head and head == tail and tools.has(tail):
                 name = tail
         arguments = {}
-        for key, text in _PARAMETER.findall(inside):
+        for key, text in _elements(inside, _PARAMETER, "</atem:parameter>", open_ended=True):
             schema = tools.parameter(name, key) if schema_first else None
             arguments[key] = convert(text, schema, untyped="json")
         yield name, arguments

@@ -254,7 +254,7 @@ JSON_FORMATS: tuple[ToolFormat, ...] = (
     ToolFormat(
         names=("xlam",),
         machine=JsonCalls(
-            starts=("[TOOL_CALLS]", "<tool_call>", "```json\n"),
+            starts=("[TOOL_CALLS]", "<tool_call>", "```json\n", "\n```json\n"),
             ends=("</tool_call>", "\n```"),
             bare="[{",
         ),

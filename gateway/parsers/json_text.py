@@ -33,13 +33,15 @@ def whole_characters(text: str) -> str:
 
 
 class Outline:
-    """Follows brackets and strings of one JSON object or array through text that grows."""
+    """Follows brackets and strings of one JSON object or array through text that grows; `position`
+    is how far it has come.
+    """
 
-    __slots__ = ("_open", "_position", "in_string")
+    __slots__ = ("_open", "in_string", "position")
 
     def __init__(self, open_with: str = "") -> None:
         self._open: list[str] = [_CLOSERS[char] for char in open_with]
-        self._position = 0
+        self.position = 0
         self.in_string = False
 
     def end_in(self, text: str) -> int | None:
@@ -48,22 +50,22 @@ class Outline:
         """
         while True:
             pattern = _STRING_END if self.in_string else _STRUCTURE
-            match = pattern.search(text, self._position)
+            match = pattern.search(text, self.position)
             if match is None:
-                self._position = len(text)
+                self.position = len(text)
                 return None
             found = match.group()
             if found == "\\":
                 if match.end() >= len(text):
-                    self._position = match.start()
+                    self.position = match.start()
                     return None
-                self._position = match.end() + 1
+                self.position = match.end() + 1
                 continue
-            self._position = match.end()
+            self.position = match.end()
             if found == '"':
                 self.in_string = not self.in_string
             elif self._bracket(found):
-                return self._position
+                return self.position
 
     def _bracket(self, found: str) -> bool:
         if found in _CLOSERS:
@@ -82,7 +84,7 @@ class Outline:
 
 def read_json(reader: Reader, *, complete: bool = False) -> Wait[Any]:
     """Consumes the JSON object or array that comes next and returns it. Cut off by the end, it is
-    completed if asked for. Raises MalformedError, having consumed nothing, if it is none.
+    completed if asked for. Raises MalformedError if it is none.
     """
     while not reader.text:
         if not (yield from reader.more()):
@@ -91,12 +93,15 @@ def read_json(reader: Reader, *, complete: bool = False) -> Wait[Any]:
         raise MalformedError
     outline = Outline()
     while True:
-        end = outline.end_in(reader.text)
+        try:
+            end = outline.end_in(reader.text)
+        except MalformedError:
+            # So that what was read in vain is counted where it is put back.
+            reader.take(outline.position)
+            raise
         if end is not None:
             reader.check_held(end)
-            value = loads(reader.text[:end])
-            reader.take(end)
-            return value
+            return loads(reader.take(end))
         if not (yield from reader.more()):
             if not complete:
                 raise CutOffError

@@ -116,7 +116,7 @@ class ContentAndCalls:
         found = stops(*self.starts, *self.ignored)
         refused = False
         while True:
-            stop = yield from reader.pass_until(found, out.content)
+            stop = yield from reader.pass_until(stops() if reader.weary else found, out.content)
             if stop is None:
                 return
             if stop in self.ignored:

@@ -23,8 +23,8 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"', "\n
 # What may follow a string's closing quote when quotes inside it were not escaped.
 _AFTER_ARGUMENT = re.compile(r"\s*(?:,\s*[A-Za-z_]\w*\s*=|\)\s*(?:[,\]\n]|$))")
 _AFTER_ITEM = re.compile(r"\s*[,\]}:)]")
-_BARE = re.compile(r"\[\s*[A-Za-z_][\w.\-]*\s*\(")
-_BARE_PREFIX = re.compile(r"\[\s*(?:[A-Za-z_][\w.\-]*\s*)?$")
+_BARE = re.compile(r"\[\s{0,64}[A-Za-z_][\w.\-]{0,255}\s{0,64}\(")
+_BARE_PREFIX = re.compile(r"\[\s{0,64}(?:[A-Za-z_][\w.\-]{0,255}\s{0,64})?")
 
 
 class _Source:
@@ -252,8 +252,8 @@ class PythonCalls:
             if not _BARE_PREFIX.fullmatch(reader.text) or not (yield from reader.more()):
                 raise MalformedError
         text = yield from _balanced(reader)
-        calls = calls_of(text)
         reader.take(len(text))
+        calls = calls_of(text)
         for name, arguments in calls:
             out.call(name, arguments)
 

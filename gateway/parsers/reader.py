@@ -20,6 +20,10 @@ Wait = Generator[None, None, T]
 # What one call may take before it counts as text: bounds what a parser ever holds.
 MAX_HELD_CHARS = 1 << 20
 
+# What may be put back and read again in one answer, all in all: text that begins calls again and
+# again and ends none would otherwise be read to its end for each of them.
+MAX_REREAD_CHARS = 1 << 18
+
 
 class MalformedError(Exception):
     """Raised and caught inside a machine: what began like a call is none."""
@@ -79,7 +83,16 @@ class Passing(NamedTuple):
 class Reader:
     """The text of one answer between the one who feeds it and the machine that reads it."""
 
-    __slots__ = ("_kept", "_size", "drops_partial", "ended", "max_held", "passing", "text")
+    __slots__ = (
+        "_kept",
+        "_num_reread",
+        "_size",
+        "drops_partial",
+        "ended",
+        "max_held",
+        "passing",
+        "text",
+    )
 
     def __init__(self, max_held: int = MAX_HELD_CHARS) -> None:
         self.text = ""
@@ -92,6 +105,12 @@ class Reader:
         self.passing: Passing | None = None
         self._kept: list[str] | None = None
         self._size = 0
+        self._num_reread = 0
+
+    @property
+    def weary(self) -> bool:
+        """Whether so much was read in vain that no more calls are looked for."""
+        return self._num_reread > MAX_REREAD_CHARS
 
     @property
     def num_held(self) -> int:
@@ -117,6 +136,8 @@ class Reader:
     def put_back(self) -> bool:
         """Back to the mark, if there is one; False if nothing was consumed since."""
         kept = "".join(self._kept or ())
+        # At the end all text was looked at; before, what was not consumed depends on its cuts.
+        self._num_reread += len(kept) + (len(self.text) if self.ended else 0)
         self.text = kept + self.text
         self.unmark()
         return bool(kept)
@@ -134,6 +155,7 @@ class Reader:
         one. Checked where one ends too, so that it is refused however its text arrived.
         """
         if size + self._size > self.max_held:
+            self._num_reread += self.max_held
             raise MalformedError
 
     def pass_until(self, found: Stops, emit: Callable[[str], None]) -> Wait[str | None]:

@@ -10,6 +10,7 @@ from baton.gateway.parsers.reader import Reader, Wait, stops
 from baton.gateway.parsers.schema import ToolSchemas
 
 _MAX_TAIL_CHARS = 4096
+_MAX_BLANK_CHARS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,9 @@ class ThoughtTags:
         while True:
             blank = len(reader.text) - len(reader.text.lstrip())
             rest = reader.text[blank:]
+            if blank > _MAX_BLANK_CHARS:
+                rest = ""
+                break
             start = next((s for s in self.starts if rest.startswith(s)), None)
             if start is not None:
                 if not self.inside and not seen:

@@ -19,7 +19,7 @@ from baton.gateway.parsers.output import Output
 from baton.gateway.parsers.reader import CutOffError, MalformedError, Reader, Stops, Wait, stops
 from baton.gateway.parsers.schema import ToolSchemas, coerce, convert, types_of
 
-_ATTRIBUTE = re.compile(r"""([\w:-]+)\s*=\s*("[^"]*"|'[^']*'|[^\s"'/>]+)""")
+_ATTRIBUTE = re.compile(r"""(?<![\w:-])([\w:-]++)\s*+=\s*+("[^"]*"|'[^']*'|[^\s"'/>]++)""")
 _CDATA = re.compile(r"\s*<!\[CDATA\[(.*?)\]\]>\s*", re.DOTALL)
 
 

@@ -1,8 +1,16 @@
 """The token mask in torch, and for a CPU in numpy, which does not wake threads for each row."""
 
+from typing import Final
+
 import numpy as np
 import torch
 from torch import Tensor
+
+_MINUS_INFINITY: Final = np.float32(-np.inf).view(np.int32)
+_ALLOWED: Final = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+# For each byte of a mask, what its eight logits' bits are anded and then ored with.
+_KEPT: Final = np.where(_ALLOWED, np.int32(-1), np.int32(0))
+_SET: Final = np.where(_ALLOWED, np.int32(0), _MINUS_INFINITY)
 
 
 def token_mask_reference(logits: Tensor, bitmask: Tensor, rows: Tensor) -> None:
@@ -22,8 +30,9 @@ def token_mask_reference(logits: Tensor, bitmask: Tensor, rows: Tensor) -> None:
 
 
 def _on_cpu(logits: Tensor, bitmask: Tensor, rows: Tensor) -> None:
-    values = logits.detach().numpy()
-    forbidden = ~bitmask.numpy().view(np.uint8)
-    for row, packed in zip(rows.tolist(), forbidden, strict=True):
-        bits = np.unpackbits(packed, count=logits.shape[1], bitorder="little")
-        np.putmask(values[row], bits.view(np.bool_), -np.inf)
+    # As bits, without a branch for each: a store under a mask takes five times as long.
+    values, vocab = logits.detach().numpy(), logits.shape[1]
+    for row, packed in zip(rows.tolist(), bitmask.numpy().view(np.uint8), strict=True):
+        bits = values[row].view(np.int32)
+        bits &= _KEPT.take(packed, axis=0).reshape(-1)[:vocab]
+        bits |= _SET.take(packed, axis=0).reshape(-1)[:vocab]

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.gateway.parsers import formats
+from baton.gateway.parsers import formats, reader
 from baton.gateway.parsers.events import Event, ReasoningDelta, ToolCallStart, collect
 from baton.gateway.parsers.formats import ReasoningFormat, StreamParser, ToolFormat
 from baton.gateway.parsers.json_stream import JsonPrefix
@@ -174,6 +175,34 @@ def test_a_call_beyond_the_bound_is_content() -> None:
     assert whole.content == text
     halves = [text[:1000], text[1000:-5], text[-5:]]
     assert collect(fed(of(form), halves)) == whole
+
+
+def num_calls(form: Form, text: str) -> int:
+    """How many functions run for a text that comes in small pieces."""
+    parser, count = of(form), 0
+
+    def tally(frame: object, event: str, arg: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(tally)
+    try:
+        fed(parser, [text[i : i + 50] for i in range(0, len(text), 50)])
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@each_format
+def test_calls_begun_in_vain_take_work_by_length(
+    form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MAX_REREAD_CHARS", 500)
+    for share in (0.4, 0.8):
+        begun = form.example[: int(len(form.example) * share)]
+        short, long = (begun * (size // len(begun) + 1) for size in (1000, 4000))
+        # Sixteen times, if each were read to the end.
+        assert num_calls(form, long) < 8 * num_calls(form, short) + 1000
 
 
 @pytest.mark.parametrize("name", STREAMING)

@@ -116,11 +116,17 @@ def with_guidance(grammar: Grammar, source: Any, vocabulary: GuidanceVocabulary)
         _check_finite(source)
     try:
         return compiled(_checked)
-    except GrammarError:
+    except GrammarError as refused:
         if grammar.kind not in (GrammarKind.JSON_SCHEMA, GrammarKind.LARK):
             raise
         # Only what it refuses is rewritten: its own reading is exact, and keeps to the letter.
-        return compiled(rewrite)
+        try:
+            return compiled(rewrite)
+        except GrammarError as error:
+            # Something refers to what is rewritten: the first refusal says what the matter is.
+            if error.message.startswith("Pointer "):
+                raise refused from error
+            raise
 
 
 def _checked(schema: Schema) -> Schema:

@@ -22,6 +22,10 @@ from baton.engine.grammar.guidance_backend import first_line
             'at 5(9): failed to compile JSON schema: Unimplemented keys: ["not"]\n   1 | a',
             'in a JSON schema of it: no backend enforces ["not"]',
         ),
+        (
+            "oneOf constraints are not supported. Enable 'coerce_one_of' option to approximate it",
+            'no backend enforces ["oneOf"] where more than one branch may fit',
+        ),
         ("Too many items <non-verbose/>", "Too many items"),
         ("too complex\n<state>\nrows", "too complex"),
     ],

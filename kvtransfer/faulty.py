@@ -1,4 +1,4 @@
-"""A wire that misbehaves on purpose: `FaultyWire` around any other one.
+"""Wires and tiers that misbehave on purpose: `FaultyWire` and `FaultyTier` around any other one.
 
 For tests and for `benchmarks/kv_faults.py`. What it does is drawn from a seeded generator, so a
 schedule of faults can be repeated.
@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
 
 from baton.kvtransfer.connector import PeerInfo, PeerKey
+from baton.kvtransfer.tiers.tier import Tier, TierStatistics
 from baton.kvtransfer.wire import Route, RunIds, Transfer, Wire
 from baton.protos.errors import PeerLostError, TransferError
+from baton.protos.types import KvEvents
 
 
 @dataclass(slots=True, kw_only=True)
 class Faults:
-    """Chances from 0 to 1, per write, notice or connection; may be changed at any time.
+    """Chances from 0 to 1, per write, notice, connection or call; may be changed at any time.
 
     lose_notice, repeat_notice, delay_notice: of what came; a delayed one is handed on after those
     that came later. lose_before, lose_during, lose_after: the wire breaks with none, some or all
     of a write's data written. fail_write: the write is refused, the wire stands. stall: a write
     that never ends (a half-open peer) until the peer is dropped. slow: a write is reported late.
-    refuse_open, stall_open: of connections.
+    refuse_open, stall_open: of connections. fail_tier, slow_tier, partial_tier: of a tier's calls;
+    a partial one does only the first half of what it was asked for.
     """
 
     rng: random.Random
@@ -40,6 +44,9 @@ class Faults:
     slow: float = 0.0
     refuse_open: float = 0.0
     stall_open: float = 0.0
+    fail_tier: float = 0.0
+    slow_tier: float = 0.0
+    partial_tier: float = 0.0
     delay_s: float = 0.02
     happened: dict[str, int] = field(default_factory=dict)
 
@@ -155,3 +162,40 @@ class _FaultyTransfer:
 
     def release(self) -> None:
         self._transfer.release()
+
+
+class FaultyTier:
+    """See `Tier`. Takes over `tier`."""
+
+    def __init__(self, tier: Tier, faults: Faults) -> None:
+        self.name = tier.name
+        self._tier = tier
+        self._faults = faults
+
+    def lookup(self, hashes: Sequence[bytes]) -> int:
+        return self._tier.lookup(hashes[: self._asked("looking in", len(hashes))])
+
+    def load(self, hashes: Sequence[bytes], slots: Sequence[int]) -> int:
+        count = self._asked("loading from", len(hashes))
+        return self._tier.load(hashes[:count], slots[:count])
+
+    def store(self, hashes: Sequence[bytes], slots: Sequence[int]) -> int:
+        count = self._asked("storing in", len(hashes))
+        return self._tier.store(hashes[:count], slots[:count])
+
+    def drain_changes(self) -> KvEvents:
+        return self._tier.drain_changes()
+
+    def statistics(self) -> TierStatistics:
+        return self._tier.statistics()
+
+    def close(self) -> None:
+        self._tier.close()
+
+    def _asked(self, what: str, count: int) -> int:
+        """How many of `count` blocks the call is for; TransferError."""
+        if self._faults.draw("fail_tier"):
+            raise TransferError(f"{what} {self.name}: an injected fault")
+        if self._faults.draw("slow_tier"):
+            time.sleep(self._faults.delay_s)
+        return count // 2 if self._faults.draw("partial_tier") else count

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from tests.workers.fault_rig import rig
 
-from baton.protos.types import WorkerLoad
 from benchmarks.results_file import merge_results, percentiles
 
 
@@ -40,8 +39,6 @@ async def run(connector: str, schedules: int, first_seed: int) -> dict[str, Any]
                 healed_s.append(await faulty.good_transfer_s())
             if seed % 100 == 99:
                 print(f"{connector}: {seed + 1 - first_seed} schedules", flush=True)
-        workers = (faulty.pair.prefill, faulty.pair.decode)
-        loads = [await worker.load() for worker in workers]
         return {
             "connector": connector,
             "measure": "random fault schedules without a wrong token, wrong block or lost block",
@@ -51,18 +48,14 @@ async def run(connector: str, schedules: int, first_seed: int) -> dict[str, Any]
             "aborted": faulty.num_aborted,
             "computed_remotely": faulty.num_remote,
             "blocks_checked": faulty.ledger.num_checked,
-            "pulled_tokens": loads[0].num_pulled_tokens,
-            "from_host_memory": _hits(loads, "cpu"),
+            "pulled_tokens": (await faulty.pair.prefill.load()).num_pulled_tokens,
+            "from_host_memory": await faulty.num_from_host_memory(),
             "from_disk": faulty.ledger.num_checked_of_disk,
             "damaged_files": faulty.num_damaged,
             "faults": dict(sorted(faulty.faults.happened.items())),
             "first_good_transfer_s_samples": [round(s, 3) for s in healed_s],
             "seconds": round(time.monotonic() - began_s, 1),
         }
-
-
-def _hits(loads: list[WorkerLoad], name: str) -> int:
-    return sum(tier.num_hits for load in loads for tier in load.tiers if tier.name == name)
 
 
 def joined(row: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from baton.decode_worker.peers import PeerTable, PrefillPeer
 from baton.engine.engine import Reservation
 from baton.engine.loop import EngineLoop
 from baton.handover.config import NOTICE_GRACE_S
+from baton.handover.granting import granted
 from baton.kvtransfer.connector import Connector, Notice, PeerKey
-from baton.kvtransfer.session import ReceiveSession
 from baton.protos import worker_pb2 as pb
 from baton.protos.convert import generate_to_proto, logprob_from_proto
 from baton.protos.errors import BatonError, GrammarError, StaleEpochError
@@ -116,7 +116,7 @@ class RemotePrefills:
         if granted:
             self._quarantine(live.attempt_id, peer)
         self._expect(live, False)
-        # Also when a reservation is being made just now: the engine takes calls in order.
+        # For a reservation that is being made just now `_on_reserved` sees to it.
         attempt_id = live.attempt_id
         self._loop.call(lambda engine: engine.abort(attempt_id, quarantine=granted))
         peer.send(pb.DecodeMessage(cancel=pb.Cancel(request_id=attempt_id)))
@@ -195,14 +195,19 @@ class RemotePrefills:
         if attempt is None:
             return
         request = attempt_request(attempt[0])
-        future = asyncio.wrap_future(self._loop.call(lambda engine: engine.reserve(request)))
+        # What host memory has need not be sent. Slower tiers would hold up the sender.
+        call = self._loop.call_recalled
+        future = asyncio.wrap_future(call(request, lambda e: e.reserve(request), near=True))
         future.add_done_callback(lambda done: self._on_reserved(attempt_id, done))
 
     def _on_reserved(self, attempt_id: str, done: asyncio.Future[Reservation | None]) -> None:
         attempt = self._attempts.get(attempt_id)
         error = None if done.cancelled() else done.exception()
-        # Given up meanwhile: the abort that went to the engine then has freed the blocks.
-        if attempt is None or done.cancelled():
+        if done.cancelled():
+            return
+        if attempt is None:
+            # Given up meanwhile: the abort that went to the engine then may have come too early.
+            self._loop.call(lambda engine: engine.abort(attempt_id))
             return
         live, peer = attempt
         if error is not None:
@@ -218,26 +223,11 @@ class RemotePrefills:
     def _grant(self, live: Live, peer: PrefillPeer, reservation: Reservation) -> None:
         live.phase = Phase.RECEIVING
         live.num_cached_tokens = reservation.num_cached_tokens
-        live.session = ReceiveSession(
-            live.attempt_id,
-            epoch=reservation.epoch,
-            first_block=reservation.num_cached_tokens // self._block_size,
-            num_blocks=len(reservation.block_ids),
-        )
+        live.session, message = granted(reservation, self._block_size)
         # A prompt of one chunk is pushed after its first token: looking for it before would only
         # take the processor from whoever computes it.
         self._expect(live, live.num_prompt_tokens > self._chunk_tokens)
-        peer.send(
-            pb.DecodeMessage(
-                reservation=pb.Reservation(
-                    request_id=live.attempt_id,
-                    granted=True,
-                    epoch=reservation.epoch,
-                    num_cached_tokens=reservation.num_cached_tokens,
-                    block_ids=reservation.block_ids,
-                )
-            )
-        )
+        peer.send(pb.DecodeMessage(reservation=message))
 
     def _on_first_token(self, message: pb.FirstToken) -> None:
         attempt = self._attempts.get(message.request_id)

@@ -180,6 +180,15 @@ class Engine:
         """
         self._scheduler.release(request_id, epoch=epoch)
 
+    def recall(
+        self, prefix: GenerateRequest, done: Callable[[], None], *, near: bool = False
+    ) -> None:
+        """`done`, exactly once and on this thread, when the prefix cache has what slower tiers know
+        of a prompt, as far as that is quicker than computing it. near: only what host memory has.
+        """
+        headroom = self._scheduler.statistics().num_running
+        self._tiers.recall(prefix, headroom, done, near=near)
+
     def lend(self, move_id: str, request: GenerateRequest) -> tuple[int, ...]:
         """Blocks of the longest cached prefix, for another worker; see `PrefixMoves`."""
         return self._moves.lend(move_id, request)

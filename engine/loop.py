@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from baton.engine.engine import Engine
 from baton.protos.errors import DeadlineError, UnavailableError
-from baton.protos.types import StepOutput
+from baton.protos.types import GenerateRequest, StepOutput
 
 T = TypeVar("T")
 
@@ -61,6 +61,24 @@ class EngineLoop:
                 return future
             closed_by = self._closed_by
         future.set_exception(closed_by)
+        return future
+
+    def call_recalled(
+        self, prefix: GenerateRequest, fn: Callable[[Engine], T], *, near: bool = False
+    ) -> Future[T]:
+        """As `call`, once `Engine.recall` has brought what slower tiers have of the prompt: not in
+        the order of the calls, and never where the engine ends before.
+        """
+        future: Future[T] = Future()
+
+        def begin(engine: Engine) -> None:
+            engine.recall(prefix, lambda: _Command(fn, future).run(engine), near=near)
+
+        def tell(begun: Future[None]) -> None:
+            if (error := begun.exception()) is not None and not future.done():
+                future.set_exception(error)
+
+        self.call(begin).add_done_callback(tell)
         return future
 
     def stop(self, timeout_s: float = 60.0) -> None:

@@ -48,14 +48,15 @@ class PrefixLender:
         return self._num_lent
 
     def lend(self, to: Borrower, message: pb.Pull) -> None:
-        """Writes what is cached of the prompt where the other says, and tells it how much that is;
-        in the end, whatever happens, that nothing is written any more.
+        """Writes what is cached of the prompt, in slower tiers too, where the other says, and tells
+        it how much that is; in the end, whatever happens, that nothing is written any more.
         """
         self._num_lent += 1
         prefix = generate_from_proto(message.prefix)
         # Two workers may use one name.
         move_id = f"{to.key}/{prefix.request_id}"
-        taken = self._host.loop.call(lambda engine: engine.lend(move_id, prefix))
+        lend = self._host.loop.call_recalled
+        taken = lend(prefix, lambda engine: engine.lend(move_id, prefix))
         asyncio.wrap_future(taken).add_done_callback(
             partial(self._on_lent, to, message.reservation, move_id)
         )

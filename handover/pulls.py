@@ -18,6 +18,7 @@ from typing import Final
 
 from baton.engine.engine import Engine, Reservation
 from baton.handover.config import NOTICE_GRACE_S
+from baton.handover.granting import granted
 from baton.handover.host import WorkerHost
 from baton.kvtransfer.connector import Notice, PeerKey
 from baton.kvtransfer.session import ReceiveSession
@@ -149,7 +150,8 @@ class PrefixPulls:
         pull.timer.cancel()
         pull.timer = self._host.events.call_later(self._timeout_s, self._fail, pull, late)
         pull_id, prefix = pull.pull_id, pull.request
-        taken = self._host.loop.call(lambda engine: engine.borrow(pull_id, prefix))
+        borrow = self._host.loop.call_recalled
+        taken = borrow(prefix, lambda engine: engine.borrow(pull_id, prefix))
         asyncio.wrap_future(taken).add_done_callback(partial(self._on_borrowed, pull, send))
 
     def _unconnected(self, pull_id: str) -> None:
@@ -171,20 +173,8 @@ class PrefixPulls:
             self._free(pull.pull_id)
             return
         pull.num_cached_tokens = reservation.num_cached_tokens
-        pull.session = ReceiveSession(
-            pull.pull_id,
-            epoch=reservation.epoch,
-            first_block=reservation.num_cached_tokens // self._block_size,
-            num_blocks=len(reservation.block_ids),
-        )
+        pull.session, target = granted(reservation, self._block_size)
         self._host.connector.expect(1)
-        target = pb.Reservation(
-            request_id=pull.pull_id,
-            granted=True,
-            epoch=reservation.epoch,
-            num_cached_tokens=reservation.num_cached_tokens,
-            block_ids=reservation.block_ids,
-        )
         prefix = generate_to_proto(pull.request)
         send(pb.PrefillMessage(pull=pb.Pull(prefix=prefix, reservation=target)))
 

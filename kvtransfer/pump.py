@@ -112,6 +112,7 @@ class Pump:
                 command.result.set_result(None)
 
     def _post(self, push: Push) -> None:
+        """It goes out when all commands of this round are known."""
         peer = self._peers.get(push.key)
         if peer is None or peer.warm_up is not None:
             reason = self._lost.get(push.key, f"{push.key} is not connected")
@@ -122,10 +123,14 @@ class Pump:
         else:
             most = self._staging.blocks_per_chamber(peer.kv_map)
             peer.pending.extend(cut(push, peer.kv_map, most))
-        self._post_pending(peer)
 
     def _post_pending(self, peer: Peer) -> None:
-        """Posts what waits, as far as there is room to convert it."""
+        """Posts what waits, as far as there is room to convert it.
+
+        One after the other, before anybody hears of the first one's end: through shared memory a
+        post is a copy, which leaves nothing of the interpreter in the processor's caches, so that
+        what is done between two of them takes several times as long as it does before or after.
+        """
         while peer.pending:
             chamber = None
             if not peer.kv_map.alike:

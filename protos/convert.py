@@ -275,6 +275,8 @@ def kv_events_to_proto(sequence: int, events: KvEvents) -> pb.KvEventBatch:
         stored=b"".join(events.stored),
         kept=b"".join(events.kept),
         lost=b"".join(events.lost),
+        near=b"".join(events.near),
+        far=b"".join(events.far),
     )
 
 
@@ -286,6 +288,8 @@ def kv_events_from_proto(message: pb.KvEventBatch) -> KvEvents:
         cleared=message.cleared,
         kept=_unpack_hashes(message.kept),
         lost=_unpack_hashes(message.lost),
+        near=_unpack_hashes(message.near),
+        far=_unpack_hashes(message.far),
     )
 
 

@@ -53,7 +53,8 @@ class GatewayFeed:
         self._pending.adapters.CopyFrom(adapters_to_proto(load))
 
     def kv_events(self, batch: pb.KvEventBatch) -> None:
-        self._kv_bytes += sum(map(len, (batch.stored, batch.removed, batch.kept, batch.lost)))
+        packed = (batch.stored, batch.removed, batch.kept, batch.lost, batch.near, batch.far)
+        self._kv_bytes += sum(map(len, packed))
         self._pending.kv_events.append(batch)
 
     def flush(self, within_s: float = 0.0) -> None:

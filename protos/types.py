@@ -182,7 +182,8 @@ class KvEvents:
     """Changes of a worker's prefix cache, in order: `cleared` first, then removed, then stored.
 
     A worker that keeps blocks beyond its pool tells of both together, too: `kept` are there in some
-    place now, `lost` in none any more.
+    place now, `lost` in none any more. If it has places below host memory, `near` are in the pool
+    or host memory now, and `far` in neither any more.
     """
 
     stored: tuple[bytes, ...] = ()
@@ -190,9 +191,12 @@ class KvEvents:
     cleared: bool = False
     kept: tuple[bytes, ...] = ()
     lost: tuple[bytes, ...] = ()
+    near: tuple[bytes, ...] = ()
+    far: tuple[bytes, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.stored or self.removed or self.cleared or self.kept or self.lost)
+        changed = self.stored or self.removed or self.cleared or self.kept or self.lost
+        return bool(changed or self.near or self.far)
 
 
 class KvDigest(NamedTuple):

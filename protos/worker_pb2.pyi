@@ -403,20 +403,24 @@ class TransferSample(_message.Message):
     def __init__(self, decode: _Optional[str] = ..., num_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class KvEventBatch(_message.Message):
-    __slots__ = ("sequence", "cleared", "removed", "stored", "kept", "lost")
+    __slots__ = ("sequence", "cleared", "removed", "stored", "kept", "lost", "near", "far")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CLEARED_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    NEAR_FIELD_NUMBER: _ClassVar[int]
+    FAR_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     cleared: bool
     removed: bytes
     stored: bytes
     kept: bytes
     lost: bytes
-    def __init__(self, sequence: _Optional[int] = ..., cleared: bool = ..., removed: _Optional[bytes] = ..., stored: _Optional[bytes] = ..., kept: _Optional[bytes] = ..., lost: _Optional[bytes] = ...) -> None: ...
+    near: bytes
+    far: bytes
+    def __init__(self, sequence: _Optional[int] = ..., cleared: bool = ..., removed: _Optional[bytes] = ..., stored: _Optional[bytes] = ..., kept: _Optional[bytes] = ..., lost: _Optional[bytes] = ..., near: _Optional[bytes] = ..., far: _Optional[bytes] = ...) -> None: ...
 
 class PeerHello(_message.Message):
     __slots__ = ("worker_id", "incarnation", "version", "model_digest", "connector", "agent_metadata", "kv_layout", "pool_address", "num_blocks", "device_id", "session", "model_config", "adapters", "mac", "ranks")

@@ -10,7 +10,7 @@ import math
 from typing import Final, NamedTuple
 
 from baton.router.config import RouterConfig
-from baton.router.decision import Candidate, RouteRequest
+from baton.router.decision import Candidate, Kept, RouteRequest
 from baton.router.times import TransferTimes
 from baton.router.view import Figures
 
@@ -41,16 +41,16 @@ def miss_probability(ratio: float) -> float:
 class DecodeAt(NamedTuple):
     """What a plan costs at one decode worker, the same for local and every prefill worker.
 
-    num_kept: tokens that are there or in slower tiers, as far as they are more than `num_cached`.
-    short_tail: nearly all of the prompt is there. itl_miss: the probability that those who decode
-    there miss their objective as it is. fullness: of its KV memory, with this request and all that
-    wait for room. own_s: all that there is to choose by before it is known what it is paired with.
+    kept: what is there or in slower tiers. short_tail: nearly all of the prompt is there. itl_miss:
+    the probability that those who decode there miss their objective as it is. fullness: of its KV
+    memory, with this request and all that wait for room. own_s: all that there is to choose by
+    before it is known what it is paired with.
     """
 
     row: int
     figures: Figures
     num_cached: int
-    num_kept: int
+    kept: Kept
     num_new: int
     itl_miss: float
     fullness: float
@@ -150,9 +150,9 @@ class Prices:
         self._output_tokens = self._num_tokens + 0.5 * self._num_output
 
     def decode(
-        self, row: int, figures: Figures, num_cached: int, num_kept: int, extra_s: float
+        self, row: int, figures: Figures, num_cached: int, kept: Kept, extra_s: float
     ) -> DecodeAt:
-        """num_cached: tokens of the prompt that the worker holds, num_kept: has in any place."""
+        """num_cached: tokens of the prompt that the worker holds, kept: has in any place."""
         num_hits = num_cached // self._block_size
         # The last token is always computed: its logits choose the first output token.
         num_new = max(self._num_tokens - num_cached, 1)
@@ -177,7 +177,7 @@ class Prices:
             row,
             figures,
             num_cached,
-            num_kept,
+            kept,
             num_new,
             now,
             fuller,
@@ -191,7 +191,7 @@ class Prices:
     def local(self, at: DecodeAt) -> LocalAt:
         """The prompt computed where it is decoded."""
         figures, config = at.figures, self._config
-        load_s, num_new, num_cached = self._brought(figures, at.num_cached, at.num_kept)
+        load_s, num_new, num_cached = self.brought(figures, at.num_cached, at.kept)
         compute_s = _compute_s(figures, num_new, num_cached)
         wait_s = figures.wait_s
         ttft_s = (wait_s if wait_s > at.room_s else at.room_s) + load_s + compute_s
@@ -224,29 +224,30 @@ class Prices:
         row: int,
         figures: Figures,
         num_cached: int,
-        num_kept: int,
+        kept: Kept,
         extra_s: float,
         *,
         prefer_idle: bool,
     ) -> PrefillAt:
-        """num_cached, num_kept, extra_s: see `decode`. prefer_idle: the margin counts."""
-        load_s, num_new, num_cached = self._brought(figures, num_cached, num_kept)
+        """num_cached, kept, extra_s: see `decode`. prefer_idle: the margin counts."""
+        load_s, num_new, num_cached = self.brought(figures, num_cached, kept)
         idle = prefer_idle and not figures.pending_tokens and not figures.pending_requests
         preference_s = self._config.remote_margin_s if idle else 0.0
         extra = (preference_s, extra_s - preference_s)
         return self._prefill_at(row, figures, (num_new, num_cached, -1), load_s, extra)
 
     def pulled(
-        self, prefill: PrefillAt, row: int, num_cached: int, times: TransferTimes
+        self, prefill: PrefillAt, row: int, lent: tuple[int, float], times: TransferTimes
     ) -> PrefillAt:
-        """With what the decode worker in that row has cached fetched first, if that is quicker.
+        """With what the decode worker in that row has fetched first, if that is quicker. Asking
+        takes as long as for a prompt.
 
-        times: of pushes from there. Asking takes as long as for a prompt.
+        lent: how many tokens, and minus the seconds of loading them there. times: of pushes.
         """
-        figures = prefill.figures
+        figures, num_cached = prefill.figures, lent[0]
         num_new = max(self._num_tokens - num_cached, 1)
         num_bytes = (num_cached - prefill.num_cached) * self._kv_bytes
-        pull_s = self._handshake_s + times.fixed_s + num_bytes * times.per_byte_s
+        pull_s = self._handshake_s - lent[1] + times.fixed_s + num_bytes * times.per_byte_s
         computing_s = pull_s + _compute_s(figures, num_new, num_cached)
         if computing_s >= prefill.load_s + prefill.compute_s:
             return prefill
@@ -283,17 +284,22 @@ class Prices:
             own_s=ttft_s + slo_s + queue_s + extra[1],
         )
 
-    def _brought(self, figures: Figures, num_cached: int, num_kept: int) -> tuple[float, int, int]:
+    def brought(self, figures: Figures, num_cached: int, kept: Kept) -> tuple[float, int, int]:
         """Seconds of loading from slower tiers, and tokens that are new and cached then: as the
-        worker decides, it loads where that is quicker than computing."""
-        num_new = max(self._num_tokens - num_cached, 1)
-        if num_kept > num_cached:
-            num_left = max(self._num_tokens - num_kept, 1)
-            load_s = (num_kept - num_cached) * figures.load_token_s
-            loading_s = load_s + _compute_s(figures, num_left, num_kept)
-            if loading_s < _compute_s(figures, num_new, num_cached):
-                return load_s, num_left, num_kept
-        return 0.0, num_new, num_cached
+        worker decides, it loads from each where that is quicker than computing."""
+        best = (0.0, num_new := max(self._num_tokens - num_cached, 1), num_cached)
+        if kept.num_tokens <= num_cached:
+            return best
+        best_s = _compute_s(figures, num_new, num_cached)
+        num_near = max(kept.num_near, num_cached)
+        load_s = (num_near - num_cached) * figures.load_near_s
+        far_s = load_s + (kept.num_tokens - num_near) * max(figures.load_far_s, figures.load_near_s)
+        for loading_s, num_there in ((load_s, num_near), (far_s, kept.num_tokens)):
+            num_left = max(self._num_tokens - num_there, 1)
+            total_s = loading_s + _compute_s(figures, num_left, num_there)
+            if total_s < best_s:
+                best_s, best = total_s, (loading_s, num_left, num_there)
+        return best
 
     def pair(self, at: DecodeAt, prefill: PrefillAt, times: TransferTimes) -> PairAt:
         """The prompt computed by a prefill worker. times: of pushes between the two."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from baton.protos.types import Member
 
@@ -14,6 +14,18 @@ class Chain(NamedTuple):
 
     block_size: int
     hashes: Sequence[bytes]
+
+
+class Kept(NamedTuple):
+    """Leading tokens of a prompt that a worker has in any place, and those of them that it has in
+    its pool or host memory.
+    """
+
+    num_tokens: int
+    num_near: int
+
+
+NOT_KEPT: Final = Kept(0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from baton.protos.types import Member
 from baton.router.config import RouterConfig
 from baton.router.costs import DecodeAt, LocalAt, PairAt, PrefillAt, Prices
-from baton.router.decision import Plan, RouteRequest
+from baton.router.decision import NOT_KEPT, Plan, RouteRequest
 from baton.router.pools import Pools, prefix_hits
 from baton.router.prefix_index import Prefixes
 from baton.router.shortlist import Shortlist, num_tokens
@@ -192,26 +192,30 @@ class _Priced:
         """The best few prefill workers, cheapest first."""
         pools, figures = self.pools, self.pools.prefill.figures
         price, noise = self._prices.prefill, self._rng.random
-        source = max(self._decode.values(), key=lambda at: at.num_cached)
+        lent, source = max((self._lent(at), row) for row, at in self._decode.items())
         found = []
         for row in self._prefill_rows:
             num_cached = num_tokens(self._held, pools.prefill.bits[row])
-            num_kept = self._kept.get(pools.prefill.ids[row], 0)
-            held = (num_cached, num_kept, self._extra_s(pools.prefill, row))
+            kept = self._kept.get(pools.prefill.ids[row], NOT_KEPT)
+            held = (num_cached, kept, self._extra_s(pools.prefill, row))
             at = price(row, figures[row], *held, prefer_idle=prefer_idle)
-            if source.num_cached > at.num_cached:
-                at = self._pulled(at, source)
+            if lent[0] > at.num_cached:
+                at = self._pulled(at, source, lent)
             found.append((at.own_s + noise() * _NOISE_S, row, at))
         found.sort()
         return [at for _, _, at in found[:_NUM_PAIRED]]
 
-    def _pulled(self, prefill: PrefillAt, source: DecodeAt) -> PrefillAt:
-        """What it costs there if that worker's cache may be fetched first."""
+    def _lent(self, at: DecodeAt) -> tuple[int, float]:
+        """How many tokens that worker can give away, and minus the seconds of loading them."""
+        load_s, _, num_tokens = self._prices.brought(at.figures, at.num_cached, at.kept)
+        return num_tokens, -load_s
+
+    def _pulled(self, prefill: PrefillAt, row: int, lent: tuple[int, float]) -> PrefillAt:
+        """What it costs there if what the decode worker in that row has may be fetched first."""
         decode, other = self.pools.decode, self.pools.prefill
-        near = decode.near(source.row, other, prefill.row)
-        ids = decode.ids[source.row], other.ids[prefill.row]
-        times = self.pools.view.transfers.between(*ids, near)
-        return self._prices.pulled(prefill, source.row, source.num_cached, times)
+        near = decode.near(row, other, prefill.row)
+        times = self.pools.view.transfers.between(decode.ids[row], other.ids[prefill.row], near)
+        return self._prices.pulled(prefill, row, lent, times)
 
     def _decode_at(self, rows: Iterable[int]) -> dict[int, DecodeAt]:
         pool = self.pools.decode
@@ -221,7 +225,7 @@ class _Priced:
                 row,
                 figures[row],
                 num_tokens(self._held, pool.bits[row]),
-                self._kept.get(pool.ids[row], 0),
+                self._kept.get(pool.ids[row], NOT_KEPT),
                 self._extra_s(pool, row),
             )
             for row in rows

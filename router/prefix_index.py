@@ -10,7 +10,7 @@ import numpy as np
 
 from baton.protos.hashing import short_hashes
 from baton.protos.types import KvDigest, KvEvents
-from baton.router.decision import Chain
+from baton.router.decision import Chain, Kept
 from baton.router.promises import Held, Promises
 from baton.router.view import Columns, Floats
 
@@ -32,8 +32,8 @@ class Prefixes(Protocol):
         chains: the prompt's blocks in every size that a worker has.
         """
 
-    def kept(self, chains: Sequence[Chain]) -> Mapping[str, int]:
-        """Leading tokens that workers with tiers below their pools have in any place."""
+    def kept(self, chains: Sequence[Chain]) -> Mapping[str, Kept]:
+        """What workers with tiers below their pools have in any place."""
 
 
 def aligned(held: Sequence[Held], pool: Columns) -> Floats:
@@ -91,6 +91,8 @@ class PrefixIndex:
         self._version = 0
         # What workers have anywhere, their slower tiers included; None where none has such tiers.
         self._kept: PrefixIndex | None = None
+        # Of workers with tiers below host memory, what they have in that or in their pools.
+        self._near: PrefixIndex | None = None
 
     def __bool__(self) -> bool:
         return bool(self._kept) or any(holder.num_blocks for holder in self._holders.values())
@@ -106,12 +108,16 @@ class PrefixIndex:
         if events.kept or events.lost:
             self._kept = self._kept or PrefixIndex(max_blocks_per_worker=self._max_blocks)
             self._kept.apply(worker_id, KvEvents(stored=events.kept, removed=events.lost))
+        if events.near or events.far:
+            self._near = self._near or PrefixIndex(max_blocks_per_worker=self._max_blocks)
+            self._near.apply(worker_id, KvEvents(stored=events.near, removed=events.far))
         self._sweep()
 
     def remove_worker(self, worker_id: str) -> None:
         """Forgets a worker; unknown ones are ignored."""
-        if self._kept is not None:
-            self._kept.remove_worker(worker_id)
+        for below in (self._kept, self._near):
+            if below is not None:
+                below.remove_worker(worker_id)
         holder = self._holders.pop(worker_id, None)
         if holder is None:
             return
@@ -164,9 +170,12 @@ class PrefixIndex:
             for worker_id, num_blocks in self.hits(hashes).items()
         }
 
-    def kept(self, chains: Sequence[Chain]) -> dict[str, int]:
+    def kept(self, chains: Sequence[Chain]) -> dict[str, Kept]:
         """See `Prefixes`."""
-        return {} if self._kept is None else self._kept.tokens(chains)
+        if self._kept is None:
+            return {}
+        near = {} if self._near is None else self._near.tokens(chains)
+        return {name: Kept(n, near.get(name, 0)) for name, n in self._kept.tokens(chains).items()}
 
     def held(self, chains: Sequence[Chain], pools: Sequence[Columns]) -> list[Held]:
         """As `tokens`, by length: see `Prefixes`."""

@@ -10,7 +10,7 @@ from typing import Any
 from baton.protos.errors import ConfigError
 from baton.protos.types import Member, Role, TierLoad, WorkerLoad
 from baton.router.config import RouterConfig
-from baton.router.decision import Chain, Plan, RouteRequest
+from baton.router.decision import Chain, Kept, Plan, RouteRequest
 from baton.router.plan import plan
 from baton.router.promises import Held
 from baton.router.times import (
@@ -22,17 +22,17 @@ from baton.router.times import (
 )
 from baton.router.view import ClusterView, Columns, WorkerState, WorkerView
 
-FORMAT = 2
+FORMAT = 3
 
 
 class RecordedPrefixes:
     """What the prefix index said of one prompt: tokens by worker id."""
 
-    def __init__(self, hits: Mapping[str, int], kept: Mapping[str, int]) -> None:
+    def __init__(self, hits: Mapping[str, int], kept: Mapping[str, Kept]) -> None:
         self._hits = dict(hits)
         self._kept = dict(kept)
 
-    def kept(self, chains: Sequence[Chain]) -> Mapping[str, int]:
+    def kept(self, chains: Sequence[Chain]) -> Mapping[str, Kept]:
         """As `PrefixIndex.kept`, for the prompt that was recorded."""
         return self._kept if chains else {}
 
@@ -49,13 +49,13 @@ class RecordedPrefixes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Everything that `plan` was given. `seed` is that of its random numbers; `hits` and `kept` are
-    leading tokens by worker id.
+    """Everything that `plan` was given. `seed` is that of its random numbers; `hits` are
+    leading tokens by worker id, `kept` those in slower tiers.
     """
 
     view: ClusterView
     hits: Mapping[str, int]
-    kept: Mapping[str, int]
+    kept: Mapping[str, Kept]
     request: RouteRequest
     config: RouterConfig
     seed: int
@@ -133,7 +133,7 @@ def _inputs(raw: Mapping[str, Any]) -> Inputs:
     return Inputs(
         view=view,
         hits=raw["hits"],
-        kept=raw.get("kept", {}),
+        kept={name: Kept(*found) for name, found in raw["kept"].items()},
         request=RouteRequest(**route),
         config=RouterConfig(**raw["config"]),
         seed=raw["seed"],

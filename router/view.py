@@ -84,7 +84,8 @@ class Figures(NamedTuple):
     wait_s: until a prompt that is sent there now is begun. step_s: the next decode step; itl_s: the
     time between tokens that requests there see, other prompts' steps included; pace_s: `step_s` of
     the slowest in its group. chunk_s: what every chunk of a prompt costs whatever its size.
-    load_token_s: a token's KV from the slowest of its tiers to its pool; 0 without tiers.
+    load_near_s, load_far_s: a token's KV to its pool from host memory and from its disk; 0 where
+    there is none, or nothing was loaded yet.
     """
 
     usable: bool
@@ -108,7 +109,8 @@ class Figures(NamedTuple):
     decode_fixed_s: float
     decode_row_s: float
     decode_kv_token_s: float
-    load_token_s: float
+    load_near_s: float
+    load_far_s: float
 
 
 class Column(IntEnum):
@@ -135,7 +137,8 @@ class Column(IntEnum):
     DECODE_FIXED_S = 18
     DECODE_ROW_S = 19
     DECODE_KV_TOKEN_S = 20
-    LOAD_TOKEN_S = 21
+    LOAD_NEAR_S = 21
+    LOAD_FAR_S = 22
 
 
 class Busy(IntEnum):
@@ -299,6 +302,7 @@ def _figures(worker: WorkerView) -> Figures:
     num_tokens = worker.pending_tokens
     step_s = decode.predict(num_requests, load.running_kv_tokens)
     chunk_s = prefill.fixed_s + num_requests * prefill.per_row_s
+    load_s = {tier.name: tier.load_s_per_token for tier in load.tiers}
     wait_s = num_tokens * (prefill.per_token_s + chunk_s / prefill.chunk_tokens)
     if load.num_running:
         # A step is under way, and on average half of it is left.
@@ -325,5 +329,6 @@ def _figures(worker: WorkerView) -> Figures:
         decode.fixed_s,
         decode.per_row_s,
         decode.per_kv_token_s,
-        max((tier.load_s_per_token for tier in load.tiers), default=0.0),
+        load_s.get("cpu", 0.0),
+        load_s.get("disk", 0.0),
     )

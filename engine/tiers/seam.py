@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from baton.engine.request import Request
 from baton.engine.tiers.statistics import TierStatistics
-from baton.protos.types import KvEvents, TierLoad
+from baton.protos.types import GenerateRequest, KvEvents, TierLoad
 
 
 class Tiers:
@@ -38,6 +38,15 @@ class Tiers:
 
     def drop(self, request: Request) -> None:
         """It ended while it waited here. It may lose its blocks to `orphans`."""
+
+    def recall(
+        self, prefix: GenerateRequest, headroom: int, done: Callable[[], None], *, near: bool
+    ) -> None:
+        """`done`, exactly once, when the pool has what is found of the prompt's prefix, where that
+        is quicker than to compute it; `headroom` blocks are left for others. near: only what host
+        memory has.
+        """
+        done()
 
     def take_in(self) -> bool:
         """Takes in what has happened since the last call; whether anything has."""

@@ -12,13 +12,14 @@ from baton.engine.tiers.fetch import Fetcher
 from baton.engine.tiers.lane import Lane, News
 from baton.engine.tiers.load import Loader
 from baton.engine.tiers.reach import Reach
+from baton.engine.tiers.recall import Recaller
 from baton.engine.tiers.seam import Tiers
 from baton.engine.tiers.statistics import TierStatistics, tier_loads
 from baton.engine.tiers.tier_lane import TierLane
 from baton.engine.tiers.write_back import WriteBack
 from baton.kvtransfer.tiers.tier import Tier
 from baton.protos.clock import Clock
-from baton.protos.types import KvEvents, TierLoad
+from baton.protos.types import GenerateRequest, KvEvents, TierLoad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +55,22 @@ class TierStack(Tiers):
         self._host = parts.host
         self._clock = clock
         self._compute_s = compute_s
-        self._reach = Reach(parts.host)
+        self._reach = Reach(parts.host, has_lower=bool(parts.lower))
         self._lower = [
             TierLane(tier, lane, clock, self._reach.apply, parts.host.num_blocks // 4)
             for tier, lane in parts.lower
         ]
         self._fetcher = Fetcher(parts.host, self._lower, clock, compute_s)
         self._loader = Loader(pool, parts.host, parts.copier, parts.writing, clock)
+        self._recaller = Recaller(
+            pool,
+            parts.host,
+            Fetcher(parts.host, self._lower, clock, compute_s),
+            Loader(pool, parts.host, parts.copier, parts.writing, clock),
+            clock,
+            self._hashes,
+            self._is_quicker,
+        )
         self._write_back = WriteBack(pool, parts.host, parts.copier, parts.reading, self._lower)
         self._num_wanted = self._num_pool = self._num_host = self._num_declined = 0
 
@@ -87,10 +97,7 @@ class TierStack(Tiers):
         slots = self._host.match(hashes[first:])
         if not slots:
             return False
-        compute_s = self._compute_s(len(slots))
-        if compute_s is not None and self._loader.rate.estimate_s(len(slots)) >= compute_s:
-            self._num_declined += len(slots)
-            self._loader.rate.forget_a_little()
+        if not self._is_quicker(len(slots)):
             return False
         if not self._loader.start(request, slots, first):
             return False
@@ -108,11 +115,16 @@ class TierStack(Tiers):
         self._fetcher.drop(request)
         self._loader.drop(request)
 
+    def recall(
+        self, prefix: GenerateRequest, headroom: int, done: Callable[[], None], *, near: bool
+    ) -> None:
+        self._recaller.start(prefix, headroom, done, near=near)
+
     def take_in(self) -> bool:
-        if not self._parts.news:
-            return False
+        has_news = bool(self._parts.news) or self._recaller.has_done
         self._parts.news.take_in()
-        return True
+        self._recaller.advance()
+        return has_news
 
     def advance(self) -> None:
         self._write_back.advance()
@@ -120,11 +132,12 @@ class TierStack(Tiers):
     @property
     def has_done(self) -> bool:
         has_news = bool(self._parts.news) or self._loader.first_done is not None
-        return has_news or self._fetcher.has_done
+        return has_news or self._fetcher.has_done or self._recaller.has_done
 
     @property
     def next_deadline_s(self) -> float | None:
-        return self._fetcher.next_deadline_s
+        deadlines_s = (self._fetcher.next_deadline_s, self._recaller.next_deadline_s)
+        return min((at_s for at_s in deadlines_s if at_s is not None), default=None)
 
     @property
     def num_fetching(self) -> int:
@@ -140,7 +153,7 @@ class TierStack(Tiers):
 
     @property
     def orphans(self) -> list[list[int]]:
-        return self._loader.orphans
+        return self._loader.orphans + self._recaller.blocks
 
     def drain(self, pool_changes: KvEvents) -> KvEvents:
         return self._reach.drain(pool_changes)
@@ -153,9 +166,9 @@ class TierStack(Tiers):
 
     def statistics(self) -> TierStatistics:
         return TierStatistics(
-            num_wanted=self._num_wanted,
+            num_wanted=self._num_wanted + self._recaller.num_loaded,
             num_pool=self._num_pool,
-            num_host=self._num_host,
+            num_host=self._num_host + self._recaller.num_loaded,
             num_declined=self._num_declined,
             num_stored=self._write_back.num_stored,
             num_dropped=self._write_back.num_dropped,
@@ -165,7 +178,7 @@ class TierStack(Tiers):
         )
 
     def check_integrity(self) -> None:
-        is_busy = self._write_back.is_busy or self._loader.is_busy
+        is_busy = self._write_back.is_busy or self._loader.is_busy or self._recaller.is_busy
         if not is_busy and not any(tier.is_busy for tier in self._lower):
             self._host.check_integrity([])
 
@@ -174,6 +187,15 @@ class TierStack(Tiers):
             lane.close()
         for tier in self._lower:
             tier.close()
+
+    def _is_quicker(self, num_blocks: int) -> bool:
+        """Whether so many are loaded from host memory rather than computed."""
+        compute_s = self._compute_s(num_blocks)
+        if compute_s is None or self._loader.rate.estimate_s(num_blocks) < compute_s:
+            return True
+        self._num_declined += num_blocks
+        self._loader.rate.forget_a_little()
+        return False
 
     def _hashes(self, request: Request) -> list[bytes]:
         """Of the blocks that may be found rather than computed: a token at least is computed."""

@@ -114,7 +114,13 @@ def test_kv_events_survive_the_wire(
     stored: tuple[bytes, ...], removed: tuple[bytes, ...], cleared: bool
 ) -> None:
     events = KvEvents(
-        stored=stored, removed=removed, cleared=cleared, kept=removed[1:], lost=stored[:1]
+        stored=stored,
+        removed=removed,
+        cleared=cleared,
+        kept=removed[1:],
+        lost=stored[:1],
+        near=stored[1:],
+        far=removed[:1],
     )
     assert convert.kv_events_from_proto(convert.kv_events_to_proto(7, events)) == events
 

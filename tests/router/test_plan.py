@@ -172,6 +172,30 @@ def test_a_prefix_in_a_slower_tier_counts_by_the_time_to_load_it() -> None:
     assert decide(pool, 8_100, index=kept("d1", 500), prompt_logprobs=True).ttft_s >= computed_s
 
 
+def test_each_tier_counts_at_its_own_rate() -> None:
+    """A prefix half in host memory, half on a disk that is too slow to wait for."""
+    tiers = [
+        TierLoad(name, 50, 100, 0, 0, 0, 0, 0, s) for name, s in (("cpu", 1e-6), ("disk", 1.0))
+    ]
+    pool = [worker("d0"), worker("d1", WorkerLoad(tiers=tuple(tiers)))]
+    index = kept("d1", 500)
+    computed_s = decide(pool, 8_100).ttft_s
+    assert decide(pool, 8_100, index=index).ttft_s == pytest.approx(computed_s)
+    index.apply("d1", KvEvents(near=tuple(hashes(250))))
+    half = decide(pool, 8_100, index=index)
+    assert where(half)[:2] == ("d1", "local")
+    index.apply("d1", KvEvents(near=tuple(hashes(500))))
+    assert decide(pool, 8_100, index=index).ttft_s < half.ttft_s < computed_s
+
+
+def test_the_next_turn_may_come_from_the_slower_tiers_of_who_decoded() -> None:
+    remote = RouterConfig(policy="always_remote")
+    for load_s, pulls in ((1e-6, True), (1.0, False)):
+        pool = [worker("d0", loading(load_s)), worker("d1"), worker("p0")]
+        chosen = decide(pool, 4_000, index=kept("d0", 180, cached(p0=60)), config=remote)
+        assert (chosen.pull_from == pool[0].member) is pulls
+
+
 def test_the_next_turn_is_fetched_from_who_decoded_the_last_one() -> None:
     """Where that is quicker than computing it again, for whoever decodes it."""
     pool = [worker("d0"), worker("d1"), worker("p0")]
@@ -195,11 +219,13 @@ def test_the_next_turn_is_fetched_from_who_decoded_the_last_one() -> None:
 
 def test_what_left_every_tier_counts_no_more() -> None:
     index = kept("d1", 50)
-    assert index.kept([Chain(1, hashes(60))]) == {"d1": 50}
-    index.apply("d1", KvEvents(lost=tuple(hashes(50)[40:])))
-    assert index.kept([Chain(1, hashes(60))]) == {"d1": 40}
+    assert index.kept([Chain(1, hashes(60))]) == {"d1": (50, 0)}
+    index.apply("d1", KvEvents(lost=tuple(hashes(50)[40:]), near=tuple(hashes(30))))
+    assert index.kept([Chain(1, hashes(60))]) == {"d1": (40, 30)}
+    index.apply("d1", KvEvents(far=tuple(hashes(30)[20:])))
+    assert index.kept([Chain(1, hashes(60))]) == {"d1": (40, 20)}
     index.apply("d1", KvEvents(cleared=True, kept=tuple(hashes(10))))
-    assert index.kept([Chain(1, hashes(60))]) == {"d1": 10}
+    assert index.kept([Chain(1, hashes(60))]) == {"d1": (10, 0)}
     index.remove_worker("d1")
     assert index.kept([Chain(1, hashes(60))]) == {}
 

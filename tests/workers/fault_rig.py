@@ -53,8 +53,8 @@ from baton.protos.types import RequestOutput, Role, SamplingParams
 SAMPLING = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 LIMITS = ConnectorLimits(connect_timeout_s=0.5, write_timeout_s=0.5, drain_timeout_s=0.05)
 PATIENCE_S = 60.0
-# A pool has room for three or four prompts, host memory for two, the disk for five.
-POOL_BLOCKS, HOST_BLOCKS, DISK_BLOCKS = 56, 28, 70
+# A pool has room for two or three prompts, host memory for one or two, the disk for six.
+POOL_BLOCKS, HOST_BLOCKS, DISK_BLOCKS = 40, 20, 80
 BLOCK_GIB = 65536 / (1 << 30)
 
 
@@ -244,6 +244,16 @@ class Rig:
         assert answer.done.finish_reason == "length", f"seed {seed}: {answer.done}"
         assert answer.tokens == self.expected[number], f"seed {seed}: prompt {number}"
         self.num_remote += bool(answer.done.prefilled_by)
+
+    async def num_from_host_memory(self) -> int:
+        """Blocks that came back from there to a pool."""
+        count = 0
+        for worker in (self.pair.prefill, self.pair.decode):
+            call = worker.host.loop.call(lambda engine: engine.statistics().tiers)
+            found = await asyncio.wrap_future(call)
+            assert found is not None
+            count += found.num_host
+        return count
 
     async def good_transfer_s(self) -> float:
         """Seconds until a request's KV comes from the other worker again, with no fault left."""

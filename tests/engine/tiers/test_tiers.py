@@ -248,6 +248,17 @@ class Served:
             assert self._changed.wait_for(lambda: name in self._finished, WAIT_S)
         return self._tokens[name]
 
+    def lent(self, prompt: list[int], *, near: bool = False) -> int:
+        """How many blocks of the prompt could be lent to another worker."""
+        prefix = generate("lent", prompt, max_tokens=1)
+
+        def lend(engine: Engine) -> int:
+            found = engine.lend("move", prefix)
+            engine.end_move("move")
+            return len(found)
+
+        return self._loop.call_recalled(prefix, lend, near=near).result(WAIT_S)
+
     def close(self) -> TierStatistics | None:
         """What its tiers did."""
         self._loop.stop()
@@ -290,6 +301,9 @@ def test_a_model_answers_alike_wherever_its_kv_was(folder: Path, tmp_path: Path)
         )
         served = Served(folder, config)
         assert {name: served.answer(name, prompt) for name, prompt in rounds} == expected
+        # Of 100 tokens 99 may be found: 12 blocks of 8. Only the last prompt's are in the pool.
+        assert served.lent(prompts[0], near=True) == (0 if below else 12)
+        assert served.lent(prompts[1]) == 12
         found = served.close()
         assert found is not None
         assert found.num_host > 0

@@ -14,6 +14,8 @@ from baton.kvtransfer.wire import ConnectorLimits
 from baton.protos.errors import PeerLostError, TransferError
 
 SLOW_S = 0.1
+# Until a push was posted: before that a disconnect fails it at once.
+POSTED_S = 0.02
 
 
 @pytest.fixture
@@ -38,6 +40,7 @@ def close(*sides: Side) -> None:
 def test_done_waits_for_a_write_that_a_disconnect_cannot_stop(fabric: LocalFabric) -> None:
     sender, receiver = slow_pair(fabric, drain_timeout_s=10.0)
     outcome = sender.push(receiver.key, [1], [2], "r")
+    time.sleep(POSTED_S)
     sender.connector.disconnect(receiver.key)
     assert not outcome.done
     assert isinstance(outcome.wait(), PeerLostError)
@@ -49,6 +52,7 @@ def test_a_write_is_cut_off_at_the_drain_deadline(fabric: LocalFabric) -> None:
     sender, receiver = slow_pair(fabric, drain_timeout_s=0.02)
     before = receiver.pool.clone()
     outcome = sender.push(receiver.key, [1], [2], "r")
+    time.sleep(POSTED_S)
     sender.connector.disconnect(receiver.key)
     assert isinstance(outcome.wait(), PeerLostError)
     time.sleep(1.5 * SLOW_S)

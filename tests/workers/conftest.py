@@ -14,6 +14,7 @@ import torch
 from baton.decode_worker.config import DecodeWorkerConfig
 from baton.decode_worker.worker import DecodeWorker
 from baton.engine.config import EngineConfig
+from baton.engine.parallel.hosts import RankHost
 from baton.kvtransfer.lmcache.config import AUTO
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.prefill_worker.worker import PrefillWorker
@@ -63,12 +64,13 @@ async def started_pair(
     *,
     connector: str = "nixl",
     lmcache: str = AUTO,
+    ranks: RankHost | None = None,
 ) -> AsyncIterator[Pair]:
     """Two workers that know each other's secret, until the end of the block."""
     common = {"connector": connector, "lmcache": lmcache, "secret": "of the test", "lease_s": 1.0}
-    prefill = PrefillWorker(PrefillWorkerConfig(engine=prefill_engine, **common))
+    prefill = PrefillWorker(PrefillWorkerConfig(engine=prefill_engine, **common), ranks=ranks)
     decode = DecodeWorker(
-        DecodeWorkerConfig(engine=decode_engine, prefill_timeout_s=20.0, **common)
+        DecodeWorkerConfig(engine=decode_engine, prefill_timeout_s=20.0, **common), ranks=ranks
     )
     both = Pair(prefill, decode, await prefill.start(), await decode.start())
     try:

@@ -186,8 +186,7 @@ class Engine:
         """`done`, exactly once and on this thread, when the prefix cache has what slower tiers know
         of a prompt, as far as that is quicker than computing it. near: only what host memory has.
         """
-        headroom = self._scheduler.statistics().num_running
-        self._tiers.recall(prefix, headroom, done, near=near)
+        self._tiers.recall(prefix, self._headroom, done, near=near)
 
     def lend(self, move_id: str, request: GenerateRequest) -> tuple[int, ...]:
         """Blocks of the longest cached prefix, for another worker; see `PrefixMoves`."""
@@ -195,8 +194,7 @@ class Engine:
 
     def borrow(self, move_id: str, request: GenerateRequest) -> Reservation | None:
         """Blocks for a prefix that another worker has cached; see `PrefixMoves`."""
-        headroom = self._scheduler.statistics().num_running
-        return self._moves.borrow(move_id, request, headroom)
+        return self._moves.borrow(move_id, request, self._headroom())
 
     def end_move(self, move_id: str, epoch: int = 0, *, num_tokens: int = 0) -> None:
         """Ends lending or borrowing; of borrowed blocks the first `num_tokens` tokens came, and
@@ -206,6 +204,10 @@ class Engine:
             self._moves.keep(move_id, epoch, num_tokens)
         self._moves.release(move_id)
         self._scheduler.release(move_id)
+
+    def _headroom(self) -> int:
+        """A block for each running request: what moves for others must not stop those."""
+        return self._scheduler.statistics().num_running
 
     def has_work(self) -> bool:
         """Whether step() would do something now.

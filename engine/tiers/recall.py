@@ -17,7 +17,7 @@ from baton.protos.types import GenerateRequest
 
 @dataclass(frozen=True, slots=True)
 class _Recall:
-    headroom: int
+    headroom: Callable[[], int]
     done: Callable[[], None]
 
 
@@ -50,11 +50,16 @@ class Recaller:
         self.num_loaded = 0
 
     def start(
-        self, prefix: GenerateRequest, headroom: int, done: Callable[[], None], *, near: bool
+        self,
+        prefix: GenerateRequest,
+        headroom: Callable[[], int],
+        done: Callable[[], None],
+        *,
+        near: bool,
     ) -> None:
         """`done`, exactly once, when what is found of it is in the pool; perhaps at once.
 
-        headroom: blocks that must be left for others. near: lower tiers are not asked.
+        headroom: how many blocks must be left for others. near: lower tiers are not asked.
         """
         number = next(self._numbers)
         state, now_s = RequestState.FETCHING, self._clock.now_s()
@@ -105,9 +110,7 @@ class Recaller:
         hashes = self._hashes(request)
         shared = self._pool.match(hashes)
         slots = self._host.match(hashes[len(shared) :])
-        available = self._pool.num_available - self._pool.num_unreferenced(shared)
-        headroom = self._recalls[request.epoch].headroom
-        if slots and len(slots) + headroom <= available and self._is_quicker(len(slots)):
+        if slots and self._has_room(request, shared, len(slots)) and self._is_quicker(len(slots)):
             self._pool.share(shared)
             request.block_ids = shared + self._pool.allocate(len(slots))
             request.num_published_blocks = len(shared)
@@ -115,3 +118,7 @@ class Recaller:
                 return
             self._pool.release(request.block_ids)
         self._recalls.pop(request.epoch).done()
+
+    def _has_room(self, request: Request, shared: Sequence[int], count: int) -> bool:
+        available = self._pool.num_available - self._pool.num_unreferenced(shared)
+        return count + self._recalls[request.epoch].headroom() <= available

@@ -40,10 +40,15 @@ class Tiers:
         """It ended while it waited here. It may lose its blocks to `orphans`."""
 
     def recall(
-        self, prefix: GenerateRequest, headroom: int, done: Callable[[], None], *, near: bool
+        self,
+        prefix: GenerateRequest,
+        headroom: Callable[[], int],
+        done: Callable[[], None],
+        *,
+        near: bool,
     ) -> None:
         """`done`, exactly once, when the pool has what is found of the prompt's prefix, where that
-        is quicker than to compute it; `headroom` blocks are left for others. near: only what host
+        is quicker than to compute it; `headroom()` blocks are left for others. near: only what host
         memory has.
         """
         done()

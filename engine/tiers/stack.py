@@ -116,7 +116,12 @@ class TierStack(Tiers):
         self._loader.drop(request)
 
     def recall(
-        self, prefix: GenerateRequest, headroom: int, done: Callable[[], None], *, near: bool
+        self,
+        prefix: GenerateRequest,
+        headroom: Callable[[], int],
+        done: Callable[[], None],
+        *,
+        near: bool,
     ) -> None:
         self._recaller.start(prefix, headroom, done, near=near)
 

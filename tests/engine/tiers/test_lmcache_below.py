@@ -32,7 +32,7 @@ def below(address: str) -> TierConfig:
 
 
 def patiently(call: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 60
+    end_s = time.monotonic() + 150
     while not call():
         assert time.monotonic() < end_s
 

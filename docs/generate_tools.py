@@ -132,7 +132,7 @@ def _dropped(form: ToolFormat | ReasoningFormat) -> list[str]:
     """What of an answer is not passed on."""
     if isinstance(form, ToolFormat):
         return ["Calls come last: text after one is dropped."] if form.calls_last else []
-    return [] if form.calls is None else ["Alone, with no parser of calls, it drops calls."]
+    return [] if form.calls is None else ["`baton reasoning parse` drops its models' calls."]
 
 
 def _required(form: ToolFormat | ReasoningFormat) -> list[str]:

@@ -21,6 +21,7 @@ ARGUMENT_KEYS = ("arguments", "parameters", "args")
 _BARE = re.compile(
     r'(\[\s*)?\{\s*"(name|tool_name|arguments|parameters|args|function|type|id)"\s*:'
 )
+_NOT_BARE = re.compile(r'\[\s*+[^\s{]|(?:\[\s*+)?+\{\s*+[^\s"]')
 _BARE_LOOK_CHARS = 64
 # The usual order, in which the name is known before the arguments come.
 _HEAD = re.compile(
@@ -170,5 +171,7 @@ def _rest_of_object(reader: Reader) -> Wait[None]:
 def _look_bare(reader: Reader) -> Wait[None]:
     """Raises MalformedError as soon as the text cannot begin a bare call."""
     while not _BARE.match(reader.text):
-        if len(reader.text) > _BARE_LOOK_CHARS or not (yield from reader.more()):
+        if _NOT_BARE.match(reader.text) or len(reader.text) > _BARE_LOOK_CHARS:
+            raise MalformedError
+        if not (yield from reader.more()):
             raise MalformedError

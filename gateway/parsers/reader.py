@@ -36,13 +36,14 @@ class CutOffError(MalformedError):
 class Stops:
     """Strings to look for at once; the one that begins first wins, then the longest."""
 
-    __slots__ = ("_firsts", "_longest", "_pattern", "_strings")
+    __slots__ = ("_beginnings", "_firsts", "_longest", "_pattern")
 
     def __init__(self, strings: tuple[str, ...]) -> None:
-        self._strings = tuple(sorted((s for s in strings if s), key=len, reverse=True))
-        self._pattern = re.compile("|".join(map(re.escape, self._strings)) or r"(?!)")
-        self._longest = len(self._strings[0]) if self._strings else 0
-        self._firsts = frozenset(s[0] for s in self._strings)
+        longest_first = sorted((s for s in strings if s), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._longest = len(longest_first[0]) if longest_first else 0
+        self._firsts = frozenset(s[0] for s in longest_first)
+        self._beginnings = frozenset(s[:i] for s in longest_first for i in range(1, len(s)))
 
     def begins_in(self, text: str) -> bool:
         """Whether any character of `text` begins a stop."""
@@ -51,7 +52,10 @@ class Stops:
     def search(self, text: str, start: int, ended: bool) -> tuple[int, str] | None:
         """The first stop from `start` on that no further text could displace."""
         match = self._pattern.search(text, start)
-        if match is None or not (ended or match.start() < self.held_from(text, start)):
+        if match is None:
+            return None
+        certain = ended or match.start() <= len(text) - self._longest
+        if not certain and match.start() >= self.held_from(text, start):
             return None
         return match.start(), match.group()
 
@@ -59,10 +63,7 @@ class Stops:
         """Where the part begins that may turn into a stop; len(text) if there is none."""
         size = len(text)
         for i in range(max(start, size - self._longest + 1), size):
-            if text[i] not in self._firsts:
-                continue
-            tail = text[i:]
-            if any(len(s) > size - i and s.startswith(tail) for s in self._strings):
+            if text[i] in self._firsts and text[i:] in self._beginnings:
                 return i
         return size
 

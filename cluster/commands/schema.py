@@ -36,7 +36,11 @@ def check(file: IO[str], as_json: bool) -> None:
             "auto": found.auto,
             "rewritten": list(found.rewritten),
             "backends": {
-                verdict.backend: {"honoured": verdict.honoured, "reason": verdict.reason}
+                verdict.backend: {
+                    "honoured": verdict.honoured,
+                    "reason": verdict.reason,
+                    "keywords": list(verdict.keywords),
+                }
                 for verdict in found.verdicts
             },
         }
@@ -45,6 +49,8 @@ def check(file: IO[str], as_json: bool) -> None:
         click.echo(f"auto: {found.auto or 'refused'}")
         for verdict in found.verdicts:
             click.echo(f"{verdict.backend}: {'honoured' if verdict.honoured else verdict.reason}")
+            if verdict.keywords:
+                click.echo(f"{verdict.backend} cannot: {', '.join(verdict.keywords)}")
         if found.rewritten:
             click.echo(f"said by other keywords: {', '.join(found.rewritten)}")
     sys.exit(0 if found.auto else 1)

@@ -123,8 +123,8 @@ def with_guidance(grammar: Grammar, source: Any, vocabulary: GuidanceVocabulary)
         try:
             return compiled(rewrite)
         except GrammarError as error:
-            # Something refers to what is rewritten: the first refusal says what the matter is.
-            if error.message.startswith("Pointer "):
+            # Something may refer to what is rewritten: the first refusal says what the matter is.
+            if error.message.endswith("leads to no schema"):
                 raise refused from error
             raise
 

@@ -15,6 +15,7 @@ from baton.protos.constraints import GrammarKind
 from baton.protos.errors import GrammarError
 
 _ONE_OF: Final = re.compile(r"oneOf constraints are not supported\..*", re.DOTALL)
+_POINTER: Final = re.compile(r"Pointer '([^']*)' does not exist")
 _REGEX_ERROR: Final = re.compile(r"regex parse error:.*\nerror: ([^\n]+)", re.DOTALL)
 _IN_SCHEMA: Final = re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: ")
 _EXCERPT: Final = re.compile(r"\n\s*\d+ \| ")
@@ -148,6 +149,7 @@ def first_line(message: str) -> str:
     head = _EXCERPT.split(message.split("<state>")[0])[0].replace("<non-verbose/>", "").strip()
     head = head.replace("Unimplemented keys:", "no backend enforces")
     head = _ONE_OF.sub('no backend enforces ["oneOf"] where more than one branch may fit', head)
+    head = _POINTER.sub(r"the '$ref' '#\1' leads to no schema", head)
     head = _IN_SCHEMA.sub("in a JSON schema of it: ", head)
     # Its word for: no token may come, and this is no end.
     head = head.replace("NoExtensionBias", "nothing may come where something must")

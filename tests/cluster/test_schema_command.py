@@ -31,6 +31,24 @@ def test_names_what_is_rewritten_and_what_is_refused() -> None:
     assert "uniqueItems" in found["backends"]["xgrammar"]["reason"]
 
 
+def test_names_every_keyword_that_a_backend_cannot() -> None:
+    wanted = {
+        "type": "object",
+        "properties": {
+            "not": {"type": "array", "uniqueItems": True},
+            "b": {"type": "string", "not": {"pattern": "x"}},
+            "c": {"type": "array", "contains": {"const": 1}},
+        },
+    }
+    result = CliRunner().invoke(baton, ["schema", "check"], input=json.dumps(wanted))
+    assert result.exit_code == 1
+    assert "guidance cannot: contains, not, uniqueItems\n" in result.output
+    assert "xgrammar cannot: contains, not, uniqueItems\n" in result.output
+    nowhere = {"type": "object", "properties": {"a": {"$ref": "#/$defs/b"}}}
+    result = CliRunner().invoke(baton, ["schema", "check"], input=json.dumps(nowhere))
+    assert result.output.count("'$ref' '#/$defs/b'") == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [(b"[1]", "an object"), (b"{", "not JSON"), (b"", "empty"), (b"\xff{}", "not UTF-8")],

@@ -11,6 +11,7 @@ from typing import Any, Final
 from baton.engine.grammar.schema.document import (
     TYPES,
     Schema,
+    SchemaDocument,
     listed,
     mapped,
     type_names,
@@ -80,10 +81,14 @@ _COUNTS: Final = (("minItems", "maxItems"), ("minLength", "maxLength"))
 _LONELY: Final = ("$ref", "anyOf", "enum", "const")
 
 
-def check_plain(schema: Schema, path: str = "#") -> None:
+def check_plain(schema: Schema) -> None:
     """Raises GrammarError naming the first keyword that xgrammar does not enforce, or that is not
     as the drafts have it (xgrammar takes it for nothing then), and where.
     """
+    _check_part(schema, SchemaDocument(schema), "#")
+
+
+def _check_part(schema: Schema, document: SchemaDocument, path: str) -> None:
     if not isinstance(schema, dict):
         if schema is False:
             raise _unenforced("the schema false", path)
@@ -91,6 +96,7 @@ def check_plain(schema: Schema, path: str = "#") -> None:
             raise _malformed(path, schema, "an object or a boolean")
         return
     _check_form(schema, path)
+    _check_reference(schema, document, path)
     asserted = set(schema) & _ASSERTIONS
     refused = sorted(set(schema) & _REFUSED)
     if refused:
@@ -103,14 +109,14 @@ def check_plain(schema: Schema, path: str = "#") -> None:
     _check_object(schema, path)
     for key in _TABLES:
         for name, part in mapped(schema.get(key)).items():
-            check_plain(part, f"{path}/{key}/{name}")
+            _check_part(part, document, f"{path}/{key}/{name}")
     for index, part in enumerate(listed(schema.get("anyOf"))):
-        check_plain(part, f"{path}/anyOf/{index}")
+        _check_part(part, document, f"{path}/anyOf/{index}")
     for key in ("items", "additionalProperties"):
         if isinstance(schema.get(key), list):
             raise _unenforced(f"a list of {key}", path)
         if key in schema and schema[key] is not False:
-            check_plain(schema[key], f"{path}/{key}")
+            _check_part(schema[key], document, f"{path}/{key}")
 
 
 def _check_form(schema: dict[str, Any], path: str) -> None:
@@ -128,17 +134,24 @@ def _check_form(schema: dict[str, Any], path: str) -> None:
     names = schema.get("required", [])
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise _malformed(f"{path}/required", names, "a list of names")
-    reference = schema.get("$ref", "#")
-    if not isinstance(reference, str):
-        raise _malformed(f"{path}/$ref", reference, "a string")
-    if reference != "#" and not reference.startswith("#/"):
-        raise _unenforced(f"the '$ref' {reference[:80]!r}", path)
     for least, most in _COUNTS:
         for key in (least, most):
             if key in schema and not _is_count(schema[key]):
                 raise _malformed(f"{path}/{key}", schema[key], "a whole number from 0 on")
         if schema.get(least, 0) > schema.get(most, schema.get(least, 0)):
             raise _malformed(f"{path}/{least}", schema[least], f"at most {most}, {schema[most]}")
+
+
+def _check_reference(schema: dict[str, Any], document: SchemaDocument, path: str) -> None:
+    if "$ref" not in schema:
+        return
+    reference = schema["$ref"]
+    if not isinstance(reference, str):
+        raise _malformed(f"{path}/$ref", reference, "a string")
+    if reference != "#" and not reference.startswith("#/"):
+        raise _unenforced(f"the '$ref' {reference[:80]!r}", path)
+    if document.resolve(reference) is None:
+        raise GrammarError(f"the '$ref' {reference[:80]!r} at {path} leads to no schema")
 
 
 def _is_count(value: Any) -> bool:

@@ -143,7 +143,7 @@ class StubWorker(WorkerServicer):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.hub.close()
         if self._server is not None:
-            await self._server.server.stop(grace=0)
+            await self._server.stop(0.0)
 
     def store(self, hashes: Sequence[bytes]) -> None:
         """Pretends that these blocks were cached just now."""

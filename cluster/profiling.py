@@ -36,7 +36,7 @@ async def profile_worker(
     UnavailableError where it cannot be reached.
     """
     data, num_steps = bytearray(), 0
-    async with grpc.aio.insecure_channel(worker.address, options=GRPC_OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(worker.grpc_address, options=GRPC_OPTIONS) as channel:
         call = WorkerStub(channel).Profile(timeout=seconds + WRITING_S)
         try:
             nonce = new_nonce()

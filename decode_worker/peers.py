@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Final
-
-import grpc
 
 from baton.handover.lender import Borrower
 from baton.kvtransfer.connector import Connector, PeerKey
@@ -21,8 +19,7 @@ from baton.protos.errors import (
     LayoutMismatchError,
     PeerLostError,
 )
-from baton.protos.server import GRPC_OPTIONS
-from baton.protos.worker_pb2_grpc import WorkerStub
+from baton.protos.stream import StreamCall
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +28,8 @@ OnLost = Callable[["PrefillPeer", str], None]
 OnConnected = Callable[["PrefillPeer"], None]
 
 # What the called side ends a greeting with when no further attempt can go better.
-_REFUSALS: Final[dict[grpc.StatusCode, type[BatonError]]] = {
-    grpc.StatusCode.FAILED_PRECONDITION: LayoutMismatchError,
-    grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
-}
+_REFUSALS: Final = (LayoutMismatchError, AuthenticationError)
+_Call = StreamCall[pb.DecodeMessage, pb.PrefillMessage]
 _MAX_REFUSED: Final = 1024
 
 
@@ -50,9 +45,7 @@ class PrefillPeer:
         self._address = target.address
         self._on_message = on_message
         self._on_lost = on_lost
-        # One entry per request in flight to this worker, which the request table bounds.
-        self._outgoing: asyncio.Queue[pb.DecodeMessage | None] = asyncio.Queue()
-        self._channel: grpc.aio.Channel | None = None
+        self._call: _Call | None = None
         self._reader: asyncio.Task[None] | None = None
         self.lost = False
 
@@ -64,11 +57,14 @@ class PrefillPeer:
         two do not share a secret.
         """
         handshake = CallerHandshake(identity, self.key.session)
-        self._channel = grpc.aio.insecure_channel(self._address, options=GRPC_OPTIONS)
-        self._outgoing.put_nowait(pb.DecodeMessage(challenge=handshake.challenge()))
-        call = WorkerStub(self._channel).Handover(self._requests())
+        try:
+            call = await _Call.open(self._address, "Handover", pb.PrefillMessage)
+        except BatonError as error:
+            raise PeerLostError(f"{self.key.worker_id}: {error.message}") from error
+        self._call = call
+        call.send(pb.DecodeMessage(challenge=handshake.challenge()))
         theirs = (await self._answer(call, "challenge")).challenge
-        self._outgoing.put_nowait(pb.DecodeMessage(hello=handshake.hello(theirs)))
+        call.send(pb.DecodeMessage(hello=handshake.hello(theirs)))
         info = handshake.accept((await self._answer(call, "hello")).hello)
         if info.key != self.key:
             raise PeerLostError(f"{self._address} is {info.key}, expected {self.key}")
@@ -76,22 +72,24 @@ class PrefillPeer:
         self.layout = info.layout
         self._reader = asyncio.create_task(self._read(call), name=f"prefill-{self.key.worker_id}")
 
-    async def _answer(self, call: grpc.aio.StreamStreamCall, kind: str) -> pb.PrefillMessage:
+    async def _answer(self, call: _Call, kind: str) -> pb.PrefillMessage:
         """The other's next message, of that kind; what it refused with becomes ours."""
         try:
             message = await call.read()
-        except grpc.aio.AioRpcError as error:
-            words = f"{self.key.worker_id}: {error.details()}"
-            raise _REFUSALS.get(error.code(), PeerLostError)(words) from error
-        if message is grpc.aio.EOF or message.WhichOneof("message") != kind:
+        except BatonError as error:
+            kind_of = type(error) if isinstance(error, _REFUSALS) else PeerLostError
+            raise kind_of(f"{self.key.worker_id}: {error.message}") from error
+        if message is None or message.WhichOneof("message") != kind:
             raise PeerLostError(f"{self.key.worker_id} did not greet first")
-        answer: pb.PrefillMessage = message
-        return answer
+        return message
 
     def send(self, message: pb.DecodeMessage) -> None:
-        """Queues a message; one that is sent to a lost peer is dropped, as `on_lost` was called."""
-        if not self.lost:
-            self._outgoing.put_nowait(message)
+        """Sends a message; one that is sent to a lost peer is dropped, as `on_lost` was called.
+
+        What waits to be written is bounded by the requests in flight to this worker.
+        """
+        if not self.lost and self._call is not None:
+            self._call.send(message)
 
     def borrower(self) -> Borrower:
         """As whom it pulls prefixes from here, which it may do once it is connected."""
@@ -103,31 +101,30 @@ class PrefillPeer:
         """The KV wire to it is lost, and with it the connection: the next request makes another."""
         if not self.lost:
             self.lost = True
-            self._outgoing.put_nowait(None)
+            if self._call is not None:
+                self._call.close(reason)
             self._on_lost(self, reason)
 
     async def close(self) -> None:
         """Ends the stream without calling `on_lost`."""
         self.lost = True
-        self._outgoing.put_nowait(None)
+        if self._call is not None:
+            self._call.close()
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        if self._channel is not None:
-            await self._channel.close()
 
-    async def _requests(self) -> AsyncIterator[pb.DecodeMessage]:
-        while (message := await self._outgoing.get()) is not None:
-            yield message
-
-    async def _read(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def _read(self, call: _Call) -> None:
         reason = "its stream ended"
-        try:
-            # Not `async for`: grpc refuses to mix it with the `read` of the greeting.
-            while (message := await call.read()) is not grpc.aio.EOF:
-                self._on_message(self, message)
-        except grpc.aio.AioRpcError as error:
-            reason = error.details() or error.code().name
+        while True:
+            try:
+                message = await call.read()
+            except BatonError as error:
+                reason = error.message
+                break
+            if message is None:
+                break
+            self._on_message(self, message)
         self.end(reason)
 
 

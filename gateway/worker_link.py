@@ -9,8 +9,6 @@ import random
 from collections import deque
 from typing import Protocol
 
-import grpc
-
 from baton.gateway.fleet_config import FleetConfig
 from baton.gateway.fleet_generation import Generation
 from baton.gateway.fleet_in_flight import InFlight
@@ -31,9 +29,8 @@ from baton.protos.errors import (
     WorkerLostError,
 )
 from baton.protos.proof import GatewayGreeting
-from baton.protos.server import GRPC_OPTIONS
+from baton.protos.stream import StreamCall
 from baton.protos.types import KvEvents, Member, WorkerLoad
-from baton.protos.worker_pb2_grpc import WorkerStub
 from baton.router.plan import Plan
 from baton.router.times import H100_8B, WorkerTimes
 from baton.router.view import WorkerState, WorkerView
@@ -42,17 +39,7 @@ VERSION = "1"
 
 _log = logging.getLogger(__name__)
 
-_CHANNEL_OPTIONS = (
-    *GRPC_OPTIONS,
-    # Channels to one address share a connection and its back-off by default; a restarted worker
-    # must not inherit the back-off of the one before it.
-    ("grpc.use_local_subchannel_pool", 1),
-    # A gateway that falls behind must get larger messages, not older ones: with gRPC's own windows
-    # seconds of steps pile up between worker and gateway, with these a step or two, and the rest
-    # is merged in the worker's feed. A message that is larger still gets the window it needs.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 4096),
-)
+_Call = StreamCall[pb.GatewayMessage, pb.WorkerMessage]
 
 
 class LinkOwner(Protocol):
@@ -117,7 +104,7 @@ class WorkerLink:
         self._aborts: list[int] = []
         self._borrowers: list[pb.PrefillTarget] = []
         self._to_send = asyncio.Event()
-        self._call: grpc.aio.StreamStreamCall[pb.GatewayMessage, pb.WorkerMessage] | None = None
+        self._call: _Call | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -216,8 +203,7 @@ class WorkerLink:
 
     def _hang_up(self, why: str) -> None:
         if self._call is not None:
-            self.detail = why
-            self._call.cancel()
+            self._call.close(why)
 
     async def _run(self) -> None:
         delay_s = self._config.reconnect_min_s
@@ -234,14 +220,7 @@ class WorkerLink:
     async def _connect_once(self) -> None:
         why = "closed by the worker"
         try:
-            async with grpc.aio.insecure_channel(
-                self.member.address, options=_CHANNEL_OPTIONS
-            ) as channel:
-                await self._converse(WorkerStub(channel).Connect())
-        except grpc.aio.AioRpcError as error:
-            why = f"{error.code().name}: {error.details()}"
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-                self._refuse(error.details() or why)
+            await self._converse()
         except AuthenticationError as error:
             self._refuse(error.message)
         except TimeoutError:
@@ -249,12 +228,8 @@ class WorkerLink:
         except BatonError as error:
             why = error.message
         except asyncio.CancelledError:
-            # Cancelling the call (see `_hang_up`) looks the same as cancelling this task.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                why = "closed by this gateway"
-                raise
-            why = self.detail
+            why = "closed by this gateway"
+            raise
         except Exception as error:
             # A message that makes no sense, or a fault of ours: either way this stream is over,
             # its requests go elsewhere, and the link is made anew.
@@ -263,34 +238,33 @@ class WorkerLink:
         finally:
             self._stream_ended(why)
 
-    async def _converse(
-        self, call: grpc.aio.StreamStreamCall[pb.GatewayMessage, pb.WorkerMessage]
-    ) -> None:
+    async def _converse(self) -> None:
+        limit_s = self._config.connect_timeout_s
+        async with asyncio.timeout(limit_s):
+            call = await _Call.open(self.member.address, "Connect", pb.WorkerMessage)
         self._call = call
         self._heard_s = self._clock.now_s()
         writer: asyncio.Task[None] | None = None
         try:
             greeting = GatewayGreeting(self._secret, self._gateway_id, VERSION)
-            async with asyncio.timeout(self._config.connect_timeout_s):
-                message = await greeting.run(call)
+            async with asyncio.timeout(limit_s):
+                message: object = await greeting.run(call)
             if not isinstance(message, pb.WorkerMessage):
                 return
             self._greeted(message.hello)
             name = f"link-write-{self.member.worker_id}"
             writer = asyncio.create_task(self._write(call), name=name)
-            while message is not grpc.aio.EOF:
+            while isinstance(message, pb.WorkerMessage):
                 self._heard_s = self._clock.now_s()
                 self._dispatch(message)
                 message = await call.read()
         finally:
-            call.cancel()
+            call.close()
             if writer is not None:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
 
-    async def _write(
-        self, call: grpc.aio.StreamStreamCall[pb.GatewayMessage, pb.WorkerMessage]
-    ) -> None:
+    async def _write(self, call: _Call) -> None:
         # A broken stream ends the reader too, which owns the outcome.
         while True:
             await self._to_send.wait()

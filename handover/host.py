@@ -126,7 +126,7 @@ class WorkerHost:
         stack.push_async_callback(asyncio.to_thread, self.loop.stop)
         stack.push_async_callback(self._work.end)
         self._server = await start_worker_server(self._work.begin(), config.host, config.port)
-        stack.push_async_callback(self._server.server.stop, 1.0)
+        stack.push_async_callback(self._server.stop, 1.0)
         self.tasks.spawn(self.reporter.run(config.report_interval_s, self._on_tick))
 
     def member(self) -> Member:
@@ -140,6 +140,7 @@ class WorkerHost:
             model=config.model_name or model.name,
             model_digest=model.digest,
             rack=config.rack,
+            grpc_address=f"{config.host}:{self._server.grpc_port}",
         )
 
     def hello(self) -> pb.WorkerHello:

@@ -1,4 +1,4 @@
-"""gRPC settings that every connection inside the cluster shares, and a worker's server."""
+"""gRPC settings inside the cluster, and the two servers of a worker."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from baton.protos.errors import ConfigError
+from baton.protos.stream_server import StreamServer
 from baton.protos.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
 
 # Keepalives find half-open peers within 15 s; messages hold whole prompts and KV snapshots.
@@ -25,11 +26,24 @@ GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 class WorkerServer(NamedTuple):
-    """A running server, the port it bound and its health service."""
+    """The streams of gateways and decode workers, and the same API by gRPC, with health.
 
+    `port` is the streams', `grpc_port` gRPC's.
+    """
+
+    streams: StreamServer
     server: grpc.aio.Server
-    port: int
+    grpc_port: int
     health: HealthServicer
+
+    @property
+    def port(self) -> int:
+        return self.streams.port
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no more calls, and ends those that have not ended within `grace_s`."""
+        await self.streams.stop(grace_s)
+        await self.server.stop(grace_s)
 
     async def set_serving(self, serving: bool) -> None:
         """What the standard gRPC health check answers."""
@@ -38,22 +52,23 @@ class WorkerServer(NamedTuple):
 
 
 async def start_worker_server(servicer: WorkerServicer, host: str, port: int) -> WorkerServer:
-    """Serves the worker API and gRPC health. Port 0 takes any free one.
+    """Serves the worker API: streams at `port` (0 takes any free one), and gRPC with its health
+    service at a free port.
 
     Raises ConfigError when the port cannot be bound.
     """
+    streams = StreamServer(servicer)
+    await streams.start(host, port)
     server = grpc.aio.server(options=GRPC_OPTIONS)
     add_WorkerServicer_to_server(servicer, server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        bound = server.add_insecure_port(f"{host}:0")
     except RuntimeError as error:
-        raise ConfigError(
-            f"port is {port}, but {host}:{port} cannot be bound ({error}); 0 takes any free port",
-            param="port",
-        ) from error
+        await streams.stop(0.0)
+        raise ConfigError(f"no port of {host} can be bound: {error}", param="host") from error
     await server.start()
-    running = WorkerServer(server, bound, health)
+    running = WorkerServer(streams, server, bound, health)
     await running.set_serving(True)
     return running

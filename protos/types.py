@@ -316,8 +316,11 @@ class Member:
     worker_id: str
     incarnation: str
     role: Role
+    # Of its streams (protos/stream.py), where gateways and decode workers connect.
     address: str
     model: str
     model_digest: str = ""
     # What it shares a switch with; "" where nobody says.
     rack: str = ""
+    # Of its gRPC service: profiles and health.
+    grpc_address: str = ""

@@ -7,19 +7,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import grpc
-
 from baton.gateway.link_messages import prefill_target
 from baton.protos import worker_pb2 as pb
 from baton.protos.constraints import Grammar, Thought
 from baton.protos.convert import generate_to_proto
 from baton.protos.proof import GatewayGreeting
-from baton.protos.server import GRPC_OPTIONS
+from baton.protos.stream import StreamCall
 from baton.protos.types import GenerateRequest, Member, SamplingParams
-from baton.protos.worker_pb2_grpc import WorkerStub
 
 # What the workers of these tests share.
 SECRET = "of the test"
+_Call = StreamCall[pb.GatewayMessage, pb.WorkerMessage]
 
 
 @dataclass(slots=True)
@@ -42,21 +40,17 @@ class Probe:
         self.kv_events: list[pb.KvEventBatch] = []
         self.answers: dict[int, Answer] = defaultdict(Answer)
         self._handle = 0
-        self._outgoing: asyncio.Queue[pb.GatewayMessage | None] = asyncio.Queue()
 
     async def __aenter__(self) -> Probe:
-        self._channel = grpc.aio.insecure_channel(self.member.address, options=GRPC_OPTIONS)
-        call = WorkerStub(self._channel).Connect()
+        self._call = call = await _Call.open(self.member.address, "Connect", pb.WorkerMessage)
         first = await GatewayGreeting(self._secret, "probe", "1").run(call)
-        self._writer = asyncio.create_task(self._write(call))
         self._reader = asyncio.create_task(self._read(call, first))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._outgoing.put_nowait(None)
         self._reader.cancel()
-        await asyncio.gather(self._writer, self._reader, return_exceptions=True)
-        await self._channel.close()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        self._call.close()
 
     def submit(
         self,
@@ -89,14 +83,14 @@ class Probe:
             pull_from=None if pull_from is None else prefill_target(pull_from),
         )
         self.answers[self._handle] = Answer()
-        self._outgoing.put_nowait(pb.GatewayMessage(submits=[submit]))
+        self._call.send(pb.GatewayMessage(submits=[submit]))
         return self._handle
 
     def lend_to(self, borrower: Member) -> None:
-        self._outgoing.put_nowait(pb.GatewayMessage(borrowers=[prefill_target(borrower)]))
+        self._call.send(pb.GatewayMessage(borrowers=[prefill_target(borrower)]))
 
     def abort(self, handle: int) -> None:
-        self._outgoing.put_nowait(pb.GatewayMessage(aborts=[handle]))
+        self._call.send(pb.GatewayMessage(aborts=[handle]))
 
     async def wait(self, handle: int, *, tokens: int | None = None) -> Answer:
         """Until the request is done, or has so many tokens."""
@@ -107,12 +101,8 @@ class Probe:
                 await answer.changed.wait()
         return answer
 
-    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
-        while (message := await self._outgoing.get()) is not None:
-            await call.write(message)
-
-    async def _read(self, call: grpc.aio.StreamStreamCall, message: pb.WorkerMessage) -> None:
-        while message is not grpc.aio.EOF:
+    async def _read(self, call: _Call, message: object) -> None:
+        while isinstance(message, pb.WorkerMessage):
             if message.HasField("hello"):
                 self.hello = message.hello
             if message.HasField("load"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from typing import Any
 
 import grpc
 import pytest
@@ -23,6 +24,7 @@ from baton.protos import worker_pb2 as pb
 from baton.protos.errors import AuthenticationError, ConfigError
 from baton.protos.proof import GatewayGreeting
 from baton.protos.server import start_worker_server
+from baton.protos.stream import StreamCall
 from baton.protos.types import GenerateRequest, Member, Role, SamplingParams
 from baton.protos.worker_pb2_grpc import WorkerServicer, WorkerStub
 from baton.router.config import RouterConfig
@@ -225,7 +227,7 @@ async def test_a_silent_prefill_worker_is_given_up_in_time() -> None:
         assert answer.tokens == expected
         assert answer.done is not None
         assert "not done within" in answer.done.fallback_reason
-    await server.server.stop(None)
+    await server.stop(0.0)
     await decode.close()
     await prefill.close()
 
@@ -257,18 +259,23 @@ async def test_a_gateway_without_the_secret_gets_nothing(pair: Pair) -> None:
     assert "does not know the cluster secret of stranger" in view.detail
     await fleet.close()
     for member in (pair.decode_member, pair.prefill_member):
-        async with grpc.aio.insecure_channel(member.address) as channel:
-            call = WorkerStub(channel).Connect()
-            await call.write(GatewayGreeting("", "stranger", "1").hello())
-            challenge = (await call.read()).challenge
-            assert challenge.worker_id == member.worker_id
-            generate = pb.Generate(prompt_token_ids=[1, 2])
-            forged = pb.GatewayMessage(submits=[pb.Submit(generate=generate)], mac=challenge.mac)
-            await call.write(forged)
-            with pytest.raises(grpc.aio.AioRpcError) as refusal:
-                await call.read()
-            assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        async with grpc.aio.insecure_channel(member.grpc_address) as channel:
+            await forge(WorkerStub(channel).Connect(), member)
+        await forge(await StreamCall.open(member.address, "Connect", pb.WorkerMessage), member)
     assert pair.decode.num_requests() == 0
+
+
+async def forge(call: Any, member: Member) -> None:
+    """Sends the worker's own mac back, with a request."""
+    await call.write(GatewayGreeting("", "stranger", "1").hello())
+    challenge = (await call.read()).challenge
+    assert challenge.worker_id == member.worker_id
+    generate = pb.Generate(prompt_token_ids=[1, 2])
+    forged = pb.GatewayMessage(submits=[pb.Submit(generate=generate)], mac=challenge.mac)
+    await call.write(forged)
+    with pytest.raises((AuthenticationError, grpc.aio.AioRpcError)) as refusal:
+        await call.read()
+    assert "does not know the cluster secret" in str(refusal.value)
 
 
 async def test_another_incarnation_at_the_address_is_refused(pair: Pair) -> None:
@@ -311,7 +318,7 @@ async def test_the_deadline_ends_a_request(pair: Pair) -> None:
 async def test_health_is_served(pair: Pair) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    async with grpc.aio.insecure_channel(pair.decode_member.address) as channel:
+    async with grpc.aio.insecure_channel(pair.decode_member.grpc_address) as channel:
         reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
 

@@ -206,8 +206,10 @@ class PromptSender:
             elif output.token_ids:
                 self._send_first(job, output)
         if step.progress:
-            # In the loop's next turn, after the streams have written those tokens.
-            self._host.events.call_soon(self._push_all, step.progress)
+            # The streams write those tokens in the loop's next turn, and sockets get them at that
+            # turn's end: this is for the one after.
+            events = self._host.events
+            events.call_soon(events.call_soon, self._push_all, step.progress)
         self.start_waiting()
 
     def _push_all(self, steps: Sequence[PrefillProgress]) -> None:

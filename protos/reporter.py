@@ -87,14 +87,14 @@ class Reporter:
         dispatch: Callable[[StepOutput], None],
     ) -> None:
         """On the engine's thread: its tokens are on their way while the report is made, and where
-        they may be first ones, before the next step takes the interpreter.
+        they may be first ones, before the report and the next step take the interpreter.
         """
         sent = threading.Event()
         self._events.call_soon_threadsafe(self._dispatch, step, dispatch, sent)
-        changes, load = engine.drain_kv_events(), engine.report()
-        self._post(self._report_step, changes, load)
         if step.num_prefill_tokens and step.outputs:
             sent.wait(FIRST_TOKENS_S)
+        changes, load = engine.drain_kv_events(), engine.report()
+        self._post(self._report_step, changes, load)
 
     async def join(self, feed: GatewayFeed) -> None:
         """Adds a gateway, whose stream begins with a snapshot of the prefix cache."""
@@ -131,8 +131,9 @@ class Reporter:
         self, step: StepOutput, dispatch: Callable[[StepOutput], None], sent: threading.Event
     ) -> None:
         dispatch(step)
-        # After the streams, which this has woken, have written.
-        self._events.call_soon(sent.set)
+        # The streams, which this has woken, write in the loop's next turn, and sockets get it at
+        # that turn's end.
+        self._events.call_soon(self._events.call_soon, sent.set)
 
     def _post(self, report: Report, changes: KvEvents, load: WorkerLoad) -> None:
         """On the engine's thread."""

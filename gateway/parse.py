@@ -36,7 +36,10 @@ def _explain(model: type[BaseModel], error: ValidationError) -> InvalidRequestEr
     first: Any = error.errors(include_url=False, include_context=False)[0]
     kind, path = first["type"], first["loc"]
     if kind == "json_invalid":
-        return InvalidRequestError(f"the body is not JSON: {first['msg']}", code="invalid_json")
+        return InvalidRequestError(
+            f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}",
+            code="invalid_json",
+        )
     param = ".".join(str(part) for part in path) or None
     if kind == "extra_forbidden":
         return _unknown_field(model, str(param), path)
@@ -45,7 +48,7 @@ def _explain(model: type[BaseModel], error: ValidationError) -> InvalidRequestEr
             f"{param} is missing: it is required", param=param, code="missing_required_parameter"
         )
     if param is None:
-        return InvalidRequestError(f"the body must be a JSON object: {first['msg']}")
+        return InvalidRequestError("the body must be a JSON object")
     reason = first["msg"].removeprefix("Value error, ")
     shown = _shown(first["input"])
     return InvalidRequestError(f"{param} is {shown}: {reason}", param=param)

@@ -2,7 +2,7 @@
 
 Times both the prefix index alone, beside Dynamo's radix tree where its package is at hand, and
 whole decisions of the `cost` policy, with the two workers that change between decisions put in
-place.
+place, and what pricing a shortlist of the workers loses.
 
 ```
 pip install --target /tmp/dynamo --no-deps ai-dynamo-runtime==1.6.1
@@ -128,7 +128,31 @@ def bench_baton(
     return [
         {"what": "prefix look-up", "system": "baton", **figures, **look_ups.row()},
         {"what": "decision", "system": "baton", **figures, **decisions.row()},
+        {"what": "shortlist", "system": "baton", **shortlist_loss(index, asked, args.workers)},
     ]
+
+
+def shortlist_loss(
+    index: PrefixIndex, asked: list[list[bytes]], num_workers: int
+) -> dict[str, Any]:
+    """How much more than the cheapest option of all workers the cheapest of the shortlist costs."""
+    few, whole = _view(num_workers), _view(num_workers)
+    for pool in whole.pools():
+        # Without an order every worker is priced.
+        pool.orders = []
+    config, lost = RouterConfig(), []
+    for number, prompt in enumerate(asked):
+        costs = []
+        for view in (few, whole):
+            chosen = plan(view, index, _request(number, prompt), config, random.Random(number))
+            costs.append(min(option.cost_s for option in chosen.candidates))
+        lost.append(max(0.0, costs[0] / costs[1] - 1))
+    return {
+        "num_decisions": len(lost),
+        "share_exact": round(sum(each < 1e-6 for each in lost) / len(lost), 4),
+        "mean_loss": round(float(np.mean(lost)), 5),
+        "p99_loss": round(float(np.percentile(lost, 99)), 5),
+    }
 
 
 def bench_dynamo(
@@ -174,22 +198,11 @@ def _decider(
     index: PrefixIndex, asked: list[list[bytes]], num_workers: int
 ) -> Callable[[int], object]:
     rng = random.Random(1)
-    workers = [_worker(number, rng) for number in range(num_workers)]
-    pools = (
-        Columns(worker for worker in workers if worker.member.role is Role.DECODE),
-        Columns(worker for worker in workers if worker.member.role is Role.PREFILL),
-    )
-    view = ClusterView(pools[0].workers, pools[1].workers, columns=pools)
-    config = RouterConfig()
+    view = _view(num_workers)
+    pools, config = view.pools(), RouterConfig()
 
     def decide(number: int) -> object:
-        request = RouteRequest(
-            request_id="r",
-            num_prompt_tokens=PROMPT_BLOCKS * BLOCK_SIZE,
-            block_hashes=asked[number % len(asked)],
-            max_tokens=256,
-            sequence=number,
-        )
+        request = _request(number, asked[number % len(asked)])
         chosen = plan(view, index, request, config, rng)
         # What a gateway changes before the next one: who was chosen has more to do.
         for pool in pools:
@@ -197,6 +210,26 @@ def _decider(
         return chosen
 
     return decide
+
+
+def _view(num_workers: int) -> ClusterView:
+    rng = random.Random(1)
+    workers = [_worker(number, rng) for number in range(num_workers)]
+    pools = (
+        Columns(worker for worker in workers if worker.member.role is Role.DECODE),
+        Columns(worker for worker in workers if worker.member.role is Role.PREFILL),
+    )
+    return ClusterView(pools[0].workers, pools[1].workers, columns=pools)
+
+
+def _request(number: int, prompt: list[bytes]) -> RouteRequest:
+    return RouteRequest(
+        request_id="r",
+        num_prompt_tokens=PROMPT_BLOCKS * BLOCK_SIZE,
+        block_hashes=prompt,
+        max_tokens=256,
+        sequence=number,
+    )
 
 
 def _worker(number: int, rng: random.Random) -> WorkerView:

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from baton.router.config import RouterConfig
 from baton.router.decision import Candidate, Kept, RouteRequest
+from baton.router.misses import lose_room, miss_probability
 from baton.router.times import TransferTimes
 from baton.router.view import Figures
 
@@ -18,33 +19,17 @@ from baton.router.view import Figures
 _LATER_WEIGHT: Final = 0.05
 # The time of a prompt that comes next, as a share of the objective.
 _NEXT_PROMPT: Final = 0.1
-# Who loses when KV memory runs out: as many as run there now will come while a request runs
-# (Little's law) and find no room, and those that run are sent back to the queue.
-_LOSE_ROOM: Final = 2.0
 # A worker without room that frees nothing is not waited for for ever, only last of all.
 _LONGEST_ROOM_WAIT_S: Final = 60.0
-
-
-def miss_probability(ratio: float) -> float:
-    """Of an objective, by predicted over wanted time: 1 / (1 + ratio ** -8).
-
-    How surely a request misses an objective that it is predicted to meet by a given factor: at 0.8
-    of it one in seven, at 0.5 one in 250, at 1.25 six in seven.
-    """
-    square = ratio * ratio
-    fourth = square * square
-    eighth = fourth * fourth
-    # However far beyond the objective, this is a large number, but never infinite.
-    return eighth / (1.0 + eighth)
 
 
 class DecodeAt(NamedTuple):
     """What a plan costs at one decode worker, the same for local and every prefill worker.
 
-    kept: what is there or in slower tiers. short_tail: nearly all of the prompt is there. itl_miss:
-    the probability that those who decode there miss their objective as it is. fullness: of its KV
-    memory, with this request and all that wait for room. own_s: all that there is to choose by
-    before it is known what it is paired with.
+    kept: what is there or in slower tiers. num_others: who decodes there beside it; itl_miss: the
+    probability that those miss their objective as it is. short_tail: nearly all of the prompt is
+    there. fullness: of its KV memory, with this request and all that wait for room. own_s: all that
+    there is to choose by before it is known what it is paired with.
     """
 
     row: int
@@ -52,6 +37,7 @@ class DecodeAt(NamedTuple):
     num_cached: int
     kept: Kept
     num_new: int
+    num_others: float
     itl_miss: float
     fullness: float
     decode_s: float
@@ -109,9 +95,12 @@ class PairAt(NamedTuple):
 
 
 class Prices:
-    """Of one request. far: pushes of KV between workers that are not near to each other."""
+    """Of one request. far: pushes of KV between workers that are not near to each other.
+    backlog_s: how long those that are at prefill workers wait on average.
+    """
 
     __slots__ = (
+        "_backlog_s",
         "_block_size",
         "_config",
         "_handshake_s",
@@ -134,8 +123,10 @@ class Prices:
         kv_bytes_per_token: int,
         handshake_s: float,
         far: TransferTimes,
+        backlog_s: float,
     ) -> None:
         self._config = config
+        self._backlog_s = backlog_s
         self._ttft_slo_s = config.ttft_slo_s
         self._itl_slo_s = config.itl_slo_s
         self._itl_weight = config.itl_weight
@@ -157,19 +148,24 @@ class Prices:
         # The last token is always computed: its logits choose the first output token.
         num_new = max(self._num_tokens - num_cached, 1)
         missing = (1.0 + figures.in_flight_requests) * (self._num_blocks - num_hits)
-        missing += figures.unplaced_blocks - figures.free_blocks
+        # Meanwhile half of those that run there leave.
+        joining, num_waiting = self._joining(figures), figures.waiting_requests
+        unplaced = max(0.0, joining * figures.unplaced_blocks - 0.5 * figures.used_blocks)
+        missing += unplaced - figures.free_blocks
         room_s = self._room_s(figures, missing) if missing > 0.0 else 0.0
         # This request is slowed by each of the others, and each of the others by this one.
-        itl_slo_s, num_others, itl_s = self._itl_slo_s, figures.pending_requests, figures.itl_s
+        itl_slo_s, itl_s = self._itl_slo_s, figures.itl_s
+        num_here = figures.pending_requests - num_waiting
+        num_others = num_here + max(0.0, joining * num_waiting - 0.5 * num_here)
         growth_s = figures.decode_row_s + self._output_tokens * figures.decode_kv_token_s
         slowdown_s = figures.pace_s - figures.decode_fixed_s + (1.0 + num_others) * growth_s
         now = miss_probability(itl_s / itl_slo_s)
         then = miss_probability((itl_s + growth_s) / itl_slo_s)
         missed = num_others * (then - now) + then
         total_blocks = figures.used_blocks + figures.free_blocks
-        full = (figures.used_blocks + figures.unplaced_blocks) / total_blocks
+        full = (figures.used_blocks + unplaced) / total_blocks
         fuller = full + (self._num_blocks - num_hits) / total_blocks
-        missed += num_others * _lose_room(full, fuller)
+        missed += num_others * lose_room(full, fuller)
         decode_s = self._itl_weight * self._num_output * slowdown_s + self._ttft_slo_s * missed
         own_s = decode_s + room_s + extra_s + num_new * self._moved_token_s
         short = num_new < self._config.min_remote_tokens and num_cached > 0
@@ -179,6 +175,7 @@ class Prices:
             num_cached,
             kept,
             num_new,
+            num_others,
             now,
             fuller,
             decode_s,
@@ -201,7 +198,7 @@ class Prices:
         stall_s = compute_s * (1.0 - riding) - figures.decode_fixed_s
         interference_s = 0.0
         if riding < 1.0 and stall_s > 0.0:
-            waiting = figures.pending_requests + config.expected_arrivals
+            waiting = at.num_others + config.expected_arrivals
             # Spread over the tokens of whoever waits for it, those prompts included that wait
             # already.
             itl_s = figures.itl_s + wait_s / self._num_output
@@ -209,7 +206,7 @@ class Prices:
             after = miss_probability((itl_s + stall_s / self._num_output) / self._itl_slo_s)
             # Whoever runs there keeps its memory for as much longer.
             longer = 1.0 + stall_s / (self._num_output * figures.itl_s)
-            missed = after - before + _lose_room(at.fullness, at.fullness * longer)
+            missed = after - before + lose_room(at.fullness, at.fullness * longer)
             interference_s = waiting * (self._itl_weight * stall_s + self._ttft_slo_s * missed)
         # Those that wait here are taken to have prompts like this one.
         held_up_s = max(at.room_s - wait_s, 0.0)
@@ -379,16 +376,19 @@ class Prices:
         missed = miss_probability(before + compute_s / slo_s) - miss_probability(before)
         return slo_s * (num_queued + 1.0) * missed
 
+    def _joining(self, figures: Figures) -> float:
+        """Of those that wait, the share that decodes there beside this request, on average over its
+        time: they come no faster than prefill workers' queues let them."""
+        if not figures.waiting_requests:
+            return 0.0
+        ratio = self._backlog_s / (self._num_output * figures.itl_s)
+        return 1.0 - 0.5 * ratio if ratio < 1.0 else 0.5 / ratio
+
     def _room_s(self, figures: Figures, missing: float) -> float:
         """Until enough of what runs there has ended to make room for the missing blocks."""
         # What runs is on average half done, and gives all its blocks back when it is.
         freed_per_s = figures.used_blocks / (self._num_output * figures.itl_s)
         return min(missing / max(freed_per_s, 1e-9), _LONGEST_ROOM_WAIT_S)
-
-
-def _lose_room(full: float, fuller: float) -> float:
-    """By how much surer it is that there is no room, for each request that runs there."""
-    return _LOSE_ROOM * (miss_probability(fuller) - miss_probability(full))
 
 
 def _compute_s(figures: Figures, num_new: int, num_cached: int) -> float:

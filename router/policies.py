@@ -14,8 +14,8 @@ from baton.router.decision import NOT_KEPT, Plan, RouteRequest
 from baton.router.pools import Pools, prefix_hits
 from baton.router.prefix_index import Prefixes
 from baton.router.shortlist import Shortlist, num_tokens
-from baton.router.times import Near
-from baton.router.view import Busy, ClusterView, Columns, WorkerView
+from baton.router.times import Near, TransferTimes
+from baton.router.view import Busy, ClusterView, Columns, WorkerView, decoding
 
 # Pairs of the best so many decode and prefill workers are priced with the transfer between them.
 _NUM_PAIRED: Final = 3
@@ -93,6 +93,9 @@ class _Priced:
         self._config = config
         self._rng = rng
         self._prefill: list[PrefillAt] = []
+        far, rack, host = view.transfers.by_nearness
+        # It is the same how far workers are from each other.
+        self._alike = far is rack and far is host
         self._held = prefix_hits(index, request, (pools.decode, pools.prefill))
         self._kept = {} if request.prompt_logprobs else index.kept(request.chains)
         self._prices = Prices(
@@ -101,6 +104,7 @@ class _Priced:
             kv_bytes_per_token=view.kv_bytes_per_token,
             handshake_s=view.handshake_s,
             far=view.transfers.by_nearness[Near.FAR],
+            backlog_s=pools.prefill.mean_wait_s,
         )
         prefill = Shortlist(pools.prefill, pools.usable_prefill, self._held, rng)
         self._prefill_rows = [] if pools.why_none else self._with_kept(prefill, pools.prefill)
@@ -109,7 +113,7 @@ class _Priced:
             self._prefill_rows = [*dict.fromkeys(rows)]
         chosen = Shortlist(pools.decode, pools.usable, self._held, rng)
         self._local_rows = self._with_kept(chosen, pools.decode)
-        rows = [] if pools.why_none else chosen.best(Busy.DECODING)
+        rows = [] if pools.why_none else chosen.best(decoding(request.num_prompt_tokens))
         rows += self._special_rows(chosen)
         self._decode = self._decode_at(dict.fromkeys(self._local_rows + rows))
 
@@ -132,9 +136,15 @@ class _Priced:
         if not ordered:
             return []
         self._prefill = first, *others = self._prefill_at(prefer_idle=not tails)
-        pairs = self._sorted([self._pair(at, first) for _, _, at in ordered[:_NUM_PAIRED]])
+        _, _, at = ordered[0]
+        pairs = [best := self._pair(at, first)]
+        for _, _, at in ordered[1:_NUM_PAIRED]:
+            if _least_s(at, first) < best.cost_s:
+                pairs.append(self._pair(at, first))
+                best = min(best, pairs[-1], key=_cost_s)
         # The rest of the pairs differ in little but the way between the two.
-        pairs[:1] = [pairs[0], *(self._pair(pairs[0].at, other) for other in others)]
+        at = best.at
+        pairs += [self._pair(at, other) for other in others if _least_s(at, other) < best.cost_s]
         return self._sorted(pairs)[:_NUM_REMEMBERED]
 
     def plan(
@@ -176,17 +186,24 @@ class _Priced:
 
     def _sorted(self, options: list[_Option]) -> list[_Option]:
         """Cheapest first; the least of equals is a random one."""
+        if len(options) < 2:
+            return options
         noise = self._rng.random
         keys = [option.cost_s + noise() * _NOISE_S for option in options]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         return [options[place] for place in order]
 
     def _pair(self, at: DecodeAt, prefill: PrefillAt) -> PairAt:
-        pools = self.pools
-        decode, other = pools.decode, pools.prefill
-        near = decode.near(at.row, other, prefill.row)
-        times = pools.view.transfers.between(other.ids[prefill.row], decode.ids[at.row], near)
-        return self._prices.pair(at, prefill, times)
+        return self._prices.pair(at, prefill, self._way(at.row, prefill.row))
+
+    def _way(self, row: int, prefill_row: int, *, back: bool = False) -> TransferTimes:
+        """Pushes to a decode worker from a prefill worker, or back."""
+        decode, other, transfers = self.pools.decode, self.pools.prefill, self.pools.view.transfers
+        if self._alike and not transfers.pairs:
+            return transfers.by_nearness[Near.FAR]
+        near = decode.near(row, other, prefill_row)
+        sender, receiver = other.ids[prefill_row], decode.ids[row]
+        return transfers.between(*((receiver, sender) if back else (sender, receiver)), near)
 
     def _prefill_at(self, *, prefer_idle: bool) -> list[PrefillAt]:
         """The best few prefill workers, cheapest first."""
@@ -212,9 +229,7 @@ class _Priced:
 
     def _pulled(self, prefill: PrefillAt, row: int, lent: tuple[int, float]) -> PrefillAt:
         """What it costs there if what the decode worker in that row has may be fetched first."""
-        decode, other = self.pools.decode, self.pools.prefill
-        near = decode.near(row, other, prefill.row)
-        times = self.pools.view.transfers.between(decode.ids[row], other.ids[prefill.row], near)
+        times = self._way(row, prefill.row, back=True)
         return self._prices.pulled(prefill, row, lent, times)
 
     def _decode_at(self, rows: Iterable[int]) -> dict[int, DecodeAt]:
@@ -258,10 +273,18 @@ class _Priced:
             rows += chosen.usable([pool.rows[request.last_worker]])
         if request.adapter:
             rows += self._adapted(chosen, pool)
-        far, rack, host = self.pools.view.transfers.by_nearness
-        if self._prefill_rows and not (far is rack and far is host):
+        if self._prefill_rows and not self._alike:
             rows += chosen.usable(pool.beside(self.pools.prefill, self._prefill_rows[0]))
         return rows
+
+
+def _least_s(at: DecodeAt, prefill: PrefillAt) -> float:
+    """What a pair of them costs at least: neither waiting for room nor late KV make it less."""
+    return at.decode_s + at.extra_s + prefill.own_s
+
+
+def _cost_s(option: LocalAt | PairAt) -> float:
+    return option.cost_s
 
 
 def _extra_s(request: RouteRequest, config: RouterConfig, worker: WorkerView) -> float:

@@ -20,6 +20,8 @@ from baton.router.view import Columns
 # as one.
 _KEPT: Final = 2
 _MAX_LENGTHS: Final = 8
+# So many are looked up one by one in the order of a pool; of more, the order is gone through.
+_FEW: Final = 4
 
 
 class Shortlist:
@@ -49,10 +51,10 @@ class Shortlist:
             if not workers:
                 continue
             taken |= workers
-            alone = not workers & (workers - 1)
-            found = (
-                [self._place(workers, kind)] if alone else self._first_of(order[:limit], workers)
-            )
+            if workers.bit_count() <= _FEW:
+                found = self._places(workers, kind, limit)
+            else:
+                found = self._first_of(order[:limit], workers)
             rows += [row for _, row in found]
             places += [place for place, _ in found]
             if len(places) >= _KEPT:
@@ -74,10 +76,18 @@ class Shortlist:
                     return [row]
         return []
 
-    def _place(self, bit: int, kind: int) -> tuple[int, int]:
-        """Where in the order a worker is, and its row."""
-        pool, row = self._pool, self._pool.row_of_bit[bit]
-        return bisect_left(pool.orders[kind], (pool.scores[row][kind], row)), row
+    def _places(self, workers: int, kind: int, limit: int) -> list[tuple[int, int]]:
+        """As `_first_of`, for so few workers that each is looked up."""
+        pool, usable = self._pool, self._usable
+        order, found = pool.orders[kind], []
+        while workers:
+            bit = workers & -workers
+            workers ^= bit
+            row = pool.row_of_bit[bit]
+            place = bisect_left(order, (pool.scores[row][kind], row))
+            if place < limit and (usable is None or usable[row]):
+                found.append((place, row))
+        return found if len(found) < 2 else sorted(found)[:_KEPT]
 
     def _first_of(self, order: Sequence[tuple[float, int]], workers: int) -> list[tuple[int, int]]:
         """Where in the order the first usable ones of these workers are, and their rows. Those

@@ -22,6 +22,8 @@ _LARGE: Final = 8
 # The request that orders are for: prompt tokens, prices of a second of its decode steps and of a
 # second that another one waits, and of its share of the KV memory.
 _TYPICAL_TOKENS: Final = 4096
+# How much a prompt's length counts beside what runs there: an order for every so many tokens.
+_LENGTHS: Final = (512, 2048, 8192, 32768)
 _TYPICAL_WEIGHT: Final = 12.0
 _STALL_WEIGHT: Final = 0.05
 _TYPICAL_ROOM_S: Final = 0.3
@@ -81,6 +83,7 @@ class WorkerView:
 class Figures(NamedTuple):
     """What is priced of one worker.
 
+    waiting_requests: those of the pending ones that wait, wherever their prompts are computed.
     wait_s: until a prompt that is sent there now is begun. step_s: the next decode step; itl_s: the
     time between tokens that requests there see, other prompts' steps included; pace_s: `step_s` of
     the slowest in its group. chunk_s: what every chunk of a prompt costs whatever its size.
@@ -93,6 +96,7 @@ class Figures(NamedTuple):
     kv_blind: bool
     pending_tokens: int
     pending_requests: int
+    waiting_requests: int
     in_flight_requests: int
     kv_tokens: int
     used_blocks: int
@@ -121,31 +125,39 @@ class Column(IntEnum):
     KV_BLIND = 2
     PENDING_TOKENS = 3
     PENDING_REQUESTS = 4
-    IN_FLIGHT_REQUESTS = 5
-    KV_TOKENS = 6
-    USED_BLOCKS = 7
-    FREE_BLOCKS = 8
-    UNPLACED_BLOCKS = 9
-    WAIT_S = 10
-    STEP_S = 11
-    ITL_S = 12
-    PACE_S = 13
-    CHUNK_S = 14
-    CHUNK_TOKENS = 15
-    TOKEN_S = 16
-    PAIR_S = 17
-    DECODE_FIXED_S = 18
-    DECODE_ROW_S = 19
-    DECODE_KV_TOKEN_S = 20
-    LOAD_NEAR_S = 21
-    LOAD_FAR_S = 22
+    WAITING_REQUESTS = 5
+    IN_FLIGHT_REQUESTS = 6
+    KV_TOKENS = 7
+    USED_BLOCKS = 8
+    FREE_BLOCKS = 9
+    UNPLACED_BLOCKS = 10
+    WAIT_S = 11
+    STEP_S = 12
+    ITL_S = 13
+    PACE_S = 14
+    CHUNK_S = 15
+    CHUNK_TOKENS = 16
+    TOKEN_S = 17
+    PAIR_S = 18
+    DECODE_FIXED_S = 19
+    DECODE_ROW_S = 20
+    DECODE_KV_TOKEN_S = 21
+    LOAD_NEAR_S = 22
+    LOAD_FAR_S = 23
 
 
 class Busy(IntEnum):
-    """What a worker's load keeps it from: a prompt, or only the decoding of one."""
+    """What a worker's load keeps it from: a prompt, or only the decoding of one, which is of
+    some length: `decoding`.
+    """
 
     COMPUTING = 0
     DECODING = 1
+
+
+def decoding(num_tokens: int) -> int:
+    """The place in a decode pool's orders of that which is for prompts about so long."""
+    return Busy.DECODING + bisect_left(_LENGTHS[1:], 2 * num_tokens)
 
 
 class Columns:
@@ -177,18 +189,22 @@ class Columns:
         self.num_unusable = sum(not each.usable for each in self.figures)
         self.num_blind = sum(each.kv_blind for each in self.figures)
         self.oldest_s = max((each.age_s for each in self.figures), default=0.0)
+        # How many requests wait or run here, and the sum of how long each waits: whole numbers, so
+        # that they are the same whatever was replaced in between.
+        self._num_pending = sum(each.pending_requests for each in self.figures)
+        self._sum_wait_us = sum(map(_sum_wait_us, self.figures))
         self._table = np.zeros((len(self.workers), len(Figures._fields)))
         self._changed = set(range(len(self.workers)))
         for group in self._groups:
             self._keep_pace(group)
-        # Of a large pool, by `Busy`: (how busy, row), least first.
+        # Of a large pool, by `Busy` and length: (how busy, row), least first.
         self.orders: list[list[tuple[float, int]]] = []
-        self.scores: list[tuple[float, float]] = []
+        self.scores: list[tuple[float, ...]] = []
         if len(self.workers) > _LARGE:
             self.scores = [_scores(each, decodes=self._decodes) for each in self.figures]
             self.orders = [
                 sorted((each[kind], row) for row, each in enumerate(self.scores))
-                for kind in (Busy.COMPUTING, Busy.DECODING)
+                for kind in range(len(self.scores[0]))
             ]
         # See `set_bits`, and the version of the index that set them.
         self.bits: list[int] = []
@@ -204,12 +220,19 @@ class Columns:
         self.num_unusable += before.usable - figures.usable
         self.num_blind += figures.kv_blind - before.kv_blind
         self.oldest_s = max(self.oldest_s, figures.age_s)
+        self._num_pending += figures.pending_requests - before.pending_requests
+        self._sum_wait_us += _sum_wait_us(figures) - _sum_wait_us(before)
         self.figures[row] = figures
         self._changed.add(row)
         if self.orders:
             self._put_in_order(row, _scores(figures, decodes=self._decodes))
         if worker.group:
             self._keep_pace(worker.group)
+
+    @property
+    def mean_wait_s(self) -> float:
+        """How long those that are here wait on average."""
+        return 1e-6 * self._sum_wait_us / max(self._num_pending, 1)
 
     def set_bits(self, bits: list[int]) -> None:
         """A prefix index's: which bit stands for each row; 0: none."""
@@ -244,7 +267,7 @@ class Columns:
         values: Floats = self._table[:, column]
         return values
 
-    def _put_in_order(self, row: int, scores: tuple[float, float]) -> None:
+    def _put_in_order(self, row: int, scores: tuple[float, ...]) -> None:
         before, self.scores[row] = self.scores[row], scores
         for order, old, new in zip(self.orders, before, scores, strict=True):
             if old != new:
@@ -279,21 +302,31 @@ class ClusterView:
         return self.columns or (Columns(self.decode), Columns(self.prefill))
 
 
-def _scores(figures: Figures, *, decodes: bool) -> tuple[float, float]:
-    """How busy a worker is, with prompts of its own and for decoding: about what a typical request
-    that it holds nothing of would cost there. Only orders workers; `router/costs.py` prices them.
+def _sum_wait_us(figures: Figures) -> int:
+    return figures.pending_requests * round(1e6 * figures.wait_s)
+
+
+def _scores(figures: Figures, *, decodes: bool) -> tuple[float, ...]:
+    """How busy a worker is, with prompts of its own and for decoding ones of each length: about
+    what a request that it holds nothing of would cost there. Only orders workers;
+    `router/costs.py` prices them.
     """
     compute_s = _TYPICAL_TOKENS * (figures.token_s + figures.chunk_s / figures.chunk_tokens)
     if not decodes:
-        return figures.wait_s + compute_s, 0.0
+        return (figures.wait_s + compute_s,)
     num_others = figures.pending_requests
-    growth_s = figures.decode_row_s + _TYPICAL_TOKENS * figures.decode_kv_token_s
-    decode_s = _TYPICAL_WEIGHT * (figures.step_s + (1 + num_others) * growth_s)
     num_blocks = figures.used_blocks + figures.free_blocks
     full = (figures.used_blocks + figures.unplaced_blocks) / num_blocks
     # About the slope of `miss_probability`.
-    decode_s += _TYPICAL_ROOM_S * num_others * full**7 / (1 + full**8) ** 2
-    return figures.wait_s + compute_s * (1 + _STALL_WEIGHT * num_others) + decode_s, decode_s
+    room_s = _TYPICAL_ROOM_S * num_others * full**7 / (1 + full**8) ** 2
+    weight = _TYPICAL_WEIGHT * (1 + num_others)
+    row_s = _TYPICAL_WEIGHT * figures.step_s + weight * figures.decode_row_s + room_s
+    token_s = weight * figures.decode_kv_token_s
+    computing_s = figures.wait_s + compute_s * (1 + _STALL_WEIGHT * num_others)
+    return (
+        computing_s + row_s + _TYPICAL_TOKENS * token_s,
+        *[row_s + length * token_s for length in _LENGTHS],
+    )
 
 
 def _figures(worker: WorkerView) -> Figures:
@@ -313,6 +346,7 @@ def _figures(worker: WorkerView) -> Figures:
         worker.kv_blind,
         num_tokens,
         num_requests,
+        load.num_waiting,
         worker.in_flight_requests,
         load.running_kv_tokens,
         load.total_blocks - load.free_blocks,

@@ -399,3 +399,16 @@ def test_configuration_is_checked(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"{field} is") as caught:
         RouterConfig(**{field: value})  # type: ignore[arg-type]
     assert caught.value.param == field
+
+
+def test_those_that_wait_behind_a_long_queue_do_not_keep_prompts_off_a_decode_worker() -> None:
+    room = {"total_blocks": 30_000, "free_blocks": 25_000}
+    decode = worker(
+        "d0",
+        WorkerLoad(num_running=6, num_waiting=150, running_kv_tokens=60_000, **room),
+    )
+    queue = worker("p0", WorkerLoad(num_waiting=150, queued_prefill_tokens=1_500_000))
+    assert decide([decode, queue], 8000, max_tokens=300).reason == "local_cheaper"
+    # They will all be there at once where nothing holds them up.
+    soon = worker("p0", WorkerLoad(num_waiting=1, queued_prefill_tokens=4000))
+    assert decide([decode, soon], 8000, max_tokens=300).prefill

@@ -5,15 +5,19 @@
 
 A seed is another draw of a synthetic mix, and another part of a recorded trace. The traces are
 public: `FAST25-release/traces/conversation_trace.jsonl` of kvcache-ai/Mooncake and
-`data/AzureLLMInferenceTrace_conv.csv` of Azure/AzurePublicDataset. Writes one row per run, and for
-every level the best fixed rule, how `cost` compares, and its regret against an oracle that knows
-output lengths: of goodput summed over seeds, and of the seeds one by one. The knee of a scenario
-is the highest load at which `cost` serves 90 % of requests within both SLOs.
+`data/AzureLLMInferenceTrace_conv.csv` of Azure/AzurePublicDataset. The knee of a scenario is the
+highest load at which `cost` serves 90 % of requests within both SLOs, found to within 5 %; every
+policy then runs at `--levels` times that load. Writes one row per run, and for every level the best
+fixed rule, how `cost` compares, and its regret against an oracle that knows output lengths: of
+goodput summed over seeds, and of the seeds one by one.
+
+A queue that grows needs time to show: of few requests nearly all come before any rule is full.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,89 +36,37 @@ OUTPUT = Path(__file__).parent / "results" / "policies.json"
 THRESHOLDS = ("threshold", "isl_bounding", "isl_or_load")
 KNEE = 0.9
 
-# Trace, prefill and decode workers, rate scale.
-Level = tuple[str, int, int, float]
+# Trace and fleet, share of the knee's load, rate scale.
+Level = tuple[str, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A trace on a fleet at several loads. `trace` names a file given on the command line, or is a
+    """A trace on a fleet. `trace` names a file given on the command line, or is a
     synthetic mix.
     """
 
     trace: str
     prefill: int
     decode: int
-    rate_scales: tuple[float, ...]
     ttft_slo_s: float
     itl_slo_s: float
+    # Where the knee is looked for first.
+    near: float
 
 
-SCENARIOS = (
-    Scenario(
-        trace="mooncake",
-        prefill=4,
-        decode=4,
-        rate_scales=(1, 1.5, 2, 2.5, 3, 3.5),
-        ttft_slo_s=5,
-        itl_slo_s=0.05,
-    ),
-    Scenario(
-        trace="mooncake",
-        prefill=2,
-        decode=6,
-        rate_scales=(1.5, 2.5, 3.5),
-        ttft_slo_s=5,
-        itl_slo_s=0.05,
-    ),
-    Scenario(
-        trace="mooncake",
-        prefill=6,
-        decode=2,
-        rate_scales=(1.5, 2.5, 3.5),
-        ttft_slo_s=5,
-        itl_slo_s=0.05,
-    ),
-    Scenario(
-        trace="azure",
-        prefill=1,
-        decode=3,
-        rate_scales=(4, 8, 12, 16),
-        ttft_slo_s=1,
-        itl_slo_s=0.03,
-    ),
-    Scenario(
-        trace="azure",
-        prefill=2,
-        decode=2,
-        rate_scales=(4, 8, 12, 16),
-        ttft_slo_s=1,
-        itl_slo_s=0.03,
-    ),
-    Scenario(
-        trace="synthetic:mixed",
-        prefill=2,
-        decode=2,
-        rate_scales=(0.5, 1, 1.5, 2),
-        ttft_slo_s=3,
-        itl_slo_s=0.05,
-    ),
-    Scenario(
-        trace="synthetic:agents",
-        prefill=2,
-        decode=2,
-        rate_scales=(1, 2, 3, 4),
-        ttft_slo_s=2,
-        itl_slo_s=0.05,
-    ),
-    Scenario(
-        trace="synthetic:generate",
-        prefill=1,
-        decode=3,
-        rate_scales=(1, 2, 3, 4),
-        ttft_slo_s=1,
-        itl_slo_s=0.03,
-    ),
+SCENARIOS = tuple(
+    Scenario(trace=trace, prefill=prefill, decode=decode, ttft_slo_s=ttft, itl_slo_s=itl, near=near)
+    for trace, prefill, decode, ttft, itl, near in (
+        ("mooncake", 4, 4, 5, 0.05, 4),
+        ("mooncake", 2, 6, 5, 0.05, 4),
+        ("mooncake", 6, 2, 5, 0.05, 2),
+        ("azure", 1, 3, 1, 0.03, 12),
+        ("azure", 2, 2, 1, 0.03, 12),
+        ("synthetic:mixed", 2, 2, 3, 0.05, 1.2),
+        ("synthetic:agents", 2, 2, 2, 0.05, 1.9),
+        ("synthetic:generate", 1, 3, 1, 0.03, 20),
+    )
 )
 
 
@@ -122,34 +74,83 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mooncake", required=True, help="Mooncake's conversation trace")
     parser.add_argument("--azure", required=True, help="Azure's conversation trace")
-    parser.add_argument("--requests", type=int, default=600, help="so many of each trace and seed")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=1000, help="so many of each trace and seed")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--levels", default="0.75,1,1.25")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--scenarios", default="", help="their numbers; all if not given")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     files = {"mooncake": options.mooncake, "azure": options.azure}
-    jobs = [
-        (scenario, scale, policy, files, options.requests, seed)
-        for scenario in SCENARIOS
-        for scale in scenario.rate_scales
-        for policy in (*POLICY_NAMES, ORACLE)
-        for seed in range(1, options.seeds + 1)
-    ]
-    settings = {"requests": options.requests, "seeds": options.seeds, "model": "8B on H100"}
+    numbers = [int(each) for each in options.scenarios.split(",") if each]
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(options.processes) as pool:
-        for row in pool.map(run, *zip(*jobs, strict=True)):
+        for scenario in [SCENARIOS[number] for number in numbers] or SCENARIOS:
+            runs = _Runs(pool, scenario, files, options.requests, options.seeds)
+            found = knee(runs)
+            for level in map(float, options.levels.split(",")):
+                policies = (*POLICY_NAMES, ORACLE)
+                for row in runs.of([(round(level * found, 4), policy) for policy in policies]):
+                    rows.append({"level": level} | row)
+    levels = list(compare(rows))
+    settings = {
+        "requests": options.requests,
+        "seeds": options.seeds,
+        "levels": options.levels,
+        "model": "8B on H100",
+    }
+    write_results(options.output, levels + rows, settings)
+    for level in levels:
+        print(summary(level))
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Of one scenario, every seed of what is asked."""
+
+    pool: ProcessPoolExecutor
+    scenario: Scenario
+    files: Mapping[str, str]
+    num_requests: int
+    num_seeds: int
+
+    def of(self, wanted: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
+        """Rows of these loads and policies, in their order."""
+        jobs = [
+            (self.scenario, scale, policy, self.files, self.num_requests, seed)
+            for scale, policy in wanted
+            for seed in range(1, self.num_seeds + 1)
+        ]
+        rows = []
+        for row in self.pool.map(run, *zip(*jobs, strict=True)):
             print(
-                f"{row['trace']:18} {row['prefill']}+{row['decode']} x{row['rate_scale']:<4} "
+                f"{row['trace']:18} {row['prefill']}+{row['decode']} x{row['rate_scale']:<6} "
                 f"{row['policy']:14} {row['seed']} {row['goodput_rps']:7.3f}/s "
                 f"{row['attainment']:.3f}",
                 flush=True,
             )
             rows.append(row)
-    levels = list(compare(rows))
-    write_results(options.output, levels + rows, settings)
-    for level in levels:
-        print(summary(level))
+        return rows
+
+
+def knee(runs: _Runs) -> float:
+    """By how much the trace is sped up there."""
+
+    def served(scale: float) -> bool:
+        rows = runs.of([(scale, "cost")])
+        return sum(row["attainment"] for row in rows) >= KNEE * len(rows)
+
+    low = high = runs.scenario.near
+    if served(low):
+        while served(high := 1.25 * high):
+            low = high
+    else:
+        while not served(low := low / 1.25):
+            high = low
+    while high > 1.05 * low:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if served(middle) else (low, middle)
+    return low
 
 
 def run(
@@ -190,22 +191,22 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     levels: dict[Level, dict[str, list[float]]] = {}
     shares: dict[Level, list[float]] = {}
     for row in rows:
-        level = (row["trace"], row["prefill"], row["decode"], row["rate_scale"])
+        fleet = f"{row['trace']} {row['prefill']}+{row['decode']}"
+        level = (fleet, row["level"], row["rate_scale"])
         levels.setdefault(level, {}).setdefault(row["policy"], []).append(row["goodput_rps"])
         if row["policy"] == "cost":
             shares.setdefault(level, []).append(row["attainment"])
-    share = {level: sum(each) / len(each) for level, each in shares.items()}
     for level, goodput in levels.items():
         mean = {name: sum(each) / len(each) for name, each in goodput.items()}
         fixed = {name: value for name, value in mean.items() if name not in ("cost", ORACLE)}
         best = max(fixed, key=lambda name: fixed[name])
         threshold = max(THRESHOLDS, key=lambda name: fixed[name])
-        higher = [other for other in share if other[:3] == level[:3] and other[3] > level[3]]
-        knee = share[level] >= KNEE and all(share[other] < KNEE for other in higher)
         yield {
-            "level": f"{level[0]} {level[1]}+{level[2]} x{level[3]:g}",
+            "scenario": level[0],
+            "of_the_knee": level[1],
+            "rate_scale": level[2],
             "cost_rps": round(mean["cost"], 4),
-            "cost_attainment": round(share[level], 4),
+            "cost_attainment": round(sum(shares[level]) / len(shares[level]), 4),
             "best_fixed": best,
             "best_fixed_rps": round(mean[best], 4),
             "best_threshold": threshold,
@@ -213,7 +214,6 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             **_compared("best_threshold", goodput["cost"], goodput[threshold]),
             **_compared("round_robin", goodput["cost"], goodput["round_robin"]),
             "regret": round(1 - _ratio(mean["cost"], mean[ORACLE]), 4),
-            "knee": knee,
         }
 
 
@@ -228,11 +228,12 @@ def _compared(name: str, cost: Sequence[float], other: Sequence[float]) -> dict[
 def summary(level: Mapping[str, Any]) -> str:
     """A level in one line."""
     return (
-        f"{level['level']:28} cost {level['cost_rps']:7.3f}/s ({level['cost_attainment']:.1%}), "
+        f"{level['scenario']:22} {level['of_the_knee']:4g} of the knee, "
+        f"x{level['rate_scale']:<7} "
+        f"cost {level['cost_rps']:7.3f}/s ({level['cost_attainment']:.1%}), "
         f"{level['cost_to_best_fixed']:.2f} x {level['best_fixed']}, "
         f"{level['cost_to_best_threshold']:.2f} x thresholds, "
         f"{level['cost_to_round_robin']:.2f} x round_robin, regret {level['regret']:.1%}"
-        f"{'  <- knee' if level['knee'] else ''}"
     )
 
 

@@ -58,6 +58,8 @@ class SimConfig:
     gpus_per_worker: int = 1
     # Prompts are started at a prefill worker while fewer steps than this wait in its engine.
     window_steps: int = 2
+    # A decode worker that has no memory for a prompt for so long is asked by the next of them.
+    reserve_timeout_s: float = 20.0
     # Mean time between failures of one worker; 0: none fails. It is back after `startup_s`.
     mtbf_s: float = 0.0
     # Requests wait in the gateway, or are refused there; None: every request is sent at once.

@@ -52,16 +52,17 @@ class Failures:
                 self._next_prefill(job)
 
     def _replay(self, job: Job) -> None:
-        sequence, prefill = job.sequence, job.prefill
+        simulation, sequence, prefill = self._simulation, job.sequence, job.prefill
         if sequence is not None:
             num_emitted = job.request.num_output_tokens - sequence.remaining
             if num_emitted > job.num_emitted:
                 job.num_emitted, job.last_s = num_emitted, sequence.last_token_s
         job.attempt += 1
-        job.decode = job.prefill = job.sequence = job.held = None
+        simulation.handover.give_up(job)
+        job.decode = job.prefill = job.sequence = None
         if prefill is not None and not prefill.dead:
-            self._simulation.fleet.desks[prefill.member.worker_id].done(job)
-        self._simulation.place(job)
+            simulation.fleet.desks[prefill.member.worker_id].done(job)
+        simulation.place(job)
 
     def _next_prefill(self, job: Job) -> None:
         if job.sequence is not None and job.decode is not None:

@@ -29,6 +29,11 @@ class Sequence:
     start_step: int = 0
     last_token_s: float = -1.0
 
+    @property
+    def computed(self) -> bool:
+        """All its known tokens have their KV."""
+        return self.num_computed >= self.num_tokens
+
     def findable(self, memory: KvMemory) -> tuple[bytes, ...]:
         """Blocks that a cache may have: the last token is always computed, as its logits choose
         the next one.

@@ -18,6 +18,7 @@ from baton.simulator.events import Events
 from baton.simulator.failures import Failures
 from baton.simulator.fleet import SimFleet
 from baton.simulator.gaps import GapHistogram
+from baton.simulator.handover import Handover
 from baton.simulator.job import Job
 from baton.simulator.outcome import Outcome
 from baton.simulator.request import Trace
@@ -38,10 +39,7 @@ def simulate(trace: Trace, config: SimConfig, *, oracle: bool = False) -> Outcom
 
 
 class Simulation:
-    """One run. The order of things follows `decode_worker.remote` and `prefill_worker.worker`:
-    a prefill worker that is about to start asks for memory, pushes each chunk's KV while the next
-    one computes, and sends the first token itself; the decode worker goes on when all KV is there.
-    """
+    """One run."""
 
     def __init__(self, trace: Trace, config: SimConfig, *, oracle: bool = False) -> None:
         self._trace = trace
@@ -52,11 +50,11 @@ class Simulation:
         self.gaps = GapHistogram()
         self.fleet = SimFleet(config, trace.block_tokens, self.events, self, self.gaps)
         self.jobs = [Job(request) for request in trace.requests]
+        self.handover = Handover(self)
         self._orders = itertools.count()
-        self._by_sequence: dict[int, Job] = {}
-        # Jobs that no worker can take now, and jobs whose decode worker has no memory for them.
+        self.by_sequence: dict[int, Job] = {}
+        # Jobs that no worker can take now.
         self._parked: list[Job] = []
-        self._unreserved: dict[SimWorker, list[tuple[Job, int]]] = {}
         self._num_left = len(self.jobs)
         # Placed and not ended, in the order of their first placing.
         self.active: dict[Job, None] = {}
@@ -85,7 +83,7 @@ class Simulation:
 
     def add_worker(self, role: Role, worker_id: str = "") -> SimWorker:
         """A worker that is ready now; requests that waited for one are placed."""
-        worker = self.fleet.add(role, self._start_prefill, worker_id)
+        worker = self.fleet.add(role, self.handover.start, worker_id)
         if self._failures is not None:
             self._failures.watch(worker)
         parked, self._parked = self._parked, []
@@ -186,117 +184,48 @@ class Simulation:
                 job.prefill = worker
                 self.fleet.desks[target.worker_id].announce(job)
                 asked_s = self.events.now + self.config.times.handshake_s
-                self.events.at(asked_s, partial(self._ask, job, worker, job.attempt))
+                self.events.at(asked_s, partial(self.handover.ask, job, worker, job.attempt))
                 return
         decode.num_elsewhere -= 1
-        self._placed(job)
-        job.sequence = self._sequence(job)
+        self.placed(job)
+        job.sequence = self.sequence(job)
         decode.add(job.sequence)
 
-    def _ask(self, job: Job, worker: SimWorker, attempt: int) -> None:
-        if not worker.dead:
-            self.fleet.desks[worker.member.worker_id].add(job, attempt)
-
-    def _placed(self, job: Job) -> None:
+    def placed(self, job: Job) -> None:
         """It has blocks at its decode worker, or waits in its engine."""
         assert job.decode is not None
         job.decode.unplaced_tokens -= job.num_unplaced
         job.num_unplaced = 0
 
-    def _sequence(self, job: Job, *, hold: bool = False) -> Sequence:
+    def sequence(self, job: Job, *, hold: bool = False) -> Sequence:
+        """What an engine gets of the job. hold: for another worker."""
         # Engines order by when they were given a request, not by when it came to the cluster.
         order = (0, next(self._orders))
         sequence = Sequence(order, job.num_known, job.num_left, job.request.block_hashes, hold=hold)
         if job.num_emitted and not hold:
             sequence.last_token_s = job.last_s
-        self._by_sequence[id(sequence)] = job
+        self.by_sequence[id(sequence)] = job
         return sequence
 
-    # A remote prefill.
-
-    def _start_prefill(self, job: Job) -> None:
-        decode = job.decode
-        assert decode is not None
-        self._unreserved.setdefault(decode, []).append((job, job.attempt))
-        self.room(decode)
+    # What engines and desks tell.
 
     def room(self, worker: SimWorker) -> None:
-        """Memory has come free: those who asked for it try again, oldest first."""
-        waiting = self._unreserved.pop(worker, None)
-        if not waiting:
-            return
-        left = [entry for entry in waiting if not self._reserve(*entry)]
-        if left:
-            self._unreserved[worker] = left + self._unreserved.get(worker, [])
-
-    def _reserve(self, job: Job, attempt: int) -> bool:
-        """False to try again later."""
-        decode, prefill = job.decode, job.prefill
-        if job.attempt != attempt or decode is None or prefill is None or prefill.dead:
-            return True
-        sequence = self._sequence(job)
-        if not decode.reserve(sequence):
-            del self._by_sequence[id(sequence)]
-            return False
-        self._placed(job)
-        job.sequence = sequence
-        job.num_pushed = sequence.num_cached
-        held = job.held = self._sequence(job, hold=True)
-        prefix, num_bytes = self._lent(job, held, prefill)
-        if prefix and job.lender is not None:
-            end_s = self._over_wire(job.lender, prefill, num_bytes)
-            arrival_s = end_s + self.config.times.handshake_s
-            self.events.at(arrival_s, partial(self._pulled, job, prefill, held, prefix))
-        else:
-            prefill.add(held)
-        return True
-
-    def _lent(
-        self, job: Job, held: Sequence, prefill: SimWorker
-    ) -> tuple[tuple[bytes, ...], float]:
-        """The longer prefix that another worker has cached, and its bytes; or nothing."""
-        lender = job.lender
-        if lender is None or lender.dead:
-            return (), 0
-        findable = held.findable(prefill.memory)
-        prefix = findable[: lender.memory.match(findable)]
-        num_new = (len(prefix) - prefill.memory.match(prefix)) * prefill.memory.block_tokens
-        return (prefix, num_new * self.config.times.kv_bytes_per_token) if num_new else ((), 0)
-
-    def _pulled(
-        self, job: Job, prefill: SimWorker, held: Sequence, prefix: tuple[bytes, ...]
-    ) -> None:
-        if job.held is not held or prefill.dead:
-            self._by_sequence.pop(id(held), None)
-            return
-        prefill.memory.bring(prefix)
-        prefill.add(held)
-
-    def _over_wire(self, sender: SimWorker, receiver: SimWorker, num_bytes: float) -> float:
-        """When it is there: both ends of the wire carry one push at a time."""
-        start_s = max(self.events.now, sender.wire_free_s, receiver.wire_free_s)
-        end_s = start_s + self.config.times.transfer.predict(num_bytes)
-        sender.wire_free_s = receiver.wire_free_s = end_s
-        return end_s
+        """Memory has come free."""
+        self.handover.room(worker)
 
     def computed(self, worker: SimWorker, sequence: Sequence) -> None:
-        """Pushes what is new."""
-        job = self._by_sequence[id(sequence)]
-        if job.held is not sequence or job.decode is None:
-            return
-        num_new = sequence.num_computed - job.num_pushed
-        if num_new <= 0:
-            job.delivered_s = max(job.delivered_s, self.events.now)
-            return
-        job.num_pushed = sequence.num_computed
-        num_bytes = num_new * self.config.times.kv_bytes_per_token
-        job.delivered_s = self._over_wire(worker, job.decode, num_bytes)
+        """A chunk of a prompt for another worker is done."""
+        self.handover.computed(worker, sequence)
 
     def first_token(self, worker: SimWorker, sequence: Sequence) -> None:
-        job = self._by_sequence[id(sequence)]
-        if sequence.hold and job.held is not sequence:
-            self._drop_held(worker, sequence)
-            return
+        """It was sampled."""
+        if sequence.hold:
+            self.handover.sampled(worker, sequence)
+        else:
+            self.tell_first(self.by_sequence[id(sequence)], sequence)
+
+    def tell_first(self, job: Job, sequence: Sequence) -> None:
+        """The job's first token from this worker goes to the client."""
         if job.num_emitted:
             self.gaps.add(self.events.now - job.last_s)
         else:
@@ -305,41 +234,16 @@ class Simulation:
             job.num_cached = sequence.num_cached
         job.last_s = self.events.now
         job.num_emitted += 1
-        if sequence.hold:
-            self._first_of_remote(job, worker, sequence)
-
-    def _first_of_remote(self, job: Job, worker: SimWorker, held: Sequence) -> None:
-        self.fleet.desks[worker.member.worker_id].done(job)
-        delivered = partial(self._delivered, job, worker, held, job.attempt)
-        self.events.at(job.delivered_s, delivered)
-
-    def _delivered(self, job: Job, worker: SimWorker, held: Sequence, attempt: int) -> None:
-        if not worker.dead:
-            self._drop_held(worker, held)
-        decode, sequence = job.decode, job.sequence
-        if job.attempt != attempt or decode is None or sequence is None or job.held is not held:
-            return
-        job.held = job.prefill = None
-        decode.num_elsewhere -= 1
-        sequence.remaining = job.num_left
-        sequence.last_token_s = job.last_s
-        if job.num_left:
-            decode.receive(sequence)
-        else:
-            decode.release(sequence)
-            self._finish(job, sequence)
-
-    def _drop_held(self, worker: SimWorker, held: Sequence) -> None:
-        self._by_sequence.pop(id(held), None)
-        worker.release(held)
 
     def finished(self, worker: SimWorker, sequence: Sequence) -> None:
-        self._finish(self._by_sequence[id(sequence)], sequence)
+        """Its last token was sampled."""
+        self.finish(self.by_sequence[id(sequence)], sequence)
 
     # Ends.
 
-    def _finish(self, job: Job, sequence: Sequence) -> None:
-        self._by_sequence.pop(id(sequence), None)
+    def finish(self, job: Job, sequence: Sequence) -> None:
+        """All its tokens are there."""
+        self.by_sequence.pop(id(sequence), None)
         job.num_emitted = job.request.num_output_tokens
         job.finish_s = job.last_s = self.events.now
         self.arrived.finished(job)

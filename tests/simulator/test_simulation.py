@@ -50,7 +50,8 @@ def test_requests_wait_for_memory_at_the_decode_worker() -> None:
     outcome = simulation.run()
     first, second = simulation.jobs
     assert outcome.num_failed == 0
-    assert second.first_s > first.finish_s
+    # Computed meanwhile: it only has to be said where its KV goes.
+    assert second.first_s == pytest.approx(first.finish_s)
 
 
 @pytest.mark.parametrize("policy", ["cost", "round_robin", "always_remote", "always_local"])
@@ -89,3 +90,19 @@ def test_gpu_hours_are_those_of_all_workers() -> None:
     requests = trace((0.0, 512, 10), (3600.0, 512, 10))
     outcome = simulate(requests, config(prefill=2, decode=1, gpus_per_worker=4))
     assert outcome.gpu_hours == pytest.approx(12, rel=1e-3)
+
+
+def test_a_prompt_without_room_goes_to_the_next_prefill_worker() -> None:
+    # Whoever holds the memory runs for longer than a reservation is waited for.
+    requests = trace((0.0, 4096, 900), (1.0, 4096, 2))
+    fleet = config(
+        "always_remote", times=times(), prefill=2, kv_capacity_tokens=5100, reserve_timeout_s=1.0
+    )
+    simulation = Simulation(requests, fleet)
+    outcome = simulation.run()
+    first, second = simulation.jobs
+    assert outcome.num_failed == 0
+    # With no target left it is computed where it is decoded, when there is room.
+    assert second.first_s > first.finish_s
+    for worker in simulation.fleet.workers.values():
+        assert worker.num_requests == 0

@@ -1,10 +1,10 @@
 """`slo` autoscaling beside fixed pools on a trace with a burst of four times the load, simulated.
 
-    python -m benchmarks.autoscaling [--startup 65] [--rates 2,4] [--seeds 2]
+    python -m benchmarks.autoscaling [--startup 65] [--rates 2,4] [--seeds 1,2,3]
 
 The trace is the mix `burst` at `--rates` requests a second outside of the burst. The best fixed
-pool is the smallest that serves 95 % of requests within both SLOs: sizes are bisected, and of each
-the splits around the half are tried. Workers take `--startup` seconds from being asked for to their
+pool is the smallest that serves 95 % of requests within both SLOs: of each size the splits around
+the half are tried. Workers take `--startup` seconds from being asked for to their
 first request: 65 s is vLLM 0.26 with an 8B model, weights at hand and a warm compile cache, on an
 H100.
 """
@@ -12,7 +12,6 @@ H100.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,6 +32,8 @@ from benchmarks.results_file import write_results
 
 OUTPUT = Path(__file__).parent / "results" / "autoscaling.json"
 TARGET = 0.95
+# Of a trace's mean load, that of its burst.
+_BURST = 2.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +51,14 @@ def main() -> None:
     parser.add_argument("--startup", type=float, default=65.0)
     parser.add_argument("--ttft-slo", type=float, default=3.0)
     parser.add_argument("--itl-slo", type=float, default=0.05)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(options.processes) as pool:
         for rate in map(float, options.rates.split(",")):
-            for seed in range(1, options.seeds + 1):
+            for seed in map(int, options.seeds.split(",")):
                 rows += compared(_setting(options, rate, seed), pool)
                 print(rows[-1], flush=True)
     write_results(options.output, rows, {**vars(options), "output": "", "target": TARGET})
@@ -82,19 +83,18 @@ def _setting(options: argparse.Namespace, rate: float, seed: int) -> Setting:
 
 def fixed_pools(setting: Setting, pool: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:
     """Rows of fixed pools, the smallest size that meets the target and the one below among them."""
-    trace = _trace(setting.rate, setting.seed)
-    # With fewer than the work fills on average it never ends; waiting and attention take the rest.
-    low = math.floor(busy_workers(trace, setting.config))
-    high = 8 * low
-    while high - low > 1:
-        size = (low + high) // 2
+    # What the burst fills, about; from there a size at a time.
+    busy = busy_workers(_trace(setting.rate, setting.seed), setting.config)
+    size, step = round(_BURST * busy), 0
+    while size > 1:
         splits = [count for count in range(size // 2 - 1, size // 2 + 2) if 0 < count < size]
         rows = list(pool.map(partial(run_fixed, setting, size), splits))
         yield from rows
-        if any(row["meets_target"] for row in rows):
-            high = size
-        else:
-            low = size
+        met = any(row["meets_target"] for row in rows)
+        if step and met == (step > 0):
+            return
+        step = -1 if met else 1
+        size += step
 
 
 def run_fixed(setting: Setting, size: int, prefill: int) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 _FAST_S = 10.0
-_SLOW_S = 60.0
+SLOW_S = 60.0
 
 
-class _Average:
+class Average:
     """Exponentially weighted over time; weight that is missing at the start is made up for."""
 
     def __init__(self, memory_s: float) -> None:
@@ -39,13 +39,13 @@ class Forecast:
     """
 
     def __init__(self) -> None:
-        self._fast = _Average(_FAST_S)
-        self._slow = _Average(_SLOW_S)
+        self._fast = Average(_FAST_S)
+        self._slow = Average(SLOW_S)
         # Of what each call tells, times its seconds: the variance that counts in a second have.
-        self._variance = _Average(_SLOW_S)
+        self._variance = Average(SLOW_S)
         # The same from the differences of neighbours, which a change of the load hardly touches
         # (von Neumann, 1941).
-        self._jitter = _Average(_SLOW_S)
+        self._jitter = Average(SLOW_S)
         self._last: tuple[float, float] | None = None
 
     def add(self, rate: float, now_s: float) -> None:
@@ -59,6 +59,11 @@ class Forecast:
         self._fast.add(rate, elapsed_s)
         self._slow.add(rate, elapsed_s)
 
+    @property
+    def level(self) -> float:
+        """The slower average."""
+        return self._slow.mean
+
     def ahead(self, horizon_s: float, deviations: float = 0.0) -> float:
         """The rate expected in `horizon_s` seconds; at most twice what it is now.
 
@@ -67,10 +72,10 @@ class Forecast:
         """
         difference = self._fast.mean - self._slow.mean
         chance = self._variance.mean / (2 * _FAST_S)
-        unsure = deviations * math.sqrt(self._jitter.mean / (2 * _SLOW_S))
+        unsure = deviations * math.sqrt(self._jitter.mean / (2 * SLOW_S))
         if not difference:
             return self._slow.mean + unsure
         believed = difference * max(0.0, 1 - 4 * chance / difference**2)
         now = self._slow.mean + believed + unsure
-        slope = believed / (_SLOW_S - _FAST_S)
+        slope = believed / (SLOW_S - _FAST_S)
         return min(2 * now, max(now, now + slope * (horizon_s + _FAST_S)))

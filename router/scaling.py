@@ -11,15 +11,15 @@ from collections import deque
 from dataclasses import fields
 from statistics import NormalDist
 
-from baton.router.forecast import Forecast
+from baton.router.forecast import SLOW_S, Average, Forecast
 from baton.router.scaling_config import ScalingConfig
 from baton.router.scaling_signals import PoolState, ScalingDecision, Sizing
 from baton.router.sizing import NO_WORK, POLICIES, Load
 
 # Below this share of running replicas reporting, nothing is taken away.
 LEAST_CONFIDENCE = 0.5
-_RATES = (
-    "requests_per_s",
+# What there is of them grows and falls with the requests.
+_OF_REQUESTS = (
     "prompt_tokens_per_s",
     "prompt_squares_per_s",
     "output_tokens_per_s",
@@ -36,7 +36,11 @@ class PoolScaler:
 
     def __init__(self, config: ScalingConfig) -> None:
         self.config = config
-        self._forecasts = {name: Forecast() for name in _RATES}
+        self._requests = Forecast()
+        self._of_requests = {name: Average(SLOW_S) for name in _OF_REQUESTS}
+        # Of all replicas: a ratio of averages, as few requests tell little of the next ones.
+        self._kv_tokens, self._num_running = Average(SLOW_S), Average(SLOW_S)
+        self._last_s: float | None = None
         self._wishes: deque[tuple[float, int]] = deque()
         self._began_s: float | None = None
         self._last_up_s = -math.inf
@@ -87,16 +91,28 @@ class PoolScaler:
         )
 
     def _learn(self, state: PoolState) -> Load:
+        elapsed_s = state.now_s - (state.now_s - 1.0 if self._last_s is None else self._last_s)
+        self._last_s = state.now_s
         if state.demand is not None:
-            for name, forecast in self._forecasts.items():
-                forecast.add(getattr(state.demand, name), state.now_s)
+            self._requests.add(state.demand.requests_per_s, state.now_s)
+            for name, average in self._of_requests.items():
+                average.add(getattr(state.demand, name), elapsed_s)
+        if state.replicas:
+            self._kv_tokens.add(sum(each.kv_tokens for each in state.replicas), elapsed_s)
+            self._num_running.add(sum(each.num_running for each in state.replicas), elapsed_s)
         horizon_s = self._starts.seconds + self.config.interval_s
         deviations = NormalDist().inv_cdf(self.config.slo_percentile)
-        rates = {
-            name: forecast.ahead(horizon_s, deviations)
-            for name, forecast in self._forecasts.items()
-        }
-        return Load(**rates, horizon_s=horizon_s)
+        requests_per_s = self._requests.ahead(horizon_s, deviations)
+        # How long requests are changes less, and more slowly, than how many come.
+        growth = requests_per_s / self._requests.level if self._requests.level else 0.0
+        rates = {name: growth * average.mean for name, average in self._of_requests.items()}
+        running = self._num_running.mean
+        return Load(
+            requests_per_s=requests_per_s,
+            **rates,
+            horizon_s=horizon_s,
+            kv_per_request=self._kv_tokens.mean / running if running else 0.0,
+        )
 
     def _remember(self, now_s: float, wanted: int) -> None:
         """Keeps the largest wishes of the cool-down window, newest last, each larger than the

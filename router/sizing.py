@@ -24,22 +24,23 @@ _LEAST_WAIT_SHARE = 0.1
 
 
 class Load(NamedTuple):
-    """The forecast arrivals that a sizing is for, and how far above them it shall reach."""
+    """The forecast arrivals that a sizing is for, how far ahead they are, and the KV tokens that a
+    request holds while it decodes."""
 
     requests_per_s: float
     prompt_tokens_per_s: float
     prompt_squares_per_s: float
     output_tokens_per_s: float
     horizon_s: float
+    kv_per_request: float = 0.0
 
     def scaled(self, factor: float) -> Load:
         """More requests of the same kind."""
-        return Load(
+        return self._replace(
             requests_per_s=factor * self.requests_per_s,
             prompt_tokens_per_s=factor * self.prompt_tokens_per_s,
             prompt_squares_per_s=factor * self.prompt_squares_per_s,
             output_tokens_per_s=factor * self.output_tokens_per_s,
-            horizon_s=self.horizon_s,
         )
 
 
@@ -123,7 +124,7 @@ def _slo_prefill(
     offered = load.requests_per_s * service_s
     waiting = _sum(state, "queued_prefill_tokens") + _gateway_tokens(state)
     # What waits already has to be worked off beside what comes.
-    offered += waiting / max(mean, 1) * service_s / max(load.horizon_s, 10 * config.ttft_slo_s)
+    offered += waiting / max(mean, 1) * service_s / _working_off_s(load, config)
     slack_s = max(config.ttft_slo_s - service_s, _LEAST_WAIT_SHARE * config.ttft_slo_s)
     count = int(offered) + 1
     while (
@@ -139,20 +140,26 @@ def _slo_prefill(
     )
 
 
+def _working_off_s(load: Load, config: ScalingConfig) -> float:
+    """In which what waits already shall be done."""
+    return max(load.horizon_s, 10 * config.ttft_slo_s)
+
+
 def _slo_decode(
     state: PoolState, demand: Demand, load: Load, config: ScalingConfig
 ) -> Sizing | None:
     times = demand.decode.decode if demand.decode else _decode_times(state)
     if times is None:
         return None
-    running = _sum(state, "num_running")
-    kv_each = _sum(state, "kv_tokens") / running if running else 0.0
+    running, kv_each = _sum(state, "num_running"), load.kv_per_request
     most = _most_running(state, times, kv_each, config)
     step_s = times.predict(most, most * kv_each)
-    concurrent = load.output_tokens_per_s * step_s
-    concurrent += NormalDist().inv_cdf(config.slo_percentile) * math.sqrt(concurrent)
     waiting = demand.waiting_requests + _sum(state, "num_waiting")
-    concurrent = max(concurrent, running + waiting)
+    # Those that wait, for prefill workers as a rule, come beside the others, not all at once.
+    arriving = 1 + waiting / (load.requests_per_s * _working_off_s(load, config))
+    concurrent = load.output_tokens_per_s * arriving * step_s
+    concurrent += NormalDist().inv_cdf(config.slo_percentile) * math.sqrt(concurrent)
+    concurrent = max(concurrent, running)
     return Sizing(
         replicas=concurrent / most,
         why=f"{load.output_tokens_per_s:.0f} tokens/s keep {concurrent:.1f} requests running, "

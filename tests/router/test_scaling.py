@@ -305,3 +305,28 @@ def test_wrong_scaling_is_refused_by_name() -> None:
         assert caught.value.param == name
     with pytest.raises(ConfigError, match="windows is empty"):
         ScalingConfig(policy="schedule")
+
+
+def test_lengths_at_random_do_not_make_a_small_pool_swing() -> None:
+    rng = random.Random(1)
+    config = ScalingConfig(policy="slo", ttft_slo_s=3.0, start_s=65.0)
+    scalers = {role: PoolScaler(config) for role in (Role.PREFILL, Role.DECODE)}
+    wanted = []
+    for second in range(600):
+        lengths = [rng.lognormvariate(9, 0.6) for _ in range(rng.choice((1, 2, 3)))]
+        kv = sum(rng.lognormvariate(9, 0.6) for _ in range(8))
+        came = Demand(
+            requests_per_s=len(lengths),
+            prompt_tokens_per_s=sum(lengths),
+            prompt_squares_per_s=sum(length**2 for length in lengths),
+            output_tokens_per_s=len(lengths) * 320,
+            prefill=H100_8B.prefill_pool,
+            decode=H100_8B.decode_pool,
+        )
+        report = ReplicaSignals(
+            replica_id="0", num_running=8, kv_tokens=int(kv), kv_capacity_tokens=444_000
+        )
+        for role, scaler in scalers.items():
+            state = pool(role, now_s=NOON + second, replicas=(report,), demand=came)
+            wanted.append(scaler.decide(state).wanted)
+    assert sum(each > 1 for each in wanted) < 12

@@ -73,6 +73,10 @@ class SimFleet:
         """A worker costs from when it was asked for, not from when it was ready."""
         self._paid_since[worker_id] = since_s
 
+    def pay(self, seconds: float) -> None:
+        """For a worker that was asked for and given up before it was ready."""
+        self._worker_seconds += seconds
+
     def remove(self, worker_id: str, *, paid: bool) -> None:
         """The worker is gone; `paid`: its GPUs are still held, for its restart."""
         del self.workers[worker_id]

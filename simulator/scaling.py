@@ -148,7 +148,8 @@ class Scalers:
         pool.num_target = target
         # Those that have not started yet are the cheapest to give up.
         while surplus > 0 and pool.starting:
-            pool.starting.pop()
+            asked_s = pool.starting.pop() - self._config.startup_s
+            self._simulation.fleet.pay(now - asked_s)
             heapq.heapify(pool.starting)
             surplus -= 1
         running = [w for w in self._simulation.fleet.pool(pool.role) if not w.draining]
@@ -157,7 +158,7 @@ class Scalers:
 
     def _ready(self, pool: _Pool, asked_s: float) -> None:
         if not pool.starting or pool.starting[0] > self._simulation.events.now + 1e-9:
-            # It was given up meanwhile; what it cost until then is not counted.
+            # It was given up meanwhile.
             return
         heapq.heappop(pool.starting)
         worker = self._simulation.add_worker(pool.role)

@@ -28,7 +28,6 @@ from baton.cluster.membership import (
 )
 from baton.cluster.scaling import replica_stats
 from baton.decode_worker.config import DecodeWorkerConfig
-from baton.gateway.fleet_config import Directory
 from baton.prefill_worker.config import PrefillWorkerConfig
 from baton.protos.adapters import AdapterRef
 from baton.protos.errors import BatonError, UnavailableError
@@ -90,7 +89,7 @@ def make_worker(config: WorkerConfig) -> Worker:
     return DecodeWorker(config, ranks=ranks)
 
 
-def make_gateway(config: BatonConfig, directory: Directory, gateway_id: str) -> Gateway:
+def make_gateway(config: BatonConfig, directory: DirectoryReader, gateway_id: str) -> Gateway:
     """The real gateway; imported in the replica only, to keep the driver light."""
     from baton.cluster.gateway_process import GatewayProcess
 
@@ -102,7 +101,7 @@ class Factories:
     """What the shells are built around; another engine or gateway is another factory."""
 
     worker: Callable[[WorkerConfig], Worker] = make_worker
-    gateway: Callable[[BatonConfig, Directory, str], Gateway] = make_gateway
+    gateway: Callable[[BatonConfig, DirectoryReader, str], Gateway] = make_gateway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

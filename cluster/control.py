@@ -10,6 +10,7 @@ from typing import Any
 from baton.cluster.commands.config import as_document
 from baton.cluster.config import BatonConfig, PoolConfig
 from baton.cluster.directory_actor import RayDirectoryClient
+from baton.cluster.membership import DirectoryReader
 from baton.cluster.profiling import find_worker, profile_worker
 from baton.cluster.scaling_board import AppliedScaling, PoolScaling, deployed_scaling
 from baton.cluster.schema import Document, build, read_fields, unknown_key
@@ -22,8 +23,9 @@ from baton.router.scaling_signals import ScalingDecision
 class ScalingControl:
     """`gateway.seam.ClusterControl` over the directory. Belongs to the gateway's event loop."""
 
-    def __init__(self, config: BatonConfig) -> None:
+    def __init__(self, config: BatonConfig, directory: DirectoryReader) -> None:
         self._config = config
+        self._directory = directory
         self._deployed = deployed_scaling(config)
         self._client = RayDirectoryClient(config.name, config.directory)
 
@@ -34,6 +36,11 @@ class ScalingControl:
         for role, pool in pools.items():
             values[role.value] |= pool.to_json()
         return values
+
+    @property
+    def targets(self) -> Mapping[str, int]:
+        """The replicas that autoscaling asks for, by pool, as last known."""
+        return self._directory.targets
 
     async def scaling(self) -> dict[str, Any]:
         """Settings in force, each pool's newest decision, and the last changes."""

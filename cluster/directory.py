@@ -9,8 +9,8 @@ heartbeat, and readers keep what they knew meanwhile.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from baton.protos.clock import Clock, SystemClock
 from baton.protos.errors import OverloadedError
@@ -46,7 +46,7 @@ class Listing:
     changes.
 
     `settled` is false until the directory is older than a lease: members of an earlier life may be
-    missing.
+    missing. `targets` are the replicas that autoscaling asks for, by pool.
     """
 
     epoch: str
@@ -55,6 +55,7 @@ class Listing:
     workers: tuple[Member, ...]
     gateways: tuple[GatewayMember, ...]
     failures: tuple[StartFailure, ...]
+    targets: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -152,10 +153,12 @@ class MemberView:
         self._lease_s = lease_s
         self._clock = clock or SystemClock()
         self._workers: dict[str, Member] = {}
+        self.targets: Mapping[str, int] = {}
         self._updated_s: float | None = None
 
     def update(self, listing: Listing) -> None:
         """Takes the directory's word; until it has settled, only for what it adds."""
+        self.targets = listing.targets
         listed = {m.worker_id: m for m in listing.workers}
         self._workers = listed if listing.settled else {**self._workers, **listed}
         self._updated_s = self._clock.now_s()

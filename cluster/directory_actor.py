@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -85,7 +86,7 @@ class DirectoryActor:
 
     async def listing(self) -> Listing:
         self._touch()
-        return self._table.listing()
+        return dataclasses.replace(self._table.listing(), targets=self._board.targets())
 
     async def report_demand(self, gateway_id: str, demand: Demand) -> None:
         self._touch()

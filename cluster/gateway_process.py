@@ -18,9 +18,9 @@ from baton.cluster.adapter_control import ClusterAdapters
 from baton.cluster.config import BatonConfig
 from baton.cluster.control import ScalingControl
 from baton.cluster.directory_actor import RayDirectoryClient
+from baton.cluster.membership import DirectoryReader
 from baton.gateway.config import GatewayConfig
 from baton.gateway.fleet import Fleet
-from baton.gateway.fleet_config import Directory
 from baton.gateway.server import GatewayServer
 from baton.protos.errors import ConfigError, UnavailableError
 from baton.protos.tracing import Tracing
@@ -50,13 +50,13 @@ def port_choices(config: BatonConfig) -> list[GatewayConfig]:
 class GatewayProcess:
     """A `GatewayServer` and its `Fleet` on a uvloop thread, used from another event loop."""
 
-    def __init__(self, config: BatonConfig, directory: Directory, gateway_id: str) -> None:
+    def __init__(self, config: BatonConfig, directory: DirectoryReader, gateway_id: str) -> None:
         self._config = config
         self._directory = directory
         self._gateway_id = gateway_id
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
-        self._control = ScalingControl(config)
+        self._control = ScalingControl(config, directory)
         self._adapters: ClusterAdapters | None = None
         if config.serves_adapters:
             client = RayDirectoryClient(config.name, config.directory)

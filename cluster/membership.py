@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from baton.cluster.config import DirectoryConfig
@@ -122,6 +122,11 @@ class DirectoryReader:
     async def members(self) -> Sequence[Member]:
         """The workers that were last known."""
         return self._view.workers
+
+    @property
+    def targets(self) -> Mapping[str, int]:
+        """The replicas that autoscaling asks for, by pool, as last known."""
+        return self._view.targets
 
     @property
     def age_s(self) -> float | None:

@@ -103,6 +103,10 @@ class ScalingBoard:
             demand=Demand.total(demands) if demands else None, applied=self.applied
         )
 
+    def targets(self) -> dict[str, int]:
+        """The replicas that are asked for now, by pool; of pools that were decided about."""
+        return {role.value: decision.applied for role, decision in self._latest.items()}
+
     def status(self) -> ScalingStatus:
         return ScalingStatus(
             latest=tuple(self._latest.values()),

@@ -44,7 +44,7 @@ TAIL = """
 ## Labels
 | label | values |
 | --- | --- |
-| `endpoint` | the routes of [gateway.md](gateway.md), with `{id}` for names in paths, and the methods of the gRPC service |
+| `endpoint` | the routes of [gateway.md](gateway.md) that clients use, with `{id}` for names in paths, and the methods of the gRPC service; probes, scrapes and `/baton/...` are not counted |
 | `outcome` | `ok`, or a code of the error tree |
 | `kind` | of plans: `local`, `remote`; of models: `prefill`, `decode`; of KV events: `gap`, `divergence` |
 | `reason` | of plans: the router's words ([router.md](router.md)); of tenants: %(refusals)s; of grammars: [structured output](structured_output.md) |
@@ -52,13 +52,14 @@ TAIL = """
 | `adapter` | adapters that are loaded, while a request uses one also those that were |
 | `tier` | the places that workers keep KV in, such as `pool`, `cpu`, `disk` |
 | `tenant` | configured ones, and `everybody` |
+| `pool` | `prefill`, `decode`; those that are autoscaled |
 | `backend` | `xgrammar`, `guidance` |
 
 No label holds what a client wrote.
 
 ## Through Ray
-Ray's own endpoint on each node has `ray_baton_pool_target_replicas{pool}`, the replicas that autoscaling asks for (a gauge, of pools that
-are autoscaled), beside Ray's and Serve's own metrics.
+Ray's own endpoint on each node has `ray_baton_pool_target_replicas{pool}`, the same targets where they are decided, beside Ray's and
+Serve's own metrics.
 """
 
 
@@ -112,6 +113,7 @@ def families() -> Iterator[Metric]:
     adapters.replace(1, [ADAPTER])
     with adapters.using(ADAPTER.name):
         metrics = Metrics(_SeenEverything(), lambda: 0, adapters)
+    metrics.targets = lambda: {"decode": 1}
     metrics.planned(_Plan())
     with metrics.request("/v1/completions"):
         pass

@@ -40,6 +40,8 @@ Handler = Callable[[Exchange], Awaitable[None]]
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _MODELS = "/v1/models"
+# What operators ask; like probes and scrapes it is no part of what clients see of the service.
+_OPERATORS = ("/baton/", "/debug/")
 
 
 class Route(NamedTuple):
@@ -108,7 +110,8 @@ class HttpApp:
         if method != route.method and not (method == "HEAD" and route.method == "GET"):
             await _refuse_method(exchange, route.method)
             return
-        with self._service.metrics.request(name):
+        counted = not (route.open or path.startswith(_OPERATORS))
+        with self._service.metrics.request(name) if counted else contextlib.nullcontext():
             if not route.open:
                 authorization = exchange.headers.get("authorization")
                 exchange.tenant = self._service.keys.check(authorization)

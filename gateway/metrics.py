@@ -8,7 +8,7 @@ import asyncio
 import bisect
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import (
@@ -129,6 +129,8 @@ class Metrics:
         self._fleet = fleet
         self._adapters = adapters
         self._in_flight = in_flight
+        # The replicas that each pool should have, where somebody knows.
+        self.targets: Callable[[], Mapping[str, int]] = dict
         self.ttft_s = Histogram("baton_ttft_seconds", "Request received to first token.", _TTFT_S)
         self.itl_s = Histogram("baton_itl_seconds", "Between tokens of one sequence.", _ITL_S)
         self.e2e_s = Histogram(
@@ -152,7 +154,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "baton_requests",
-            "Requests by how they ended: ok, or an error code.",
+            "Requests of clients by how they ended: ok, or an error code.",
             ["endpoint", "outcome"],
             registry=self._registry,
         )
@@ -233,6 +235,12 @@ class Metrics:
         yield GaugeMetricFamily(
             "baton_requests_in_flight", "Requests being served.", self._in_flight()
         )
+        targets = GaugeMetricFamily(
+            "baton_pool_target_replicas", "Replicas that autoscaling asks for.", labels=["pool"]
+        )
+        for pool, target in self.targets().items():
+            targets.add_metric([pool], target)
+        yield targets
         yield from self._worker_gauges()
         yield from tier_figures(self._fleet.workers())
         yield from grammar_metrics(self._fleet.workers())

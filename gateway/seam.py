@@ -146,6 +146,10 @@ class ClusterControl(Protocol):
     async def config(self) -> dict[str, Any]:
         """The configuration that runs, secrets hidden."""
 
+    @property
+    def targets(self) -> Mapping[str, int]:
+        """The replicas that autoscaling asks for, by pool; none where nothing is autoscaled."""
+
     async def scaling(self) -> dict[str, Any]:
         """Pool sizes: settings, newest decisions and why."""
 

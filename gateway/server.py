@@ -83,6 +83,8 @@ class GatewayServer:
         service = GatewayService(
             self._config, self._fleet, tokenizer, clock=self._clock, adapters=table
         )
+        if (control := self._control) is not None:
+            service.metrics.targets = lambda: control.targets
         self._service = service
         service.start()
         try:

@@ -1,4 +1,4 @@
-"""`baton top`: how a gateway and its workers fare, live."""
+"""`baton top`: how gateways and their workers fare, live."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from baton.cluster.client import Endpoint
-from baton.cluster.options import endpoint_options
+from baton.cluster.options import endpoints_options
 from baton.protos.errors import BatonError
 
 # ANSI: another screen and back, without a cursor; home and clear what is below.
@@ -17,35 +17,35 @@ _ENTER, _LEAVE, _HOME = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l", "\x1b[H\
 
 
 @click.command()
-@endpoint_options
+@endpoints_options
 @click.option("--once", is_flag=True, help="Print one screen after one interval, and exit.")
 @click.option(
     "--interval", type=click.FloatRange(0.1, 60.0), default=2.0, help="Seconds between readings."
 )
-def command(endpoint: Endpoint, once: bool, interval: float) -> None:
-    """Show requests a second, latencies, tokens, hit rates, plans, pools and workers, as the one
-    gateway at --url sees them, until Ctrl-C.
+def command(endpoints: tuple[Endpoint, ...], once: bool, interval: float) -> None:
+    """Show requests a second, latencies, tokens, hit rates, plans, pools and workers, as the
+    gateways at --url see them together, until Ctrl-C.
 
-    Rates and latencies are those between two readings, beside those since the gateway's start.
-    Exits with 1 when the gateway cannot be reached at first. `baton status` shows workers alone.
+    Rates and latencies are those between two readings, beside those since the gateways' start.
+    Exits with 1 when one cannot be reached at first. `baton status` shows workers alone.
     """
     from baton.cluster.top.reading import read
     from baton.cluster.top.screen import render
 
-    before = read(endpoint)
+    before, title = read(endpoints), ", ".join(endpoint.base for endpoint in endpoints)
     time.sleep(interval)
     if once:
-        click.echo("\n".join(render(before, read(endpoint))))
+        click.echo("\n".join(render(before, read(endpoints))))
         return
     click.echo(_ENTER, nl=False)
     try:
         while True:
             try:
-                now = read(endpoint)
-                _show([endpoint.base, *render(before, now)])
+                now = read(endpoints)
+                _show([title, *render(before, now)])
                 before = now
             except BatonError as error:
-                _show([endpoint.base, f"{error.message} Trying again."])
+                _show([title, f"{error.message} Trying again."])
             time.sleep(interval)
     except KeyboardInterrupt:
         return

@@ -1,9 +1,10 @@
-"""A gateway's figures at one time, and what happened between two times."""
+"""Gateways' figures at one time, and what happened between two times."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,9 @@ Key = tuple[str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """`/metrics` and `/baton/workers` as they were at `at_s` of the monotonic clock."""
+    """`/metrics` and `/baton/workers` as they were at `at_s` of the monotonic clock, of one gateway
+    or several: each sample has the label `gateway`, the URL that was asked.
+    """
 
     at_s: float
     samples: Mapping[Key, float]
@@ -32,6 +35,18 @@ class Reading:
             value
             for (found, has), value in self.samples.items()
             if found == name and wanted <= dict(has).items()
+        )
+
+    def largest(self, name: str, **labels: str) -> float | None:
+        """What gateways that were told the same agree on; None without any such sample."""
+        wanted = labels.items()
+        return max(
+            (
+                value
+                for (found, has), value in self.samples.items()
+                if found == name and wanted <= dict(has).items()
+            ),
+            default=None,
         )
 
     def values(self, name: str, label: str) -> list[str]:
@@ -58,11 +73,12 @@ class Reading:
         Within a bucket they are taken to be spread evenly, as PromQL's histogram_quantile does; of
         those above the last bound only that bound is known.
         """
-        buckets = sorted(
-            (math.inf if (le := dict(has)["le"]) == "+Inf" else float(le), count)
-            for (found, has), count in self.samples.items()
-            if found == f"{name}_bucket"
-        )
+        counts: dict[float, float] = defaultdict(float)
+        for (found, has), count in self.samples.items():
+            if found == f"{name}_bucket":
+                le = dict(has)["le"]
+                counts[math.inf if le == "+Inf" else float(le)] += count
+        buckets = sorted(counts.items())
         if not buckets or not buckets[-1][1]:
             return None
         rank = part * buckets[-1][1]
@@ -76,21 +92,28 @@ class Reading:
         return low
 
 
-def read(endpoint: Endpoint) -> Reading:
-    """Asks the gateway. Raises BatonError."""
-    workers = read_workers(endpoint)
-    return Reading(
-        at_s=time.monotonic(), samples=parse(get_text(endpoint, "/metrics")), workers=workers
-    )
+def read(endpoints: Sequence[Endpoint]) -> Reading:
+    """Asks gateways of one cluster, one after the other. Raises BatonError."""
+    workers: dict[str, Mapping[str, Any]] = {}
+    samples: dict[Key, float] = {}
+    for endpoint in endpoints:
+        # Each knows all workers; those that only one knows are on their way.
+        workers |= {worker["worker_id"]: worker for worker in read_workers(endpoint)}
+        samples |= parse(get_text(endpoint, "/metrics"), endpoint.base)
+    return Reading(at_s=time.monotonic(), samples=samples, workers=list(workers.values()))
 
 
-def parse(text: str) -> dict[Key, float]:
+def parse(text: str, gateway: str) -> dict[Key, float]:
     """Samples of Prometheus' text format. Raises UnavailableError for anything else."""
     try:
         return {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            (sample.name, _labels(sample.labels, gateway)): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
     except (ValueError, KeyError, IndexError) as error:
         raise UnavailableError(f"/metrics cannot be read: {error}") from error
+
+
+def _labels(labels: Mapping[str, str], gateway: str) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted({**labels, "gateway": gateway}.items()))

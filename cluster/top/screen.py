@@ -1,4 +1,4 @@
-"""Two readings of a gateway as lines of text."""
+"""Two readings of gateways as lines of text."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from typing import Any
 from baton.cluster.top.reading import Reading
 
 Row = Sequence[str]
-_POOL = ("POOL", "WORKERS", "RUN", "WAIT", "QUEUED", "KV")
+_POOL = ("POOL", "WORKERS", "TARGET", "RUN", "WAIT", "QUEUED", "KV")
 _WORKER = ("WORKER", "ROLE", "STATE", "RUN", "WAIT", "QUEUED", "KV", "STEP", "AGE")
 
 
 def render(before: Reading, now: Reading) -> list[str]:
-    """What happened between the readings beside what happened since the gateway's start, then how
+    """What happened between the readings beside what happened since the gateways' start, then how
     pools and workers are now.
     """
     waiting = now.total("baton_tenant_waiting")
     in_flight = now.total("baton_requests_in_flight")
     seconds = now.at_s - before.at_s
-    head = f"{in_flight:.0f} requests in flight, {waiting:.0f} wait in the gateway"
+    several = len(now.values("baton_requests_in_flight", "gateway")) > 1
+    where = "the gateways" if several else "the gateway"
+    head = f"{in_flight:.0f} requests in flight, {waiting:.0f} wait in {where}"
     since = now.since(before)
     return [
         head,
         "",
         *columns([("", f"LAST {seconds:.1f} S", "IN ALL"), *_figures(since, now, seconds)], 1),
         "",
-        *columns([_POOL, *_pools(now.workers)], 1),
+        *columns([_POOL, *_pools(now)], 1),
         "",
         *columns([_WORKER, *map(_worker, now.workers)], 3),
     ]
@@ -90,11 +92,14 @@ def _plan(since: Reading, now: Reading, kind: str, reason: str) -> list[Row]:
     return [(f"plans {kind}, {reason}", *shares)]
 
 
-def _pools(workers: Sequence[Mapping[str, Any]]) -> Iterable[Row]:
-    for role in sorted({worker["role"] for worker in workers}):
-        members = [worker for worker in workers if worker["role"] == role]
+def _pools(now: Reading) -> Iterable[Row]:
+    targets = now.values("baton_pool_target_replicas", "pool")
+    for role in sorted({*targets, *(worker["role"] for worker in now.workers)}):
+        members = [worker for worker in now.workers if worker["role"] == role]
         num_up = sum(worker["state"] == "up" for worker in members)
-        yield (role, f"{num_up} of {len(members)}", *_load([w["load"] for w in members]))
+        target = now.largest("baton_pool_target_replicas", pool=role)
+        asked = "-" if target is None else f"{target:.0f}"
+        yield (role, f"{num_up} of {len(members)}", asked, *_load([w["load"] for w in members]))
 
 
 def _worker(worker: Mapping[str, Any]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,6 +138,26 @@ def test_a_policy_that_fails_leaves_its_pool_alone(caplog: pytest.LogCaptureFixt
 
     assert policy(BrokenFeed())(context({}, size=3)) == (3, {})
     assert "stays at 3" in caplog.text
+
+
+def test_a_board_knows_what_is_asked_for_now() -> None:
+    board = ScalingBoard(5.0, ManualClock())
+    assert board.targets() == {}
+    decision = ScalingDecision(
+        role=Role.DECODE,
+        now_s=0.0,
+        policy="slo",
+        num_before=1,
+        num_running=1,
+        wanted=3,
+        target=3,
+        reason="",
+        confidence=1.0,
+    )
+    board.report_decision(decision)
+    assert board.targets() == {"decode": 3}
+    board.report_decision(dataclasses.replace(decision, dry_run=True))
+    assert board.targets() == {"decode": 1}
 
 
 def test_a_board_adds_up_gateways_and_forgets_dead_ones() -> None:

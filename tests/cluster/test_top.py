@@ -8,12 +8,13 @@ import sys
 import pytest
 from tests.gateway.fakes import FakeFleet
 from tests.gateway.serving import says, serving
+from tests.gateway.test_tenants import ScriptedControl
 
 from baton.cluster.top.reading import Reading, parse
 
 
 def reading(text: str) -> Reading:
-    return Reading(at_s=0.0, samples=parse(text), workers=[])
+    return Reading(at_s=0.0, samples=parse(text, "g"), workers=[])
 
 
 HISTOGRAM = """# TYPE t_seconds histogram
@@ -65,9 +66,31 @@ async def test_the_table_is_that_of_a_real_gateway() -> None:
     assert int(count) >= 3
     assert re.search(r"^TTFT p95 +\d.*m?s +\d.*m?s$", output, re.M)
     assert re.search(r"^requests failed +0.0/s +0$", output, re.M)
-    assert re.search(r"^decode +\d of \d +\d+ +\d+ +\d+ +50%$", output, re.M)
+    assert re.search(r"^decode +\d of \d +- +\d+ +\d+ +\d+ +50%$", output, re.M)
     assert re.search(r"^d0 +decode ", output, re.M)
     assert "\x1b" not in output
+
+
+async def test_several_gateways_are_added_up() -> None:
+    """What each counted; pools and workers, which all know, once."""
+    one, other = FakeFleet(says("hello")), FakeFleet(says("there"))
+    control = ScriptedControl()
+    async with serving(one, control=control) as a, serving(other, control=control) as b:
+        for served, count in ((a, 2), (b, 3)):
+            for _ in range(count):
+                assert (await served.complete(max_tokens=20)).status_code == 200
+        urls = [option for served in (a, b) for option in ("--url", served.url)]
+        running = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "baton.cluster.cli", "top", "--once", "--interval", "0.1"),
+            *urls,
+            stdout=subprocess.PIPE,
+        )
+        output = (await running.communicate())[0].decode()
+    assert running.returncode == 0
+    assert "0 wait in the gateways" in output
+    assert re.search(r"^requests ok +0.0/s +5$", output, re.M)
+    # Workers, the target that both know, requests that run.
+    assert re.search(r"^decode +1 of 1 +3 +0", output, re.M)
 
 
 def test_a_gateway_that_is_not_there_is_named() -> None:

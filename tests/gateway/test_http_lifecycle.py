@@ -172,7 +172,10 @@ async def test_metrics() -> None:
     async with serving(FakeFleet(says("a b c"))) as gateway:
         await gateway.chat()
         await gateway.chat(n=0)
+        for path in ("/ready", "/baton/workers", "/metrics"):
+            assert (await gateway.http.get(path)).status_code == 200
         text = (await gateway.http.get("/metrics")).text
+        assert text.count("baton_requests_total{") == 2, "probes and operators are not clients"
         for line in (
             'baton_requests_total{endpoint="/v1/chat/completions",outcome="ok"} 1.0',
             'baton_requests_total{endpoint="/v1/chat/completions",outcome="invalid_value"} 1.0',

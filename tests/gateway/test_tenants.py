@@ -116,6 +116,7 @@ class ScriptedControl:
 
     def __init__(self) -> None:
         self.applied: list[Mapping[str, Any]] = []
+        self.targets = {"decode": 3}
 
     async def config(self) -> dict[str, Any]:
         return {"name": "baton"}
@@ -157,5 +158,7 @@ async def test_only_admins_change_the_cluster() -> None:
         open_to_all = await served.http.post("/baton/scaling/apply", json=wanted)
         assert open_to_all.status_code == 200
         assert (await served.http.get("/baton/scaling")).json()["latest"] == []
+        metrics = (await served.http.get("/metrics")).text
+        assert 'baton_pool_target_replicas{pool="decode"} 3.0' in metrics
     async with serving(fleet) as served:
         check_error(await served.http.get("/baton/scaling"), 404)

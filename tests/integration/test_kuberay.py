@@ -26,8 +26,7 @@ import grpc
 import httpx
 import pytest
 import yaml
-from click.testing import CliRunner
-from tests.deploy.finding import CHART
+from tests.deploy.finding import CHART, ROOT
 from tests.deploy.monitoring import dashboard_queries, metrics_named
 from tests.deploy.rendering import (
     NAMESPACE,
@@ -37,13 +36,13 @@ from tests.deploy.rendering import (
     run_helm,
     serve_config,
 )
-from tests.deploy.test_docs import files, of
+from tests.deploy.test_docs import commands, of
 from tests.integration.conftest import free_port
 from tests.integration.kuberay_nodes import BIN, Nodes, answers
+from tests.integration.newcomer import HERE, Newcomer, newcomer, run_baton
 from tests.integration.otlp_receiver import Receiver, receiving
 from tests.integration.prometheus import WAIT_S, Prometheus, scraping
 
-from baton.cluster.cli import baton
 from baton.protos import public_pb2 as public
 from baton.protos.public_pb2_grpc import BatonStub
 
@@ -62,6 +61,7 @@ class Trial:
     url: str
     grpc_target: str
     receiver: Receiver
+    newcomer: Newcomer
 
     def complete(self, **more: Any) -> httpx.Response:
         headers = more.pop("headers", {})
@@ -125,7 +125,10 @@ def trial() -> Iterator[Trial]:
             nodes.start_workers()
             nodes.wait(lambda: answers(f"http://127.0.0.1:{port}/ready"))
             nodes.wait(lambda: nodes.application()["status"] == "RUNNING")
-            yield Trial(nodes, f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", receiver)
+            url = f"http://127.0.0.1:{port}"
+            with newcomer(home, url) as found:
+                found.shell.run(next(line for line in commands() if line.startswith("helm inst")))
+                yield Trial(nodes, url, f"127.0.0.1:{grpc_port}", receiver, found)
         finally:
             nodes.stop()
             shutil.rmtree(home, ignore_errors=True)
@@ -143,22 +146,50 @@ def test_each_pod_has_its_replica_and_kubernetes_probes_answer(trial: Trial) -> 
         answers(f"http://127.0.0.1:{nodes.dashboard}/api/serve/applications/")
 
 
-def test_helms_test_pod_passes_and_fails(trial: Trial) -> None:
-    """Its script; and it fails where there is no gateway."""
-    maps = [o["data"] for o in trial.nodes.found if o["kind"] == "ConfigMap"]
-    (script,) = [data["request.py"] for data in maps if "request.py" in data]
-
-    def run(url: str, timeout_s: str) -> subprocess.CompletedProcess[str]:
-        env = {"BATON_URL": url, "BATON_PROMPT": "Hi", "BATON_TIMEOUT_S": timeout_s}
-        command = [sys.executable, "-c", script]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-
-    done = run(trial.url, "60")
-    assert done.returncode == 0, done.stderr
-    assert "decode=decode-" in done.stdout
-    wrong = run(f"http://127.0.0.1:{free_port()}", "1")
+def test_helms_test_passes_and_fails(trial: Trial) -> None:
+    """The page's own lines; and its pod fails where there is no gateway."""
+    assert "Succeeded" in said(trial, "helm test")
+    assert "decode=decode-" in trial.newcomer.tested[-1]
+    script = str(CHART / "files" / "request.py")
+    env = {"BATON_URL": f"http://127.0.0.1:{free_port()}", "BATON_PROMPT": "Hi"}
+    wrong = subprocess.run(
+        [sys.executable, script],
+        env=env | {"BATON_TIMEOUT_S": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert wrong.returncode == 1
     assert "no answer" in wrong.stderr
+
+
+def said(trial: Trial, begins: str) -> str:
+    """What the pages' line that begins so prints."""
+    line = next(line for line in commands() if line.startswith(begins))
+    return trial.newcomer.shell.run(line)
+
+
+def test_a_forwarded_port_leads_to_the_gateway(trial: Trial) -> None:
+    """`kubectl port-forward` and what the pages, the notes and README do with it."""
+    forward = "kubectl -n llm port-forward"
+    line = next(line for line in commands() if line.startswith(forward))
+    with trial.newcomer.forwarding(line) as url:
+        run = trial.newcomer.shell.run
+        for line in commands():
+            if line.startswith("baton chat"):
+                told = run_baton([*shlex.split(line.replace(HERE, url))[1:], "--plan"], "Hi\n")
+                assert "decode=decode-" in told
+        notes = run("helm get notes baton -n llm")
+        curl = re.search(r"^ *(curl .*?'})?.*?\n.*-d '.*?'$", notes, re.M)
+        assert curl is not None
+        assert "choices" in run(curl[0].replace("\\\n", " ").replace(HERE, url))
+        for line in commands([ROOT / "README.md"]):
+            if line.startswith("curl"):
+                assert "x-baton-plan: decode=" in run(line.replace(HERE, url))
+            elif line.startswith(".venv/bin/baton"):
+                arguments = re.sub(r"--num-requests \d+", "--num-requests 4", line).split()[1:]
+                more = ["--once"] if "status" in arguments else []
+                run_baton([*arguments, *more, "--url", url], "Hi\n")
 
 
 def tree(spans: list[dict[str, Any]], root: str) -> dict[str, list[str]]:
@@ -226,6 +257,7 @@ def test_every_pods_log_is_json_with_the_requests_id_and_not_its_words(trial: Tr
     assert {one["outcome"] for one in told.values()} == {"ok"}
     assert told["gateway"]["client_request_id"] == "of-a-client"
     assert told["gateway"]["output_tokens"] == 8
+    assert f'"request_id": "{request_id}' in said(trial, "kubectl -n llm logs")
     assert told["decode"]["attempt"] == told["prefill"]["attempt"]
     assert told["decode"]["prefilled_by"] == told["prefill"]["instance"]
 
@@ -252,7 +284,8 @@ def test_prometheus_answers_every_query_of_dashboards_and_alerts(trial: Trial) -
             time.sleep(0.5)
         assert silent == [], "no data in time"
         alerts_are_evaluated(prometheus)
-        assert prometheus.query('ray_baton_pool_target_replicas{pool="decode"}') == [1.0]
+        for name in ("ray_baton_pool_target_replicas", "baton_pool_target_replicas"):
+            assert prometheus.query(f'{name}{{pool="decode"}}') == [1.0]
 
 
 def alerts_are_evaluated(prometheus: Prometheus) -> None:
@@ -268,14 +301,12 @@ def alerts_are_evaluated(prometheus: Prometheus) -> None:
 
 def test_the_pages_commands_work(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     """`baton` as the Kubernetes pages use it, but for what would change the trial's size."""
-    # A conversation needs a terminal; tests/cluster/test_cli.py has one.
+    # The test above has had a conversation.
     lines = [line for line in of("baton") if not line.startswith("baton chat")]
     assert any(line.startswith("baton config apply") for line in lines)
     home = trial.nodes.home
     monkeypatch.chdir(home)
     monkeypatch.delenv("BATON_API_KEY", raising=False)
-    for name, text in files().items():
-        (home / name).write_text(text)
     request_id = trial.complete().json()["id"]
     with trial.load():
         for line in lines:
@@ -283,8 +314,7 @@ def test_the_pages_commands_work(trial: Trial, monkeypatch: pytest.MonkeyPatch) 
             line = re.sub(r"--duration \d+", "--duration 2", line)
             command = shlex.split(line.replace("REQUEST_ID", request_id))[1:]
             command += ["--dry-run"] if "apply" in command else []
-            done = CliRunner().invoke(baton, command, catch_exceptions=False)
-            assert done.exit_code == 0, (line, done.output)
+            run_baton(command)
     (trace,) = home.glob("*.trace.json.gz")
     names = [
         event.get("name")

@@ -313,7 +313,8 @@ class DecodeWorker:
                 continue
             if live.first_token_s == 0.0:
                 live.first_token_s = self._clock.now_s()
-                live.prefill_s = live.first_token_s - live.submitted_s
+                live.queue_s = max(0.0, output.began_s - live.submitted_s)
+                live.prefill_s = live.first_token_s - live.submitted_s - live.queue_s
                 live.num_cached_tokens = output.num_cached_tokens
             if output.token_ids:
                 self._emit(live, output)

@@ -102,12 +102,14 @@ class Request:
         add_row and remove_row; after a preemption the request may come back in another one.
     adapter_slot: where its adapter is on the device, which it holds there while it is in the batch
         or about to be; -1: none.
+    began_s: when it first got a place in the batch to have its prompt computed; 0: not yet.
     constraint: what its output must be, once its grammar is compiled; None if it may be anything.
     """
 
     __slots__ = (
         "adapter_id",
         "adapter_slot",
+        "began_s",
         "block_hashes",
         "block_ids",
         "cache_salt",
@@ -157,6 +159,7 @@ class Request:
         self.stop_ids = frozenset(request.sampling.stop_token_ids)
         self.max_total_tokens = self.num_prompt_tokens + request.sampling.max_tokens
         self.hold = False
+        self.began_s = 0.0
         self.epoch = 0
         self.slot = -1
         self.block_ids: list[int] = []
@@ -211,6 +214,8 @@ class Request:
             )
         self.state = to
         self.last = Transition(to, cause, now_s)
+        if to is RequestState.PREFILLING and not self.began_s:
+            self.began_s = now_s
 
     def take_first(self, first: RequestOutput) -> None:
         """Another worker computed all of its KV, and sampled `first`. Raises InvalidRequestError

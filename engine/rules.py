@@ -72,6 +72,7 @@ class RequestRules:
             logprobs=None if logprob is None else [logprob],
             finish_reason=reason,
             num_cached_tokens=request.num_cached_tokens,
+            began_s=request.began_s,
         )
         if constraint is not None and output.finish_reason is not None:
             constraint.report(output)

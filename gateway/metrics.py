@@ -137,13 +137,9 @@ class Metrics:
             "baton_e2e_seconds", "Request received to its answer complete.", _E2E_S
         )
         self.queue_s = Histogram(
-            "baton_queue_seconds", "Remote prompts: waiting at the prefill worker.", _WORK_S
+            "baton_queue_seconds", "Waiting at the worker that computes the prompt.", _WORK_S
         )
-        self.prefill_s = Histogram(
-            "baton_prefill_seconds",
-            "Computing the prompt; where it is decoded, waiting there included.",
-            _WORK_S,
-        )
+        self.prefill_s = Histogram("baton_prefill_seconds", "Computing the prompt.", _WORK_S)
         self.transfer_s = Histogram(
             "baton_transfer_seconds", "Remote prompts: first token to all KV arrived.", _WORK_S
         )
@@ -184,9 +180,9 @@ class Metrics:
             return
         self.num_cached_tokens += done.num_cached_tokens
         self.num_fallbacks += bool(done.fallback_reason)
+        self.queue_s.observe(done.queue_s)
         self.prefill_s.observe(done.prefill_s)
         if done.prefilled_by:
-            self.queue_s.observe(done.queue_s)
             self.transfer_s.observe(done.transfer_s)
 
     @contextlib.contextmanager

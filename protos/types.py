@@ -139,7 +139,8 @@ class RequestOutput:
 
     The token that ended a request (eos or a stop id) is the last of `token_ids`, as computed; who
     makes text of them drops it. `token_ids` is empty where a request ended without computing: a
-    replay of output that was complete. Prompt logprobs come once, with the first token.
+    replay of output that was complete. Prompt logprobs come once, with the first token. `began_s`
+    is when computing its prompt here began, on the engine's clock; 0: it did not.
 
     With a finish_reason also: `num_reasoning_tokens`, the tokens of its thoughts (replayed ones
     included), and `grammar_backend`, who enforced its grammar. With ERROR, `error` says why.
@@ -151,6 +152,7 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    began_s: float = 0.0
     num_reasoning_tokens: int = 0
     grammar_backend: str = ""
     error: BatonError | None = None

@@ -321,3 +321,19 @@ def test_the_clock_is_injected():
     fake.engine.add(generate("a", [1]))
     assert fake.engine.step().duration_s == pytest.approx(0.01)
     fake.engine.abort("a")
+
+
+def test_an_output_says_when_computing_its_prompt_began():
+    """However long it waited, and however often it was sent back to the queue."""
+    fake = make_engine(max_running=1)
+    fake.engine.add(generate("a", [1] * 4, max_tokens=1))
+    fake.engine.add(generate("b", [1] * 4, max_tokens=2))
+    fake.clock.advance(2.0)
+    began = {}
+    while len(began) < 2:
+        now_s = fake.clock.now_s()
+        for output in fake.engine.step().outputs:
+            began.setdefault(output.request_id, (output.began_s, now_s))
+        fake.clock.advance(3.0)
+    assert began["a"] == (2.0, 2.0)
+    assert began["b"][0] == began["b"][1] > 2.0

@@ -16,6 +16,7 @@ import grpc
 import httpx
 import pytest
 import torch
+from tests.deploy.test_docs import commands
 from tests.integration.conftest import MODEL, ROOT, SHIPPED, Cluster, random_adapter
 from tests.integration.test_cluster import EXPLAIN, body, make_prompts, stream_tokens, token_ids
 
@@ -272,3 +273,21 @@ def test_a_worker_that_was_killed_comes_back_with_the_same_set(
             request = body(prompt, NUM_TOKENS) | {"model": "capitals"}
             assert token_ids(client.post("/v1/completions", json=request)) == tokens
     cluster.wait_all_free()
+
+
+def test_the_pages_commands_work(cluster: Cluster, client: httpx.Client) -> None:
+    """docs/adapters.md, with an adapter that ships."""
+    lines = [line for line in commands([ROOT / "docs" / "adapters.md"]) if line.startswith("curl ")]
+    answers = []
+    for line in lines:
+        command = line.replace("curl ", "curl -sSf ", 1)
+        command = command.replace("/adapters/json", str(SHIPPED / "wrapped-json"))
+        env = os.environ | {"URL": str(client.base_url).rstrip("/")}
+        done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stderr)
+        answers.append(done.stdout)
+    loaded, completed, models, unloaded, told = answers
+    assert json.loads(completed)["usage"]["completion_tokens"] > 0
+    assert "json" in [model["id"] for model in json.loads(models)["data"]]
+    assert "json" in loaded + unloaded
+    assert json.loads(told)

@@ -71,6 +71,7 @@ async def test_remote_local_and_alone_agree(pair: Pair) -> None:
         assert [a.tokens for a in answers] == expected
         assert {a.done.prefilled_by for a in answers if a.done} == {""}
         assert {a.done.finish_reason for a in answers if a.done} == {"length"}
+        assert all(a.done.queue_s >= 0 and a.done.prefill_s > 0 for a in answers if a.done)
 
 
 async def test_a_replay_goes_on_where_the_other_worker_stopped(pair: Pair) -> None:

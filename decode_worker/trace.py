@@ -20,7 +20,11 @@ def end_span(span: Span, live: Live, now_s: float, error: str) -> None:
                 "baton.prefill",
                 live.submitted_s,
                 live.first_token_s,
-                {"prompt_tokens": live.num_prompt_tokens, "cached_tokens": live.num_cached_tokens},
+                {
+                    "prompt_tokens": live.num_prompt_tokens,
+                    "cached_tokens": live.num_cached_tokens,
+                    "queue_s": live.queue_s,
+                },
             )
         span.child("baton.decode", min(decoding_s, now_s), now_s, {})
     found: dict[str, str | int] = {

@@ -311,7 +311,8 @@ def test_the_pages_commands_work(trial: Trial, monkeypatch: pytest.MonkeyPatch) 
     with trial.load():
         for line in lines:
             line = line.replace("http://127.0.0.1:8000", trial.url)
-            line = re.sub(r"--duration \d+", "--duration 2", line)
+            line = re.sub(r"--duration \d+", "--duration 1", line)
+            line = line.replace("--input-len 128:512 --output-len 64", "--output-len 8")
             command = shlex.split(line.replace("REQUEST_ID", request_id))[1:]
             command += ["--dry-run"] if "apply" in command else []
             run_baton(command)

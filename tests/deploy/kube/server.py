@@ -23,7 +23,7 @@ from tests.deploy.kube.patches import merged, strategically_merged
 from tests.deploy.kube.store import VERSION, Kind, Object, Refused, Store, chosen, kinds
 
 # Real servers end watches, too, after half an hour or more.
-WATCH_S = 1.0
+WATCH_S = 0.5
 VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 _SUBRESOURCES = {"pods/eviction": "Eviction", "pods/log": "Pod", "pods/portforward": "Pod"}
 

@@ -32,7 +32,7 @@ from baton.simulator.simulation import ORACLE, simulate
 from baton.simulator.trace import read_trace, scaled
 from benchmarks.results_file import write_results
 
-OUTPUT = Path(__file__).parent / "results" / "policies.json"
+OUTPUT = Path(__file__).parent / "results" / "policies_knee.json"
 THRESHOLDS = ("threshold", "isl_bounding", "isl_or_load")
 KNEE = 0.9
 

@@ -3,12 +3,12 @@
     python -m benchmarks.simulator_validation [--requests 40]
 
 Starts `baton serve` (one prefill and one decode worker, the model that ships) with
-`fleet.model_times`, and sends a varied load from which the gateway learns its workers' times.
-Another draw of that load calibrates the simulator for a machine whose cores client, gateway and
-both workers share, which workers' own samples of steps do not show: requests one by one tell what
-each takes longer outside of steps, and by how much steps are longer. Then come three other
-workloads. The simulator gets times, calibration and the same workloads, arrival by arrival, and its
-mean time to first token is compared with the measured one.
+`fleet.model_times`, and sends a varied load from which the gateway learns its workers' times. Two
+more loads calibrate the simulator: single requests, for the fixed cost of a request outside of
+engines, and another draw of the varied load, for how much longer everything takes while client,
+gateway and both workers share the cores, which workers' own samples of steps do not show. Then
+come three other workloads. The simulator gets times, both calibrations and the same workloads,
+arrival by arrival, and its mean time to first token is compared with the measured one.
 
 Wants a quiet machine: what else runs slows the cluster but not the prediction. The load average is
 in the results.
@@ -20,7 +20,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import math
 import os
 import signal
 import socket
@@ -32,7 +31,6 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from baton.cluster.bench.load import Run, Target, find_target, offer
@@ -43,7 +41,7 @@ from baton.router.config import RouterConfig
 from baton.router.times import ModelTimes, WorkerTimes
 from baton.simulator.config import SimConfig
 from baton.simulator.request import Trace, TraceRequest
-from baton.simulator.simulation import Simulation
+from baton.simulator.simulation import simulate
 from benchmarks.results_file import write_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,17 +55,13 @@ READY_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One workload as it went. ttfts_s: in the order of arrival; None of requests that failed."""
+    """One workload as it went. Seconds."""
 
     name: str
     workload: Workload
-    ttfts_s: tuple[float | None, ...]
+    ttft_mean_s: float
+    num_ok: int
     num_late: int
-
-    @property
-    def served_s(self) -> list[float]:
-        """Of those that were answered."""
-        return [each for each in self.ttfts_s if each is not None]
 
 
 def workloads(num_requests: int) -> dict[str, Workload]:
@@ -110,22 +104,25 @@ def main() -> None:
         request_rate=2.0,
         seed=1,
     )
+    single = replace(learning, num_requests=20, request_rate=None, concurrency=1, seed=2)
     with tempfile.TemporaryDirectory() as folder:
         times_file = Path(folder) / "times.json"
         with serving(times_file) as port:
             target = find_target(Endpoint(url=f"http://127.0.0.1:{port}", api_key=""), None)
             measure("learning", target, learning)
+            alone = measure("single", target, single)
             together = measure("calibration", target, replace(learning, seed=3))
             measured = [
                 measure(name, target, workload)
                 for name, workload in workloads(options.requests).items()
             ]
         times = ModelTimes.from_json(times_file.read_text(encoding="utf-8"))
-    overhead_s, slowdown = calibrate(together, target, times)
+    overhead_s = max(0.0, alone.ttft_mean_s - mean_ttft_s(alone, target, times, 0.0))
+    slowdown = calibrate(together, target, times, overhead_s)
     slower = slowed(times, slowdown)
-    rows = [row(each, mean(ttfts_s(each, target, slower)) + overhead_s) for each in measured]
+    rows = [row(each, mean_ttft_s(each, target, slower, overhead_s)) for each in measured]
     for found, each in zip(rows, measured, strict=True):
-        plain_s = mean(ttfts_s(each, target, times))
+        plain_s = mean_ttft_s(each, target, times, overhead_s)
         found["uncalibrated_ttft_mean_ms"] = round(1e3 * plain_s, 2)
         print(found)
     settings = {
@@ -139,18 +136,14 @@ def main() -> None:
     write_results(options.output, rows, settings)
 
 
-def calibrate(measured: Measured, target: Target, times: ModelTimes) -> tuple[float, float]:
-    """Seconds outside of steps, and the factor of all steps, by which single requests' predicted
-    times are nearest to the measured ones (least squared logarithm of their ratio)."""
-    found = []
-    for slowdown in (1 + step / 20 for step in range(41)):
-        predicted = ttfts_s(measured, target, slowed(times, slowdown))
-        pairs = [(p, m) for p, m in zip(predicted, measured.ttfts_s, strict=True) if m]
-        for overhead_s in (step / 400 for step in range(81)):
-            error = sum(math.log((p + overhead_s) / m) ** 2 for p, m in pairs)
-            found.append((error, overhead_s, slowdown))
-    _, overhead_s, slowdown = min(found)
-    return overhead_s, slowdown
+def calibrate(measured: Measured, target: Target, times: ModelTimes, overhead_s: float) -> float:
+    """By how much all times have to grow for the measured mean; at least 1, at most 4."""
+    low, high = 1.0, 4.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        mean_s = mean_ttft_s(measured, target, slowed(times, middle), overhead_s)
+        low, high = (middle, high) if mean_s < measured.ttft_mean_s else (low, middle)
+    return low
 
 
 def slowed(times: ModelTimes, by: float) -> ModelTimes:
@@ -190,47 +183,55 @@ def measure(name: str, target: Target, workload: Workload) -> Measured:
     """Runs the workload against the cluster."""
     run = Run()
     asyncio.run(offer(target, workload, run))
-    ordered = sorted(run.samples, key=lambda sample: sample.start_s)
-    found = tuple(s.first_s - s.start_s if s.first_s and not s.error else None for s in ordered)
-    measured = Measured(name=name, workload=workload, ttfts_s=found, num_late=run.num_late)
-    if not measured.served_s:
+    ttfts = [s.first_s - s.start_s for s in run.samples if not s.error and s.first_s]
+    if not ttfts:
         raise SystemExit(f"{name}: no request was answered")
-    print(f"{name}: mean TTFT {1e3 * mean(measured.served_s):.1f} ms", flush=True)
-    return measured
+    mean_s = sum(ttfts) / len(ttfts)
+    print(f"{name}: mean TTFT {1e3 * mean_s:.1f} ms of {len(ttfts)}", flush=True)
+    return Measured(
+        name=name,
+        workload=workload,
+        ttft_mean_s=mean_s,
+        num_ok=len(ttfts),
+        num_late=run.num_late,
+    )
 
 
-def ttfts_s(measured: Measured, target: Target, times: ModelTimes) -> list[float]:
-    """Of the same requests through the simulator."""
-    maker = JobMaker(measured.workload, target.vocabulary)
-    requests = [
-        _request(index, at_s, maker.next())
-        for index, at_s in enumerate(measured.workload.arrivals())
-    ]
+def mean_ttft_s(measured: Measured, target: Target, times: ModelTimes, overhead_s: float) -> float:
+    """Of the same requests through the simulator. A load without a rate is sent one by one."""
+    workload, maker = measured.workload, JobMaker(measured.workload, target.vocabulary)
+    requests = []
+    for index, at_s in enumerate(workload.arrivals()):
+        job = maker.next()
+        # Far enough apart that none meets another.
+        arrival_s = at_s if workload.request_rate else 1000.0 * index
+        requests.append(_request(index, arrival_s, job))
     trace = Trace(measured.name, BLOCK_TOKENS, tuple(requests))
+    kv_tokens = (256 << 20) // times.kv_bytes_per_token
     config = SimConfig(
         prefill=1,
         decode=1,
         times=times,
         router=RouterConfig(),
-        kv_capacity_tokens=(256 << 20) // times.kv_bytes_per_token,
+        overhead_s=overhead_s,
+        kv_capacity_tokens=kv_tokens,
         max_running=MAX_RUNNING,
         max_tokens=64,
     )
-    simulation = Simulation(trace, config)
-    simulation.run()
-    return [job.first_s - job.request.arrival_s for job in simulation.jobs]
+    mean_s = simulate(trace, config).ttft_mean
+    assert mean_s is not None
+    return mean_s
 
 
 def row(measured: Measured, predicted_s: float) -> dict[str, Any]:
     """One workload's result."""
-    measured_s = mean(measured.served_s)
     return {
         "workload": measured.name,
-        "num_ok": len(measured.served_s),
+        "num_ok": measured.num_ok,
         "num_late": measured.num_late,
-        "measured_ttft_mean_ms": round(1e3 * measured_s, 2),
+        "measured_ttft_mean_ms": round(1e3 * measured.ttft_mean_s, 2),
         "predicted_ttft_mean_ms": round(1e3 * predicted_s, 2),
-        "error": round(predicted_s / measured_s - 1, 4),
+        "error": round(predicted_s / measured.ttft_mean_s - 1, 4),
     }
 
 

@@ -123,7 +123,7 @@ class DiskTier:
         return self._folder / name[:2] / name
 
     def _scan(self) -> None:
-        """Takes over what is there, the most recently written last, as far as it fits."""
+        """Takes over what is there, the most recently used last, as far as it fits."""
         found: list[tuple[int, bytes]] = []
         for part in self._folder.glob("[0-9a-f][0-9a-f]"):
             for entry in os.scandir(part):
@@ -146,6 +146,8 @@ class DiskTier:
             with open(path, "rb", buffering=0) as file:
                 num_bytes = os.readv(file.fileno(), [told, block])
                 at_end = not file.read(1)
+                # Its time is that of its last use: what a later process takes over is in order.
+                os.utime(file.fileno())
         except OSError as error:
             _log.warning("%s cannot be read: %s", path, error)
             num_bytes, at_end = 0, False

@@ -25,7 +25,12 @@ from baton.protos.types import Role, SamplingParams
 
 @asynccontextmanager
 async def pair_of(
-    prefill_size: int, decode_size: int, ranks: RankHost, *, block_sizes: tuple[int, int] = (16, 16)
+    prefill_size: int,
+    decode_size: int,
+    ranks: RankHost,
+    *,
+    block_sizes: tuple[int, int] = (16, 16),
+    connector: str = "nixl",
 ) -> AsyncIterator[Pair]:
     engines = [
         engine_config(role, tensor_parallel_size=size, block_size=block_size)
@@ -34,11 +39,14 @@ async def pair_of(
             (Role.DECODE, decode_size, block_sizes[1]),
         )
     ]
-    prefill = PrefillWorker(PrefillWorkerConfig(engine=engines[0], secret=SECRET), ranks=ranks)
+    prefill = PrefillWorker(
+        PrefillWorkerConfig(engine=engines[0], secret=SECRET, connector=connector), ranks=ranks
+    )
     decode = DecodeWorker(
         DecodeWorkerConfig(
             engine=engines[1],
             secret=SECRET,
+            connector=connector,
             prefill_timeout_s=60.0,
             handshake_timeout_s=60.0,
             lease_s=1.0,
@@ -51,16 +59,18 @@ async def pair_of(
 
 
 @pytest.mark.parametrize(
-    ("prefill_size", "decode_size", "block_sizes"),
-    [(2, 2, (16, 16)), (1, 2, (16, 24)), (4, 2, (24, 8))],
+    ("connector", "prefill_size", "decode_size", "block_sizes"),
+    [("nixl", 2, 2, (16, 16)), ("nccl", 1, 2, (16, 24)), ("nixl", 4, 2, (24, 8))],
 )
 async def test_kv_goes_from_ranks_to_ranks(
-    prefill_size: int, decode_size: int, block_sizes: tuple[int, int]
+    connector: str, prefill_size: int, decode_size: int, block_sizes: tuple[int, int]
 ) -> None:
     requests = [(prompt, GREEDY) for prompt in prompts(4, seed=prefill_size)]
     expected = await asyncio.to_thread(run_alone, requests)
     async with (
-        pair_of(prefill_size, decode_size, ThreadRanks(), block_sizes=block_sizes) as pair,
+        pair_of(
+            prefill_size, decode_size, ThreadRanks(), block_sizes=block_sizes, connector=connector
+        ) as pair,
         Probe(pair.decode_member) as gateway,
     ):
         for _ in ("cold", "all known"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,17 @@ def test_a_smaller_limit_evicts_what_is_over_it(open_tier: Opener, tmp_path: Pat
     tier.store([new_hash(number) for number in range(5)], [0, 1, 2, 3, 4])
     assert open_tier.again(tier, max_blocks=2).statistics().num_blocks == 2
     assert len(files(tmp_path)) == 2
+
+
+def test_what_was_read_last_outlives_a_restart(open_tier: Opener) -> None:
+    tier = open_tier()
+    hashes = [new_hash(number) for number in range(3)]
+    tier.store(hashes, [0, 1, 2])
+    # Times of files are as fine as the kernel's ticks.
+    time.sleep(0.05)
+    assert tier.load(hashes[:1], [5]) == 1
+    again = open_tier.again(tier, max_blocks=1)
+    assert again.lookup(hashes) == 1
 
 
 @pytest.mark.parametrize("changed", ["weights", "layout"])

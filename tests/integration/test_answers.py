@@ -345,3 +345,34 @@ def test_several_answers_are_all_constrained(client: openai.OpenAI) -> None:
         extra_body={"guided_choice": ["red", "green"], "thinking_token_budget": 20},
     )
     assert {choice.message.content for choice in answer.choices} <= {"red", "green"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_named_calls_after_thoughts_that_are_not_shown(client: openai.OpenAI, stream: bool) -> None:
+    tool = {"type": "function", "function": {**WEATHER, "parameters": PARAMETERS}}
+    answered: Any = client.chat.completions.create(  # type: ignore[call-overload]
+        model="baton-tiny",
+        messages=[{"role": "user", "content": "Is it raining in Hamburg?"}],
+        n=2,
+        seed=4,
+        temperature=0.3,
+        max_tokens=200,
+        stream=stream,
+        tools=[tool],
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+        parallel_tool_calls=False,
+        extra_body={"include_reasoning": False, "thinking_token_budget": 8},
+        **({"stream_options": {"include_usage": True}} if stream else {}),
+    )
+    arguments, num_reasoning = ["", ""], 0
+    for chunk in answered if stream else [answered]:
+        for choice in chunk.choices:
+            said = choice.delta if stream else choice.message
+            assert not said.content
+            assert not getattr(said, "reasoning_content", None)
+            for call in said.tool_calls or ():
+                arguments[choice.index] += call.function.arguments
+        if chunk.usage is not None:
+            num_reasoning = chunk.usage.completion_tokens_details.reasoning_tokens
+    assert all(isinstance(json.loads(text)["city"], str) for text in arguments)
+    assert 0 < num_reasoning <= 16

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import socket
+from typing import Final
 
 from baton.gateway.config import GatewayConfig
 from baton.protos.errors import ConfigError
+
+# How each is chosen, for who reads that it is taken.
+_CHOSEN_BY: Final = {"http_port": "--port, or make serve PORT=...", "grpc_port": "--grpc-port"}
 
 
 def check_ports(gateway: GatewayConfig) -> None:
@@ -21,6 +25,6 @@ def check_ports(gateway: GatewayConfig) -> None:
             except OSError as error:
                 raise ConfigError(
                     f"gateway.{name} {port} cannot be bound on {gateway.host}: {error.strerror}; "
-                    "choose another, or 0 for any free one",
+                    f"choose another, or 0 for any free one ({_CHOSEN_BY[name]})",
                     param=f"gateway.{name}",
                 ) from error

@@ -14,7 +14,7 @@ from baton.engine.adapters.step import plan_adapters
 from baton.engine.model_info import ModelSpec
 from baton.kernels.fused_linear import Norm, add_linear, normed_linear, split_counts
 from baton.kernels.fused_linear.launch import Problem
-from baton.kernels.lora import LoraBatch, LoraWeights, block_tokens
+from baton.kernels.lora import LoraBatch, LoraWeights, block_tokens, few_adapters
 from baton.kernels.lora.launch import (
     LoraConfigs,
     Shrunk,
@@ -91,8 +91,11 @@ class Case:
     def lora_us(self, configs: LoraConfigs | None = None) -> float:
         return graph_us([partial(self.product, i, configs) for i in range(LAYERS)])
 
+    def configs(self) -> LoraConfigs:
+        return lora_configs(self.batch, self.x.shape[0], self.weights[0])
+
     def measured(self) -> dict[str, Any]:
-        configs = lora_configs(self.batch, self.x.device)
+        configs = self.configs()
 
         def shrink_one(lora: LoraWeights) -> Shrunk:
             return shrink(self.x, lora, self.batch, configs.shrink, chained=True).join()
@@ -159,10 +162,12 @@ def _layers(heights: tuple[int, ...], width: int, count: int, rank: int) -> list
 def _batch(num_tokens: int, count: int) -> LoraBatch:
     device = torch.device("cuda")
     size = block_tokens(num_tokens, device)
-    arrays = plan_adapters(np.arange(num_tokens) % count, count, size)
+    slots = np.arange(num_tokens) % count
+    arrays = plan_adapters(slots, count, size, few=few_adapters(slots))
     return LoraBatch(
         order=torch.from_numpy(arrays.order).to(device),
         blocks=torch.from_numpy(arrays.blocks).to(device),
         counts=torch.from_numpy(arrays.counts).to(device),
+        slots=torch.from_numpy(arrays.slots).to(device),
         block_tokens=size,
     )

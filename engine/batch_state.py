@@ -14,7 +14,7 @@ from torch import Tensor
 from baton.engine.adapters.step import NUM_ARRAYS as NUM_ADAPTER_ARRAYS
 from baton.engine.adapters.step import StepAdapters
 from baton.engine.batch import ScheduledRow
-from baton.engine.graphs import Bucket
+from baton.engine.graphs import Adapted, Bucket
 from baton.engine.kv_pool import KVPool
 from baton.engine.models.forward_batch import ForwardBatch
 from baton.engine.request import Request
@@ -202,7 +202,8 @@ class BatchState:
         adapter_slots = self.adapters.of(shape.slots)
         if adapter_slots is not None:
             by_token = np.repeat(adapter_slots, shape.lens)
-            self.adapters.plan(by_token, len(arrays.positions), upload)
+            few = None if bucket is None else bucket.adapters is Adapted.FEW
+            self.adapters.plan(by_token, len(arrays.positions), upload, few=few)
             num_arrays += NUM_ADAPTER_ARRAYS
         return StepDraft(
             first=first_place,
@@ -232,7 +233,8 @@ class BatchState:
         )
         arrays.padded(bucket, self._nowhere).add_to(upload)
         if bucket.adapters:
-            self.adapters.plan(none, bucket.num_tokens, upload)
+            few = bucket.adapters is Adapted.FEW
+            self.adapters.plan(none, bucket.num_tokens, upload, few=few)
 
     def write_sampled(self, places: Tensor, chosen: Tensor) -> None:
         """Token ids int64 [n] to places [n] of `StepArrays.write_places`."""

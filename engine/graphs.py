@@ -11,7 +11,8 @@ import gc
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -26,16 +27,24 @@ _COMPILING: Final = 4
 STAGING_BYTES: Final = 4 << 20
 
 
+class Adapted(IntEnum):
+    """How many distinct adapters a step's rows have. FEW: in steps of few decodes alone."""
+
+    NONE = 0
+    FEW = 1
+    ANY = 2
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Bucket:
     """A shape to pad to. A step of decodes alone has as many tokens as rows.
 
-    adapters: some row has one. Steps without have graphs of their own, which know of none.
+    adapters: of all rows. Steps without have graphs of their own, which know of none.
     """
 
     num_tokens: int
     num_rows: int
-    adapters: bool = False
+    adapters: Adapted = Adapted.NONE
 
     @property
     def decodes(self) -> bool:
@@ -46,6 +55,14 @@ def decode_buckets(max_rows: int) -> list[Bucket]:
     """1, 2, 4, 8, then steps that pad by an eighth at most from 64 on."""
     sizes = {1, 2, 4, *range(8, 129, 8), *range(144, 257, 16), *range(288, 1025, 32), max_rows}
     return [Bucket(size, size) for size in sorted(sizes) if 0 < size <= max_rows]
+
+
+def with_adapters(buckets: Sequence[Bucket]) -> list[Bucket]:
+    """The same for steps with adapters."""
+    few = [bucket for bucket in buckets if bucket.decodes and 1 < bucket.num_tokens <= 64]
+    return [replace(bucket, adapters=Adapted.FEW) for bucket in few] + [
+        replace(bucket, adapters=Adapted.ANY) for bucket in buckets
+    ]
 
 
 def mixed_buckets(max_tokens: int, max_rows: int) -> list[Bucket]:
@@ -86,7 +103,7 @@ class StepGraphs:
         ordered = sorted(buckets)
         self._decodes = {
             adapters: [b for b in ordered if b.decodes and b.adapters == adapters]
-            for adapters in (False, True)
+            for adapters in Adapted
         }
         self._mixed = [bucket for bucket in ordered if not bucket.decodes]
         self._buckets = ordered
@@ -96,7 +113,9 @@ class StepGraphs:
         if device.type == "cuda" and ordered:
             self.staging = torch.empty(STAGING_BYTES, dtype=torch.uint8, device=device)
 
-    def fit(self, num_rows: int, num_tokens: int, *, adapters: bool = False) -> Bucket | None:
+    def fit(
+        self, num_rows: int, num_tokens: int, *, adapters: Adapted = Adapted.NONE
+    ) -> Bucket | None:
         """The smallest bucket that holds such a step, or None."""
         if num_rows == num_tokens:
             decodes = self._decodes[adapters]

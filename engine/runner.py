@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Final
 
 import torch
@@ -19,11 +18,13 @@ from baton.engine.device import Platform, check_device, resolve_platform
 from baton.engine.grammar.statistics import MaskStatistics
 from baton.engine.grammar.step_masks import StepMasks
 from baton.engine.graphs import (
+    Adapted,
     Bucket,
     StepGraphs,
     StepResult,
     decode_buckets,
     mixed_buckets,
+    with_adapters,
 )
 from baton.engine.kv_pool import KVPool
 from baton.engine.loader import fill_random, load_weights, model_digest
@@ -42,6 +43,7 @@ from baton.engine.sampling_state import SamplingState
 from baton.engine.stages import Stages
 from baton.engine.tiers.ranks import TierRank
 from baton.engine.transfer import Upload
+from baton.kernels.lora import few_adapters
 from baton.kernels.sampling import draw
 from baton.kvtransfer.group import RankPool
 from baton.kvtransfer.layout import rank_layout
@@ -130,7 +132,7 @@ class Runner:
         self._hidden = empty(max((b.num_tokens for b in mixed), default=0), spec.hidden_size)
         buckets = [*decodes, *mixed]
         if self.adapters is not None:
-            buckets += [replace(bucket, adapters=True) for bucket in buckets]
+            buckets += with_adapters(buckets)
         graphs = StepGraphs(self._forward, buckets, self._device)
 
         def nothing(bucket: Bucket, staging: Tensor | None) -> list[Tensor]:
@@ -206,8 +208,12 @@ class Runner:
         shape = StepShape.of(rows)
         shares = prompt_shares(rows)
         adapter_slots = self._batch.adapters.of(shape.slots)
-        adapters = adapter_slots is not None
-        bucket = self._graphs.fit(len(rows), int(shape.ends[-1]), adapters=adapters)
+        num_tokens = int(shape.ends[-1])
+        adapted = Adapted.NONE
+        if adapter_slots is not None:
+            few = num_tokens == len(rows) and few_adapters(adapter_slots)
+            adapted = Adapted.FEW if few else Adapted.ANY
+        bucket = self._graphs.fit(len(rows), num_tokens, adapters=adapted)
         if bucket is not None and bucket.decodes and shares:
             # Prompt log-probabilities need the hidden states, of which such a graph leaves none.
             bucket = None

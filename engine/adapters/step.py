@@ -12,30 +12,32 @@ import torch
 from torch import Tensor
 
 from baton.engine.transfer import Upload, filled
-from baton.kernels.lora import LoraBatch, block_tokens
+from baton.kernels.lora import LoraBatch, block_tokens, few_adapters
 
 Ints = npt.NDArray[np.int64]
 # Of LoraArrays in an upload.
-NUM_ARRAYS: Final = 3
+NUM_ARRAYS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class LoraArrays:
-    """A LoraBatch on the host, its shapes a function of the number of tokens alone."""
+    """A LoraBatch on the host, its shapes a function of the number of tokens and of few alone."""
 
     order: npt.NDArray[np.int32]
     blocks: npt.NDArray[np.int32]
     counts: npt.NDArray[np.int32]
+    slots: npt.NDArray[np.int32]
 
     def add_to(self, upload: Upload) -> int:
-        """Queues all three; returns the first one's place, the others follow."""
+        """Queues all four; returns the first one's place, the others follow."""
         place = upload.add(self.order)
         upload.add(self.blocks)
         upload.add(self.counts)
+        upload.add(self.slots)
         return place
 
 
-def plan_adapters(slots: Ints, num_slots: int, tokens_a_block: int) -> LoraArrays:
+def plan_adapters(slots: Ints, num_slots: int, tokens_a_block: int, *, few: bool) -> LoraArrays:
     """Groups tokens by slot. slots: [num_tokens], -1 where a token has no adapter."""
     num_tokens = len(slots)
     keys = np.where(slots < 0, num_slots, slots)
@@ -52,8 +54,17 @@ def plan_adapters(slots: Ints, num_slots: int, tokens_a_block: int) -> LoraArray
     taken[:, 1] = firsts[of_group] + nth * tokens_a_block
     taken[:, 2] = np.minimum(counts[of_group] - nth * tokens_a_block, tokens_a_block)
     with_adapter = int(num_blocks[groups < num_slots].sum())
+    distinct = groups[groups < num_slots]
+    by_token = np.zeros(2 * num_tokens + 1 if few else 0, dtype=np.int32)
+    if few:
+        by_token[:num_tokens] = slots
+        by_token[num_tokens] = len(distinct)
+        by_token[num_tokens + 1 :][: len(distinct)] = distinct
     return LoraArrays(
-        order.astype(np.int32), blocks, np.array([with_adapter, len(of_group)], dtype=np.int32)
+        order.astype(np.int32),
+        blocks,
+        np.array([with_adapter, len(of_group)], dtype=np.int32),
+        by_token,
     )
 
 
@@ -75,17 +86,23 @@ class StepAdapters:
         found = self._slots[rows]
         return found if found.max(initial=-1) >= 0 else None
 
-    def plan(self, slots: Ints, num_tokens: int, upload: Upload) -> int:
-        """Queues the plan of these tokens, padded to `num_tokens` by some without an adapter."""
+    def plan(self, slots: Ints, num_tokens: int, upload: Upload, *, few: bool | None = None) -> int:
+        """Queues the plan of these tokens, padded to `num_tokens` by some without an adapter.
+
+        few: None: as `few_adapters` says.
+        """
         padded = filled(slots, num_tokens, -1)
-        arrays = plan_adapters(padded, self._num_slots, block_tokens(num_tokens, self._device))
-        return arrays.add_to(upload)
+        tokens_a_block = block_tokens(num_tokens, self._device)
+        few = few_adapters(padded) if few is None else few
+        return plan_adapters(padded, self._num_slots, tokens_a_block, few=few).add_to(upload)
 
     def batch(self, sent: Sequence[Tensor], first: int = 0) -> LoraBatch:
         """What was queued, on the device, from place `first` on."""
-        order, blocks, counts = sent[first : first + NUM_ARRAYS]
+        order, blocks, counts, slots = sent[first : first + NUM_ARRAYS]
         tokens_a_block = block_tokens(order.shape[0], self._device)
-        return LoraBatch(order=order, blocks=blocks, counts=counts, block_tokens=tokens_a_block)
+        return LoraBatch(
+            order=order, blocks=blocks, counts=counts, slots=slots, block_tokens=tokens_a_block
+        )
 
     def uniform(self, slot: int, num_tokens: int) -> LoraBatch | None:
         """Of tokens that all have one slot; None for none."""

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from baton.kernels.dependent_launch import prefetch, wait_for_earlier
+from baton.kernels.fused_linear.adapters import add_adapters
 
 # Elements of 2 bytes in a cache line.
 LINE: tl.constexpr = tl.constexpr(64)
@@ -100,9 +101,12 @@ def _sum_parts(
     return b_sum
 
 
-@triton.jit(do_not_specialize=["m"])
+@triton.jit(do_not_specialize=["m", "num_slots"], do_not_specialize_on_alignment=["p_slots"])
 def small_matmul_kernel(
     p_x, p_norm, p_w, p_bias, p_out, p_parts, p_counts, m, n, k, eps,
+    p_shrunk, p_pool, p_rooms, p_ranks, p_slots, slot_stride, b_offset, num_slots, end0, end1,
+    ADAPTED: tl.constexpr, SLICES: tl.constexpr, RANKS: tl.constexpr, PARTS: tl.constexpr,
+    BR: tl.constexpr,
     HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, SWIGLU: tl.constexpr, ADDS: tl.constexpr,
     PRECISION: tl.constexpr, DEPENDENT: tl.constexpr, BESIDE: tl.constexpr, AHEAD: tl.constexpr,
     SPLITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -111,7 +115,8 @@ def small_matmul_kernel(
 
     AHEAD cache lines of each row are asked for before the kernels that make x are over. With ADDS
     the output adds to what is in its place. Of several SPLITS of k (without norm) each leaves its
-    sums, and whichever is done last (p_counts, zero before and after) adds them up.
+    sums, and whichever is done last (p_counts, zero before and after) adds them up. ADAPTED: what
+    adapters add is added before that, each of them by one split; a tile is of one slice.
     """
     i_n, i_split = tl.program_id(0), tl.program_id(1)
     o_n = i_n * BN + tl.arange(0, BN)
@@ -158,6 +163,22 @@ def small_matmul_kernel(
         b_inverse = tl.rsqrt(b_squares / k + eps)
         b_acc *= b_inverse[None, :]
         b_acc_up *= b_inverse[None, :]
+    wait_for_earlier(DEPENDENT and BESIDE)
+    if ADAPTED:
+        i_slice = 0
+        if not SWIGLU:
+            i_slice = (i_n * BN >= end0).to(tl.int32) + (i_n * BN >= end1).to(tl.int32)
+        b_acc = add_adapters(
+            b_acc, p_shrunk, p_pool, p_rooms, p_ranks, p_slots, i_split, SPLITS, slot_stride,
+            b_offset, num_slots, i_slice, o_n, m_n, m,
+            SLICES, RANKS, PARTS, PRECISION, BM, BR,
+        )  # fmt: skip
+        if SWIGLU:
+            b_acc_up = add_adapters(
+                b_acc_up, p_shrunk, p_pool, p_rooms, p_ranks, p_slots, i_split, SPLITS, slot_stride,
+                b_offset, num_slots, 1, n + o_n, m_n, m,
+                SLICES, RANKS, PARTS, PRECISION, BM, BR,
+            )  # fmt: skip
     p_tile = p_out + o_m.to(tl.int64)[None, :] * n + o_n[:, None]
     m_tile = m_n[:, None] & m_m[None, :]
     is_last = True
@@ -179,4 +200,3 @@ def small_matmul_kernel(
     if is_last:
         b_out = _activated(b_acc, b_acc_up, p_bias, o_n[:, None], m_n[:, None], n, HAS_BIAS, SWIGLU)
         tl.store(p_tile, b_out.to(p_out.dtype.element_ty), mask=m_tile)
-    wait_for_earlier(DEPENDENT and BESIDE)

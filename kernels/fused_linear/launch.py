@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from baton.kernels.dependent_launch import dependent_launch
+from baton.kernels.fused_linear.adapters import Adapters
 from baton.kernels.fused_linear.kernel import gemv_kernel, small_matmul_kernel
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
 from baton.kernels.rms_norm.launch import rms_norm_triton
@@ -42,7 +43,8 @@ class LinearConfig(LaunchConfig):
 class Problem:
     """Arguments as the operators'; `norm_weight` None: no norm. adds: to what `out` holds.
 
-    beside: a kernel of ours runs beside the one launched before it, of which it needs nothing.
+    beside: a kernel of ours runs beside the one launched before it, of which it needs nothing
+    until it writes. adapters: what these add, which that one shrinks; see `adds_adapters`.
     """
 
     x: Tensor
@@ -54,6 +56,7 @@ class Problem:
     counts: Tensor | None = None
     adds: bool = False
     beside: bool = False
+    adapters: Adapters | None = None
 
 
 _ONE: Final = LinearConfig(num_warps=8, num_stages=1)
@@ -75,11 +78,6 @@ def pick_config(num_tokens: int, weight: Tensor) -> LinearConfig:
     name = config_name(num_tokens, *weight.shape)
     config: LinearConfig = tuned_config("fused_linear", name, default, weight.device)
     return config
-
-
-def is_own_kernel(num_tokens: int, weight: Tensor) -> bool:
-    """Whether a kernel of ours, not the vendor's, makes such a product."""
-    return 0 < num_tokens <= MAX_TOKENS and not pick_config(num_tokens, weight).library
 
 
 def fused_linear_triton(
@@ -181,9 +179,33 @@ def _launch_few(
     small_matmul_kernel[(tiles, splits)](
         *pointers,
         *(parts, counts, num_tokens, features, width, problem.eps),
+        *_adapters(problem, features),
         **flags,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         BM=block_m,
         AHEAD=config.ahead,
         SPLITS=splits,
+    )
+
+
+def adds_adapters(problem: Problem, adapters: Adapters, config: LinearConfig) -> bool:
+    """Whether the product's kernel can add what adapters add."""
+    num_tokens, features = problem.x.shape[0], problem.weight.shape[0]
+    return not config.library and adapters.fit(features, num_tokens, config.block_n)
+
+
+def _adapters(problem: Problem, features: int) -> tuple[Tensor | int, ...]:
+    """The kernel's arguments for them, and the constants from ADAPTED to BR."""
+    adapters, x = problem.adapters, problem.x
+    if adapters is None:
+        return (*([x] * 5), *([0] * 5), False, 1, 1, 1, _MIN_DOT)
+    parts, _, slices, ranks = adapters.shrunk.shape
+    tile = max(next_power_of_2(ranks), _MIN_DOT)
+    ends = [*adapters.heights[:-1], features, features][:2]
+    if slices == 3:
+        ends[1] += ends[0]
+    return (
+        *(adapters.shrunk, adapters.pool, adapters.rooms, adapters.ranks, adapters.slots),
+        *(adapters.pool.stride(0), adapters.b_offset, adapters.rooms.shape[0], *ends),
+        *(True, slices, ranks, parts, tile),
     )

@@ -9,7 +9,9 @@ in no block that reads anything. Shrinking runs beside the base's product, which
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baton.kernels.backend import Backend, runs_triton
@@ -17,7 +19,7 @@ from baton.kernels.fused_linear import add_linear, fused_linear
 from baton.kernels.lora.reference import expand_reference, gather_reference, shrink_reference
 from baton.kernels.swiglu import swiglu as plain_swiglu
 
-__all__ = ["LoraBatch", "LoraWeights", "block_tokens", "lora_embed", "lora_linear"]
+__all__ = ["LoraBatch", "LoraWeights", "block_tokens", "few_adapters", "lora_embed", "lora_linear"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +30,15 @@ class LoraBatch:
     blocks: int32 [max_blocks, 3], at most `block_tokens` tokens of one slot each: the slot (-1:
         none), the first one's place in `order`, and how many. Those without an adapter come last.
     counts: int32 [2]: how many blocks have an adapter, and how many there are at all.
+    slots: int32 [2 * num_tokens + 1]: each token's slot (-1: none), then how many distinct slots
+        there are, then these. Empty where `few_adapters` says no: they are added by a kernel of
+        their own.
     """
 
     order: Tensor
     blocks: Tensor
     counts: Tensor
+    slots: Tensor
     block_tokens: int
 
 
@@ -56,6 +62,12 @@ class LoraWeights:
     a_offset: int
     b_offset: int
     max_rank: int
+
+
+def few_adapters(slots: NDArray[np.int64]) -> bool:
+    """Whether a product's own kernel adds what these tokens' adapters add, one after the other."""
+    few_tokens = 1 < len(slots) <= 64
+    return few_tokens and len(np.unique(slots[slots >= 0])) <= 3
 
 
 def block_tokens(num_tokens: int, device: torch.device) -> int:
@@ -126,9 +138,9 @@ def lora_embed(
         raise ValueError(f"x {tuple(x.shape)} is not [{token_ids.shape[0]}, {lora.heights[0]}]")
     if not runs_triton(x, backend):
         return expand_reference(x, gather_reference(token_ids, lora, batch), lora, batch)
-    from baton.kernels.lora.launch import expand_triton, gather_triton, lora_configs
+    from baton.kernels.lora.launch import expand_config, expand_triton, gather_triton
 
-    config = lora_configs(batch, x.device).expand
+    config = expand_config(batch, x.device)
     return expand_triton(x, gather_triton(token_ids, lora, batch), lora, batch, config)
 
 

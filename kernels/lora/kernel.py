@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from baton.kernels.dependent_launch import prefetch, wait_for_earlier
+from baton.kernels.fused_linear.adapters import slice_room, slot_start
 
 # where a step's arrays lie changes from step to step: one kernel for all places
 _PLAN = ["p_order", "p_blocks", "p_counts"]
@@ -25,22 +26,6 @@ def _block(p_blocks, p_order, i_block, BM: tl.constexpr):
     m_m = o_m < tl.load(p_blocks + 3 * i_block + 2)
     o_token = tl.load(p_order + first + o_m, mask=m_m, other=0).to(tl.int64)
     return slot, o_token, m_m
-
-
-@triton.jit
-def _start(p_pool, p_rooms, slot, slot_stride, offset):
-    """Where a projection's A or B begins in a slot, and the slot's room for ranks."""
-    # the pool rounds ranks up, which lets loads be wide
-    room = tl.multiple_of(tl.load(p_rooms + slot), 8)
-    place = slot.to(tl.int64) * slot_stride + offset.to(tl.int64) * room
-    return p_pool + tl.multiple_of(place, 16), room
-
-
-@triton.jit
-def _room(p_rooms, p_ranks, slot, i_slice, num_slots):
-    """The slice's ranks as they are stored, a multiple of 8; 0 where it is not changed."""
-    rank = tl.load(p_ranks + i_slice * num_slots + slot)
-    return tl.multiple_of(tl.where(rank > 0, tl.load(p_rooms + slot), 0), 8)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_slots"], do_not_specialize_on_alignment=_PLAN)
@@ -61,7 +46,7 @@ def shrink_kernel(
     if DEPENDENT and tl.program_id(1) < tl.load(p_counts):
         # the first block's plan and weights are at hand when x is
         slot, _, _ = _block(p_blocks, p_order, tl.program_id(1), BM)
-        p_a, room = _start(p_pool, p_rooms, slot, slot_stride, a_offset)
+        p_a, room = slot_start(p_pool, p_rooms, slot, slot_stride, a_offset)
         o_row = i_slice * room + tl.minimum(o_r, room - 1)
         o_line = tl.minimum(start + tl.arange(0, BK // LINE) * LINE, width - 1)
         prefetch(p_a + o_row.to(tl.int64)[:, None] * width + o_line[None, :], DEPENDENT)
@@ -69,10 +54,10 @@ def shrink_kernel(
     wait_for_earlier(DEPENDENT)
     for i_block in range(tl.program_id(1), tl.load(p_counts), tl.num_programs(1)):
         slot, o_token, m_m = _block(p_blocks, p_order, i_block, BM)
-        rank = _room(p_rooms, p_ranks, slot, i_slice, num_slots)
+        rank = slice_room(p_rooms, p_ranks, slot, i_slice, num_slots)
         if i_part // (SPLITS * SLICES) * BR < rank:
             m_r = o_r < rank
-            p_a, room = _start(p_pool, p_rooms, slot, slot_stride, a_offset)
+            p_a, room = slot_start(p_pool, p_rooms, slot, slot_stride, a_offset)
             p_row = p_a + (i_slice * room + o_r).to(tl.int64)[:, None] * width
             p_token = p_x + o_token[:, None] * width
             b_acc = tl.zeros([BM, BR], dtype=tl.float32)
@@ -98,8 +83,8 @@ def gather_kernel(
     o_r = tl.program_id(0) * BR + tl.arange(0, BR)
     for i_block in range(tl.program_id(1), tl.load(p_counts), tl.num_programs(1)):
         slot, o_token, m_m = _block(p_blocks, p_order, i_block, BM)
-        m_out = m_m[:, None] & (o_r < _room(p_rooms, p_ranks, slot, 0, num_slots))[None, :]
-        p_a, room = _start(p_pool, p_rooms, slot, slot_stride, a_offset)
+        m_out = m_m[:, None] & (o_r < slice_room(p_rooms, p_ranks, slot, 0, num_slots))[None, :]
+        p_a, room = slot_start(p_pool, p_rooms, slot, slot_stride, a_offset)
         o_id = tl.load(p_ids + o_token, mask=m_m, other=0).to(tl.int64)
         b_a = tl.load(p_a + o_id[:, None] * room + o_r[None, :], mask=m_out, other=0.0)  # [BM, BR]
         p_out = p_shrunk + o_token[:, None] * MAX_RANK + o_r[None, :]
@@ -113,7 +98,7 @@ def _prefetch_b(
     """Brings the block's plan and its rows of B near, before the kernels that it waits for end."""
     slot, _, _ = _block(p_blocks, p_order, i_block, BM)
     if slot >= 0:
-        p_b, room = _start(p_pool, p_rooms, slot, slot_stride, b_offset)
+        p_b, room = slot_start(p_pool, p_rooms, slot, slot_stride, b_offset)
         prefetch(p_b + o_row.to(tl.int64) * room, True)
 
 
@@ -125,7 +110,7 @@ def _delta(
     BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """What was shrunk times B^T: [BM, BN] for rows o_row of B; zero where a slice is unchanged."""
-    rank = _room(p_rooms, p_ranks, slot, i_slice, num_slots)
+    rank = slice_room(p_rooms, p_ranks, slot, i_slice, num_slots)
     b_acc = tl.zeros([BM, BN], dtype=tl.float32)
     # most pools' ranks are one tile: no loop
     ranks = rank if MAX_RANK > BR else BR
@@ -171,7 +156,7 @@ def expand_kernel(
     for i_block in range(tl.program_id(1), tl.load(p_counts), tl.num_programs(1)):
         slot, o_token, m_m = _block(p_blocks, p_order, i_block, BM)
         if tl.load(p_ranks + i_slice * num_slots + slot) > 0:
-            p_b, room = _start(p_pool, p_rooms, slot, slot_stride, b_offset)
+            p_b, room = slot_start(p_pool, p_rooms, slot, slot_stride, b_offset)
             b_delta = _delta(
                 p_shrunk, p_b, p_rooms, p_ranks, slot, i_slice, num_slots, o_token, m_m, base + o_n,
                 m_n, room, num_tokens, SLICES, MAX_RANK, SPLITS, PRECISION, BM, BN, BR,
@@ -212,7 +197,7 @@ def expand_swiglu_kernel(
         b_gate = tl.load(p_gate, mask=m_out, other=0.0).to(tl.float32)  # [BM, BN]
         b_up = tl.load(p_gate + height, mask=m_out, other=0.0).to(tl.float32)
         if slot >= 0:
-            p_b, room = _start(p_pool, p_rooms, slot, slot_stride, b_offset)
+            p_b, room = slot_start(p_pool, p_rooms, slot, slot_stride, b_offset)
             b_gate += _delta(
                 p_shrunk, p_b, p_rooms, p_ranks, slot, 0, num_slots, o_token, m_m, o_n, m_n,
                 room, num_tokens, 2, MAX_RANK, SPLITS, PRECISION, BM, BN, BR,

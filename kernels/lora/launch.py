@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from baton.kernels.dependent_launch import dependent_launch
+from baton.kernels.fused_linear.adapters import Adapters
 from baton.kernels.fused_linear.launch import (
+    MAX_TOKENS,
     LinearConfig,
     Problem,
+    adds_adapters,
+    config_name,
     fused_linear_triton,
-    is_own_kernel,
+    pick_config,
 )
 from baton.kernels.launch_config import LaunchConfig, next_power_of_2, tuned_config
 from baton.kernels.lora.kernel import (
@@ -55,18 +59,17 @@ class ExpandConfig(LaunchConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfigs:
-    """Of both kernels, and of the product where it is to be a kernel of ours all the same."""
+    """Of both kernels, and of the product that they belong to."""
 
     shrink: ShrinkConfig
     expand: ExpandConfig
-    product: LinearConfig | None = None
+    product: LinearConfig
 
 
 _SHRINK_FEW: Final = ShrinkConfig(num_warps=4, num_stages=3)
 _SHRINK_MANY: Final = ShrinkConfig(num_warps=4, num_stages=3, part=1024, max_splits=4)
 _EXPAND_FEW: Final = ExpandConfig(num_warps=4, num_stages=1)
 _EXPAND_MANY: Final = ExpandConfig(num_warps=8, num_stages=1)
-_MANY: Final = ("many", _SHRINK_MANY, _EXPAND_MANY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +98,31 @@ class Shrinking:
         return self.shrunk
 
 
-def lora_configs(batch: LoraBatch, device: torch.device) -> LoraConfigs:
-    """The tuned configurations of the device, for a step of few tokens or many."""
+def lora_configs(batch: LoraBatch, num_tokens: int, weight: Tensor) -> LoraConfigs:
+    """The tuned configurations of the device, for a step of few tokens or many.
+
+    The product's is its own without adapters, unless the tuned file has another.
+    """
+    device = weight.device
+    product = pick_config(num_tokens, weight)
+    if num_tokens <= MAX_TOKENS:
+        name = config_name(num_tokens, *weight.shape)
+        product = tuned_config("lora", name, product, device)
     few = batch.block_tokens <= _MIN_DOT
-    kind, shrinks, expands = ("few", _SHRINK_FEW, _EXPAND_FEW) if few else _MANY
+    name, default = ("shrink_few", _SHRINK_FEW) if few else ("shrink_many", _SHRINK_MANY)
     return LoraConfigs(
-        shrink=tuned_config("lora", f"shrink_{kind}", shrinks, device),
-        expand=tuned_config("lora", f"expand_{kind}", expands, device),
+        shrink=tuned_config("lora", name, default, device),
+        expand=expand_config(batch, device),
+        product=product,
     )
+
+
+def expand_config(batch: LoraBatch, device: torch.device) -> ExpandConfig:
+    """As `lora_configs`."""
+    few = batch.block_tokens <= _MIN_DOT
+    name, default = ("expand_few", _EXPAND_FEW) if few else ("expand_many", _EXPAND_MANY)
+    config: ExpandConfig = tuned_config("lora", name, default, device)
+    return config
 
 
 def lora_linear_triton(
@@ -114,15 +134,28 @@ def lora_linear_triton(
     swiglu: bool,
     configs: LoraConfigs | None = None,
 ) -> Tensor:
-    """The product (without SwiGLU) and what the adapters add to it, activated if asked.
+    """The product and what the adapters add to it, activated if asked.
 
-    A product of our own kernel runs beside the shrinking that was launched before it; the
-    vendor's, which would wait, gets a stream beside.
+    problem: without SwiGLU. A product of our own kernel runs beside the shrinking that was launched
+    before it, and adds the rest itself if it can; the vendor's gets a stream beside.
     """
-    configs = configs or lora_configs(batch, problem.x.device)
-    own = configs.product is not None or is_own_kernel(problem.x.shape[0], problem.weight)
-    shrinking = shrink(problem.x, lora, batch, configs.shrink, chained=own)
-    made = fused_linear_triton(replace(problem, beside=own), out, config=configs.product)
+    x = problem.x
+    configs = configs or lora_configs(batch, x.shape[0], problem.weight)
+    shrinking = shrink(x, lora, batch, configs.shrink, chained=not configs.product.library)
+    adapters = Adapters(
+        shrunk=shrinking.shrunk.parts,
+        pool=lora.pool,
+        rooms=lora.rooms,
+        ranks=lora.ranks,
+        slots=batch.slots,
+        b_offset=lora.b_offset,
+        heights=lora.heights,
+    )
+    problem = replace(problem, beside=not configs.product.library)
+    if batch.slots.shape[0] and adds_adapters(problem, adapters, configs.product):
+        problem = replace(problem, adapters=adapters, swiglu=swiglu)
+        return fused_linear_triton(problem, out, config=configs.product)
+    made = fused_linear_triton(problem, out, config=configs.product)
     return expand_triton(made, shrinking.join(), lora, batch, configs.expand, swiglu=swiglu)
 
 

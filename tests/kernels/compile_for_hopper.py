@@ -168,21 +168,23 @@ def lora_calls() -> list[Callable[[], object]]:
     for max_rank, num_tokens in ((16, 16), (64, 64)):
         ranks = [[max_rank] * 3]
         x = torch.zeros(num_tokens, 4096, dtype=torch.bfloat16)
-        batch = batch_of([0] * num_tokens, num_tokens, "cpu")
+        slots = [0] * num_tokens
+        batches = [batch_of(slots, num_tokens, "cpu", few=few) for few in (True, False)]
         for heights in ((256, 128, 128), (256,), (256, 256)):
             sizes = (heights, 4096, [row[: len(heights)] for row in ranks])
             lora, _ = pool_of(*sizes, torch.bfloat16, "cpu", max_rank=max_rank)
             weight = torch.zeros(sum(heights), 4096, dtype=torch.bfloat16)
             swiglu = len(heights) == 2
-            calls.append(
+            calls += [
                 lambda x=x, w=weight, lora=lora, batch=batch, swiglu=swiglu: lora_linear(
                     x, w, None, lora, batch, swiglu=swiglu, backend="triton"
                 )
-            )
+                for batch in batches
+            ]
         ids = torch.zeros(num_tokens, dtype=torch.int32)
         head = embedding_of(max_rank)
         calls.append(
-            lambda x=x, ids=ids, head=head, batch=batch: lora_embed(
+            lambda x=x, ids=ids, head=head, batch=batches[0]: lora_embed(
                 x, ids, head, batch, backend="triton"
             )
         )

@@ -56,7 +56,9 @@ def pool_of(
     return weights, deltas
 
 
-def batch_of(slots: Sequence[int], block_tokens: int, device: str) -> LoraBatch:
+def batch_of(
+    slots: Sequence[int], block_tokens: int, device: str, *, few: bool = True
+) -> LoraBatch:
     """Tokens of these slots, -1 for none, with a few blocks that are not there."""
     order, blocks = [], []
     groups = sorted(set(slots), key=lambda slot: (slot < 0, slot))
@@ -68,9 +70,13 @@ def batch_of(slots: Sequence[int], block_tokens: int, device: str) -> LoraBatch:
             order += part
     counts = [sum(slot >= 0 for slot, *_ in blocks), len(blocks)]
     blocks += [(99, 99, 99)] * 2
+    distinct = [slot for slot in groups if slot >= 0]
+    # what is past the distinct ones is nobody's
+    known = [*slots, len(distinct), *distinct, *[99] * (len(slots) - len(distinct))]
     return LoraBatch(
         order=torch.tensor(order, dtype=torch.int32, device=device),
         blocks=torch.tensor(blocks, dtype=torch.int32, device=device),
         counts=torch.tensor(counts, dtype=torch.int32, device=device),
+        slots=torch.tensor(known if few else [], dtype=torch.int32, device=device),
         block_tokens=block_tokens,
     )

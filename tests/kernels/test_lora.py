@@ -7,9 +7,10 @@ from torch import Tensor
 from baton.kernels.lora import lora_embed, lora_linear
 from baton.kernels.swiglu import swiglu
 
-# mixed slots and rows without one; a lone row; one slot alone; nobody has one
+# mixed slots and rows without one; few enough for our own product; a lone row; one slot; nobody
 BATCHES = {
     "mixed": [0, 2, -1, 1, 2, 0, 0, -1, 2, 3] * 2,
+    "few": [0, 2, -1, 1, 0, 3, 2],
     "one": [1],
     "same": [2] * 21,
     "nobody": [-1] * 5,
@@ -31,6 +32,8 @@ def merged(x: Tensor, weight: Tensor, slots: list[int], deltas: list[Tensor]) ->
     ("heights", "width", "batch", "dtype"),
     [
         *[((40, 24, 24), 72, name, torch.float32) for name in BATCHES],
+        *[((48, 32, 16), 72, name, torch.float32) for name in BATCHES],
+        *[((64,), 72, "few", dtype) for dtype in TRITON_DTYPES],
         *[((33,), 1030, "mixed", dtype) for dtype in TRITON_DTYPES],
         ((130,), 16, "same", torch.float32),
     ],
@@ -46,14 +49,16 @@ def test_equals_merged_weights(
     weight = torch.randn(sum(heights), width, device=triton_device).to(dtype) * width**-0.5
     bias = torch.randn(sum(heights), device=triton_device).to(dtype)
     expected = merged(x, weight, slots, deltas) + bias.float()
-    plan = batch_of(slots, 16, triton_device)
-    for backend in ("torch", "triton"):
+    for backend, few in (("torch", True), ("triton", True), ("triton", False)):
+        plan = batch_of(slots, 16, triton_device, few=few)
         out = lora_linear(x, weight, bias, lora, plan, backend=backend)  # type: ignore[arg-type]
-        assert_close(backend, out, expected, dtype)
+        assert_close(f"{backend} {few}", out, expected, dtype)
 
 
 @pytest.mark.parametrize(
-    ("batch", "dtype"), [*[("mixed", d) for d in TRITON_DTYPES], ("nobody", torch.float32)], ids=str
+    ("batch", "dtype"),
+    [(name, d) for name in ("mixed", "few") for d in TRITON_DTYPES] + [("nobody", torch.float32)],
+    ids=str,
 )
 def test_swiglu_after_adapters(batch: str, dtype: torch.dtype, triton_device: str) -> None:
     slots, width = BATCHES[batch], 50
